@@ -1,0 +1,198 @@
+//! The other process of a floor: this program again, on another core, told what to do over a socket.
+//!
+//! Between blocks the peer blocks on that socket, so an idle floor costs nothing and several may be open at once.
+//! It dies with its parent (PDEATHSIG), and the run ends when it dies early.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::channel::{AnyEnd, Channel};
+use crate::placement::Wait;
+
+/// Name of the hidden subcommand that runs a peer.
+pub(crate) const SUBCOMMAND: &str = "floor-peer";
+
+/// Most descriptors a channel gives its peer.
+const FDS_MAX: usize = 4;
+
+/// Longest order on the control socket, as JSON.
+const ORDER_BYTES_MAX: usize = 1024;
+
+/// What the parent tells the peer.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Order {
+    /// First, with the channel's descriptors.
+    Join {
+        channel: Channel,
+        wait: Wait,
+        core: usize,
+        bytes_max: usize,
+    },
+    /// Return `rounds` messages of `bytes`.
+    Serve { bytes: usize, rounds: u64 },
+}
+
+/// A running peer, seen from the parent. Dropping it ends the peer.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    control: OwnedFd,
+}
+
+impl Peer {
+    pub(crate) fn spawn(join: &Order, fds: &[BorrowedFd<'_>]) -> Result<Self> {
+        let (control, theirs) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .context("socketpair")?;
+        let program = std::env::current_exe().context("where is praas-bench?")?;
+        let mut child = Command::new(program)
+            .arg(SUBCOMMAND)
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .spawn()
+            .context("start the floor's second process")?;
+        // A spinning parent cannot notice a dead peer by itself, so a sleeping thread does.
+        std::thread::spawn(move || match child.wait() {
+            Ok(status) if status.success() => {}
+            ended => {
+                eprintln!("error: the floor's second process ended early: {ended:?}");
+                std::process::exit(crate::EXIT_FAILED.into());
+            }
+        });
+        let peer = Self { control };
+        send_order(peer.control.as_fd(), join, fds)?;
+        peer.expect_done()
+            .context("the floor's second process did not join")?;
+        Ok(peer)
+    }
+
+    /// Makes the peer serve; it is polling its end when this returns.
+    pub(crate) fn serve(&self, bytes: usize, rounds: u64) -> Result<()> {
+        send_order(self.control.as_fd(), &Order::Serve { bytes, rounds }, &[])?;
+        self.expect_done()
+    }
+
+    /// Waits for the peer's one-byte acknowledgement: joined, ready to serve, or served.
+    pub(crate) fn expect_done(&self) -> Result<()> {
+        let mut byte = [0];
+        let got = rustix::io::retry_on_intr(|| rustix::io::read(&self.control, &mut byte))
+            .context("peer's answer")?;
+        ensure!(got == 1, "the floor's second process hung up");
+        Ok(())
+    }
+}
+
+/// The hidden subcommand: serve until the parent hangs up.
+pub(crate) fn run() -> Result<()> {
+    let parent = rustix::process::getppid();
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    ensure!(
+        rustix::process::getppid() == parent,
+        "the parent is gone already"
+    );
+    let control = std::io::stdin().as_fd().try_clone_to_owned()?;
+    let Some((
+        Order::Join {
+            channel,
+            wait,
+            core,
+            bytes_max,
+        },
+        fds,
+    )) = receive_order(control.as_fd())?
+    else {
+        bail!("praas-bench {SUBCOMMAND} is started by praas-bench itself");
+    };
+    crate::placement::pin(&[core])?;
+    let mut end = AnyEnd::join(channel, wait, bytes_max, fds)?;
+    acknowledge(&control)?;
+    let mut message = Vec::with_capacity(bytes_max);
+    while let Some((order, _)) = receive_order(control.as_fd())? {
+        let Order::Serve { bytes, rounds } = order else {
+            bail!("joined twice")
+        };
+        message.resize(bytes, 0); // faulted in before the parent starts the clock
+        acknowledge(&control)?;
+        end.pong(&mut message, bytes, rounds)?;
+        acknowledge(&control)?;
+    }
+    Ok(())
+}
+
+fn acknowledge(control: &OwnedFd) -> Result<()> {
+    rustix::io::write(control, &[1]).context("acknowledge to the parent")?;
+    Ok(())
+}
+
+fn send_order(control: BorrowedFd<'_>, order: &Order, fds: &[BorrowedFd<'_>]) -> Result<()> {
+    ensure!(
+        fds.len() <= FDS_MAX,
+        "a floor shares at most {FDS_MAX} descriptors"
+    );
+    let text = serde_json::to_vec(order)?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() {
+        ensure!(
+            ancillary.push(SendAncillaryMessage::ScmRights(fds)),
+            "descriptors do not fit"
+        );
+    }
+    rustix::net::sendmsg(
+        control,
+        &[IoSlice::new(&text)],
+        &mut ancillary,
+        SendFlags::NOSIGNAL,
+    )
+    .context("send an order to the floor's second process")?;
+    Ok(())
+}
+
+/// `None` when the parent hung up.
+fn receive_order(control: BorrowedFd<'_>) -> Result<Option<(Order, Vec<OwnedFd>)>> {
+    let mut text = [0; ORDER_BYTES_MAX];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received = rustix::io::retry_on_intr(|| {
+        rustix::net::recvmsg(
+            control,
+            &mut [IoSliceMut::new(&mut text)],
+            &mut ancillary,
+            RecvFlags::CMSG_CLOEXEC,
+        )
+    });
+    let got = match received {
+        Ok(received) => received.bytes,
+        Err(rustix::io::Errno::NOTSOCK) => {
+            bail!("praas-bench {SUBCOMMAND} is started by praas-bench itself")
+        }
+        Err(error) => return Err(error).context("receive an order"),
+    };
+    if got == 0 {
+        return Ok(None);
+    }
+    let fds = ancillary
+        .drain()
+        .filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    Ok(Some((
+        serde_json::from_slice(&text[..got]).context("order")?,
+        fds,
+    )))
+}

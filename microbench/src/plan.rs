@@ -1,0 +1,49 @@
+//! How many samples a cell of the experiment gets: what was asked for, unless that takes too long.
+
+use std::time::Duration;
+
+/// Never fewer samples than this, however slow they are: the paper's own count.
+pub(crate) const SAMPLES_MIN: usize = 100;
+
+/// Samples thrown away first, in time: enough for caches, branch predictors and the kernel's buffers.
+pub(crate) const WARM_UP: Duration = Duration::from_millis(30);
+
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct Plan {
+    /// Samples per run.
+    pub(crate) repetitions: usize,
+    pub(crate) runs: usize,
+    /// Longest time one run of one cell may take.
+    pub(crate) run_limit: Duration,
+}
+
+impl Plan {
+    /// Samples of one run, given what one sample takes.
+    pub(crate) fn samples(&self, sample_ns: u64) -> usize {
+        let affordable = self.run_limit.as_nanos() / u128::from(sample_ns.max(1));
+        let affordable = usize::try_from(affordable).unwrap_or(usize::MAX);
+        self.repetitions.min(affordable.max(SAMPLES_MIN))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slow_cells_get_fewer_samples_but_never_fewer_than_the_paper() {
+        let plan = Plan {
+            repetitions: 100_000,
+            runs: 3,
+            run_limit: Duration::from_secs(1),
+        };
+        assert_eq!(plan.samples(300), 100_000);
+        assert_eq!(plan.samples(100_000), 10_000);
+        assert_eq!(plan.samples(50_000_000), SAMPLES_MIN);
+        let asked_for_few = Plan {
+            repetitions: 10,
+            ..plan
+        };
+        assert_eq!(asked_for_few.samples(50_000_000), 10);
+    }
+}

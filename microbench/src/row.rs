@@ -1,0 +1,150 @@
+//! One result: a row of the human table, and one JSON object a line.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::recorder::Summary;
+
+/// One result. Times are microseconds of a whole round trip; nothing is halved.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Row {
+    /// `floor`, `invocation`, `invocation_r100`, `invocation_r100_drop_first`, `throughput`, `death` or `idle`.
+    pub(crate) experiment: String,
+    /// `raw` (two plain processes), `local` or `remote`.
+    pub(crate) path: String,
+    /// A floor's channel, or the process' `ring` or `mq`.
+    pub(crate) ipc: String,
+    pub(crate) wait: String,
+    pub(crate) payload_bytes: u64,
+    #[serde(flatten)]
+    pub(crate) times: Summary,
+    /// The fitting floor, measured in the same run in turns with this.
+    pub(crate) floor: Option<String>,
+    pub(crate) floor_p50_us: Option<f64>,
+    pub(crate) ratio_p50: Option<f64>,
+    /// `ring`, `exchange` or `controller`: how a local call reached its callee.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) via: Option<String>,
+    pub(crate) placement: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) workers: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) in_flight: Option<u32>,
+    /// Whether each call wrote and read its payload (first eight bytes and last).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) touched: Option<bool>,
+    /// What rows without a time measure, such as calls per second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) value: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) unit: Option<String>,
+    /// The owed limit, when one is owed, and whether it was met.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) owed: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) verdict: Option<String>,
+    /// Points (µs, share) of the distribution, for small payloads.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) distribution: Vec<(f64, f64)>,
+}
+
+impl Row {
+    /// Sets the floor and the ratio to it.
+    pub(crate) fn against(mut self, floor: &str, floor_p50_us: f64) -> Self {
+        self.floor = Some(floor.to_owned());
+        self.floor_p50_us = Some(floor_p50_us);
+        self.ratio_p50 = (floor_p50_us > 0.0).then(|| self.times.p50_us / floor_p50_us);
+        self
+    }
+}
+
+/// Where rows go as they come: a file or standard output, one JSON object a line, flushed each.
+pub(crate) struct RowSink(Option<Box<dyn Write>>);
+
+impl std::fmt::Debug for RowSink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "RowSink({})",
+            if self.0.is_some() { "open" } else { "none" }
+        )
+    }
+}
+
+impl RowSink {
+    /// `-` is standard output; nothing is nowhere.
+    pub(crate) fn open(path: Option<&Path>) -> Result<Self> {
+        Ok(Self(match path {
+            None => None,
+            Some(path) if path.as_os_str() == "-" => Some(Box::new(io::stdout())),
+            Some(path) => {
+                let file =
+                    File::create(path).with_context(|| format!("create {}", path.display()))?;
+                Some(Box::new(BufWriter::new(file)))
+            }
+        }))
+    }
+
+    pub(crate) fn write(&mut self, row: &Row) -> Result<()> {
+        if let Some(out) = &mut self.0 {
+            serde_json::to_writer(&mut *out, row)?;
+            writeln!(out)?;
+            out.flush().context("write a row")?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads rows written by [`RowSink`]; blank lines are nothing.
+pub(crate) fn read(path: &Path) -> Result<Vec<Row>> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    text.lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim().is_empty())
+        .map(|(number, line)| {
+            serde_json::from_str(line)
+                .with_context(|| format!("{}: line {} is not a row", path.display(), number + 1))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn b1_a_row_carries_the_promised_names_and_comes_back_whole() {
+        let row = Row {
+            experiment: "floor".into(),
+            payload_bytes: 8,
+            ..Row::default()
+        }
+        .against("two_lines", 0.29);
+        let json = serde_json::to_value(&row).unwrap();
+        for name in [
+            "experiment",
+            "path",
+            "ipc",
+            "wait",
+            "payload_bytes",
+            "count",
+            "min_us",
+            "p50_us",
+            "mean_us",
+            "p95_us",
+            "p99_us",
+            "p999_us",
+            "max_us",
+            "floor",
+            "floor_p50_us",
+            "ratio_p50",
+        ] {
+            assert!(json.get(name).is_some(), "{name} is missing");
+        }
+        assert_eq!(serde_json::from_value::<Row>(json).unwrap(), row);
+    }
+}

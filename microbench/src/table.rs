@@ -1,0 +1,142 @@
+//! Rows for people.
+
+use comfy_table::{Cell, CellAlignment, Table, presets};
+
+use crate::row::Row;
+use crate::size::Size;
+
+/// A table of rows, in the order given.
+pub(crate) fn render(rows: &[Row]) -> String {
+    let judged = rows
+        .iter()
+        .any(|row| row.floor.is_some() || row.owed.is_some());
+    let mut table = Table::new();
+    table.load_preset(presets::ASCII_MARKDOWN);
+    let mut header = vec![
+        "what", "wait", "size", "count", "p50", "p95", "p99", "p99.9", "max", "runs ±",
+    ];
+    if judged {
+        header.extend(["floor", "ratio", "owed"]);
+    }
+    table.set_header(header);
+    for row in rows {
+        let size = usize::try_from(row.payload_bytes).unwrap_or(usize::MAX);
+        let mut cells = vec![what(row), row.wait.clone(), Size(size).to_string()];
+        match (row.value, &row.unit) {
+            (Some(value), Some(unit)) => {
+                cells.extend([String::new(), format!("{} {unit}", grouped(value))])
+            }
+            _ => cells.extend([row.times.count.to_string(), microseconds(row.times.p50_us)]),
+        }
+        if row.times.count > 0 && row.value.is_none() {
+            let times = &row.times;
+            cells.extend(
+                [times.p95_us, times.p99_us, times.p999_us, times.max_us].map(microseconds),
+            );
+            cells.push(if times.runs > 1 {
+                format!("{:.0} %", times.run_p50_spread * 100.0)
+            } else {
+                String::new()
+            });
+        } else {
+            cells.extend(std::iter::repeat_n(String::new(), 5));
+        }
+        if judged {
+            cells.push(match (&row.floor, row.floor_p50_us) {
+                (Some(floor), Some(p50)) => format!("{floor} {}", microseconds(p50)),
+                _ => String::new(),
+            });
+            cells.push(
+                row.ratio_p50
+                    .map(|ratio| format!("{ratio:.2} x"))
+                    .unwrap_or_default(),
+            );
+            cells.push(match (&row.owed, &row.verdict) {
+                (Some(owed), Some(verdict)) => format!("{owed}  {verdict}"),
+                _ => String::new(),
+            });
+        }
+        table.add_row(cells.into_iter().enumerate().map(|(column, text)| {
+            let number = (2..10).contains(&column) || column == 11;
+            Cell::new(text).set_alignment(if number {
+                CellAlignment::Right
+            } else {
+                CellAlignment::Left
+            })
+        }));
+    }
+    format!(
+        "{table}\nRound trips in µs, not halved. Compare ratios to the floor, never times across machines."
+    )
+}
+
+/// What a row measured, in a few words.
+pub(crate) fn what(row: &Row) -> String {
+    let mut text = match (row.experiment.as_str(), row.path.as_str()) {
+        ("floor", _) => row.ipc.clone(),
+        ("invocation", path) => format!("{path} {}", row.ipc),
+        ("invocation_r100", path) => format!("{path} {}, R=100", row.ipc),
+        ("invocation_r100_drop_first", path) => format!("{path} {}, R=100, first dropped", row.ipc),
+        (experiment, path) => format!("{experiment} {path} {}", row.ipc),
+    };
+    if let Some(via) = &row.via {
+        text += &format!(" via {via}");
+    }
+    if row.touched == Some(false) {
+        text += ", untouched";
+    }
+    if let Some(in_flight) = row.in_flight {
+        text += &format!(", {in_flight} in flight");
+    }
+    text
+}
+
+/// Three figures that matter, whatever the magnitude.
+pub(crate) fn microseconds(value: f64) -> String {
+    match value {
+        v if v >= 1000.0 => format!("{v:.0}"),
+        v if v >= 100.0 => format!("{v:.1}"),
+        v if v >= 10.0 => format!("{v:.2}"),
+        v => format!("{v:.3}"),
+    }
+}
+
+/// 34,000,000 for large numbers, few decimals for small ones.
+pub(crate) fn grouped(value: f64) -> String {
+    if value < 1000.0 {
+        return format!("{value:.2}");
+    }
+    let digits = format!("{value:.0}");
+    let mut out = String::new();
+    for (position, digit) in digits.chars().enumerate() {
+        if position > 0 && (digits.len() - position).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_without_floors_has_no_floor_columns() {
+        let row = Row {
+            experiment: "floor".into(),
+            ipc: "tcp".into(),
+            ..Row::default()
+        };
+        assert!(!render(std::slice::from_ref(&row)).contains("ratio "));
+        assert!(render(&[row.against("two_lines", 1.0)]).contains("two_lines 1.000"));
+    }
+
+    #[test]
+    fn numbers_read_well() {
+        assert_eq!(grouped(34_000_000.4), "34,000,000");
+        assert_eq!(grouped(0.125), "0.12");
+        assert_eq!(microseconds(0.2951), "0.295");
+        assert_eq!(microseconds(21_000.0), "21000");
+    }
+}
