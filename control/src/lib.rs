@@ -1,1 +1,4 @@
-//! control
+#![doc = include_str!("../README.md")]
+#![deny(unsafe_code)]
+
+pub mod doctor;
