@@ -1,1 +1,22 @@
-//! transport
+#![doc = include_str!("../README.md")]
+#![deny(unsafe_code)]
+
+pub mod frame;
+mod inbound;
+mod outbound;
+#[allow(unsafe_code, reason = "the mq_* calls have no safe wrapper; each is one call on one live slice")]
+pub mod queue;
+pub mod tcp;
+
+pub use frame::{HEADER_BYTES, Header, KEY_BYTES_MAX, Key, Limits};
+pub use tcp::{Bodies, Connection, Frame, Received, TcpConfig};
+
+/// What a flush achieved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Flush {
+    /// Everything queued is with the kernel.
+    Done,
+    /// The kernel takes no more for now: wait until the descriptor is writable and flush again.
+    Blocked,
+}

@@ -1,0 +1,347 @@
+//! The frame: a fixed 64-byte header, then the key, then the payload.
+//!
+//! A frame means something only to whoever chose `kind`; this file knows lengths and marks. Nothing here
+//! allocates, and [`Header::decode`] is total: any 64 bytes give a header or a [`FrameError`].
+
+#![forbid(unsafe_code)]
+
+use core::fmt;
+use core::mem::offset_of;
+
+use zerocopy::little_endian::{I32, U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// Bytes of an encoded [`Header`].
+pub const HEADER_BYTES: usize = 64;
+/// Longest key, bytes. The same bound as a state key's, so that a key travels in one piece.
+pub const KEY_BYTES_MAX: u32 = 1024;
+/// Version of the layout below. A reader refuses every other one.
+pub const VERSION: u8 = 1;
+/// First two bytes of every frame, `PR`. Two are enough: the header's checksum tells a stranger apart.
+pub const MAGIC: [u8; 2] = *b"PR";
+/// Longest payload a frame may claim, bytes, unless [`Limits::payload_bytes_max`] is larger: one TiB.
+///
+/// A payload over the *limit* is an honest sender's mistake: it is read, discarded and answered. A claim over
+/// the *ceiling* is noise or malice: nobody reads a TiB to stay in step, the connection is closed.
+pub const PAYLOAD_CEILING_BYTES: u64 = 1 << 40;
+
+/// What a receiver takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Longest payload received into memory, bytes. Default 64 MiB. A longer one is discarded and reported.
+    pub payload_bytes_max: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { payload_bytes_max: 64 << 20 }
+    }
+}
+
+/// A frame's header, decoded. Integers of the machine; no field has been interpreted beyond the two lengths.
+///
+/// ```
+/// use praas_transport::frame::{Header, Limits};
+/// let header = Header { kind: 3, call: 7, payload_bytes: 5, ..Header::default() };
+/// assert_eq!(Header::decode(&header.encode(), &Limits::default()), Ok(header));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Header {
+    /// What the frame is; the layer above numbers the kinds.
+    pub kind: u8,
+    /// Bits of the layer above.
+    pub flags: u16,
+    /// A registered function's small id.
+    pub function: u16,
+    /// A result's status; negative says failure.
+    pub status: i32,
+    /// The call this frame belongs to.
+    pub call: u64,
+    /// Time left to the deadline when the frame was written, ns. 0 says that none was given.
+    pub budget_ns: u64,
+    /// One more word of the layer above.
+    pub aux: u64,
+    /// The sender's incarnation, so that a stale sender is refused.
+    pub incarnation: u64,
+    /// Bytes of key that follow the header: at most [`KEY_BYTES_MAX`].
+    pub key_bytes: u32,
+    /// Bytes of payload that follow the key.
+    pub payload_bytes: u64,
+}
+
+/// The header on the wire. Little-endian, version 1.
+///
+/// | offset | bytes | field           | meaning                                                          |
+/// |-------:|------:|-----------------|------------------------------------------------------------------|
+/// |      0 |     2 | `magic`         | `PR`                                                             |
+/// |      2 |     1 | `version`       | [`VERSION`]                                                      |
+/// |      3 |     1 | `kind`          |                                                                  |
+/// |      4 |     2 | `flags`         |                                                                  |
+/// |      6 |     2 | `function`      |                                                                  |
+/// |      8 |     4 | `header_crc32`  | CRC-32 (IEEE) of the 64 bytes, this field taken as zero           |
+/// |     12 |     4 | `payload_crc32` | reserved, zero: place of a payload checksum on links that need it |
+/// |     16 |     4 | `status`        |                                                                  |
+/// |     20 |     2 | `key_bytes`     | at most [`KEY_BYTES_MAX`]                                        |
+/// |     22 |     2 | `_reserved`     | zero                                                             |
+/// |     24 |     8 | `payload_bytes` |                                                                  |
+/// |     32 |     8 | `call`          |                                                                  |
+/// |     40 |     8 | `budget_ns`     |                                                                  |
+/// |     48 |     8 | `aux`           |                                                                  |
+/// |     56 |     8 | `incarnation`   |                                                                  |
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct WireHeader {
+    magic: [u8; 2],
+    version: u8,
+    kind: u8,
+    flags: U16,
+    function: U16,
+    header_crc32: U32,
+    payload_crc32: U32,
+    status: I32,
+    key_bytes: U16,
+    _reserved: U16,
+    payload_bytes: U64,
+    call: U64,
+    budget_ns: U64,
+    aux: U64,
+    incarnation: U64,
+}
+
+const _: () = assert!(size_of::<WireHeader>() == HEADER_BYTES && align_of::<WireHeader>() == 1);
+const _: () = assert!(offset_of!(WireHeader, magic) == 0 && offset_of!(WireHeader, version) == 2);
+const _: () = assert!(offset_of!(WireHeader, kind) == 3 && offset_of!(WireHeader, flags) == 4);
+const _: () = assert!(offset_of!(WireHeader, function) == 6 && offset_of!(WireHeader, header_crc32) == 8);
+const _: () = assert!(offset_of!(WireHeader, payload_crc32) == 12 && offset_of!(WireHeader, status) == 16);
+const _: () = assert!(offset_of!(WireHeader, key_bytes) == 20 && offset_of!(WireHeader, _reserved) == 22);
+const _: () = assert!(offset_of!(WireHeader, payload_bytes) == 24 && offset_of!(WireHeader, call) == 32);
+const _: () = assert!(offset_of!(WireHeader, budget_ns) == 40 && offset_of!(WireHeader, aux) == 48);
+const _: () = assert!(offset_of!(WireHeader, incarnation) == 56);
+const _: () = assert!(KEY_BYTES_MAX <= u16::MAX as u32);
+// Lengths on the wire are u64, lengths of slices are usize: from here on the two are taken for the same.
+const _: () = assert!(usize::BITS == 64);
+
+/// Why 64 bytes are not the header of a frame. The stream is out of step after this: close it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FrameError {
+    /// The stream does not speak our frames.
+    #[error("magic {found:#06x} is not a frame's")]
+    NotAFrame {
+        /// The first two bytes, big-endian, as they read in a dump.
+        found: u16,
+    },
+    /// The sender writes another layout.
+    #[error("frame version {found}, this build reads {expected}")]
+    Version {
+        /// The sender's.
+        found: u8,
+        /// Ours.
+        expected: u8,
+    },
+    /// The header changed on its way, or was never one.
+    #[error("header checksum {found:#010x}, its bytes give {computed:#010x}")]
+    Checksum {
+        /// As stated in the header.
+        found: u32,
+        /// As computed from its bytes.
+        computed: u32,
+    },
+    /// A field that must be zero is not: the sender knows something that this build does not.
+    #[error("a reserved field of the header is not zero")]
+    Reserved,
+    /// A key longer than any key.
+    #[error("header claims a key of {claimed_bytes} bytes, at most {max_bytes} are allowed")]
+    KeyTooLong {
+        /// As stated in the header.
+        claimed_bytes: u32,
+        /// [`KEY_BYTES_MAX`].
+        max_bytes: u32,
+    },
+    /// A payload so long that staying in step with the stream is not worth reading it.
+    #[error("header claims a payload of {claimed_bytes} bytes, no frame is longer than {ceiling_bytes}")]
+    PayloadTooLong {
+        /// As stated in the header.
+        claimed_bytes: u64,
+        /// [`PAYLOAD_CEILING_BYTES`], or the receiver's limit where that is larger.
+        ceiling_bytes: u64,
+    },
+}
+
+impl Header {
+    /// The 64 bytes of this header, checksum included.
+    ///
+    /// # Panics
+    /// When `key_bytes` is over [`KEY_BYTES_MAX`]: senders check before they come here.
+    #[inline]
+    #[must_use]
+    pub fn encode(&self) -> [u8; HEADER_BYTES] {
+        assert!(self.key_bytes <= KEY_BYTES_MAX, "a key is checked before its header is encoded");
+        #[expect(clippy::cast_possible_truncation, reason = "asserted above to be at most KEY_BYTES_MAX")]
+        let key_bytes = self.key_bytes as u16;
+        let mut wire = WireHeader {
+            magic: MAGIC,
+            version: VERSION,
+            kind: self.kind,
+            flags: U16::new(self.flags),
+            function: U16::new(self.function),
+            header_crc32: U32::ZERO,
+            payload_crc32: U32::ZERO,
+            status: I32::new(self.status),
+            key_bytes: U16::new(key_bytes),
+            _reserved: U16::ZERO,
+            payload_bytes: U64::new(self.payload_bytes),
+            call: U64::new(self.call),
+            budget_ns: U64::new(self.budget_ns),
+            aux: U64::new(self.aux),
+            incarnation: U64::new(self.incarnation),
+        };
+        wire.header_crc32 = U32::new(crc32fast::hash(wire.as_bytes()));
+        zerocopy::transmute!(wire)
+    }
+
+    /// Reads a header. Allocates nothing; every check is done before the caller can allocate by its lengths.
+    ///
+    /// A payload over `limits.payload_bytes_max` is *not* an error here: the receiver discards it and says so.
+    ///
+    /// # Errors
+    /// Every [`FrameError`]: the stream cannot be followed any further.
+    #[inline]
+    pub fn decode(bytes: &[u8; HEADER_BYTES], limits: &Limits) -> Result<Header, FrameError> {
+        let mut wire: WireHeader = zerocopy::transmute!(*bytes);
+        if wire.magic != MAGIC {
+            return Err(FrameError::NotAFrame { found: u16::from_be_bytes(wire.magic) });
+        }
+        // Before the checksum: another version may keep its checksum elsewhere.
+        if wire.version != VERSION {
+            return Err(FrameError::Version { found: wire.version, expected: VERSION });
+        }
+        let found = wire.header_crc32.get();
+        wire.header_crc32 = U32::ZERO;
+        let computed = crc32fast::hash(wire.as_bytes());
+        if found != computed {
+            return Err(FrameError::Checksum { found, computed });
+        }
+        if wire.payload_crc32.get() != 0 || wire._reserved.get() != 0 {
+            return Err(FrameError::Reserved);
+        }
+        let key_bytes = u32::from(wire.key_bytes.get());
+        if key_bytes > KEY_BYTES_MAX {
+            return Err(FrameError::KeyTooLong { claimed_bytes: key_bytes, max_bytes: KEY_BYTES_MAX });
+        }
+        let payload_bytes = wire.payload_bytes.get();
+        let ceiling_bytes = limits.payload_bytes_max.max(PAYLOAD_CEILING_BYTES);
+        if payload_bytes > ceiling_bytes {
+            return Err(FrameError::PayloadTooLong { claimed_bytes: payload_bytes, ceiling_bytes });
+        }
+        Ok(Header {
+            kind: wire.kind,
+            flags: wire.flags.get(),
+            function: wire.function.get(),
+            status: wire.status.get(),
+            call: wire.call.get(),
+            budget_ns: wire.budget_ns.get(),
+            aux: wire.aux.get(),
+            incarnation: wire.incarnation.get(),
+            key_bytes,
+            payload_bytes,
+        })
+    }
+
+    /// Bytes of the key that follows.
+    #[inline]
+    #[must_use]
+    pub fn key_len(&self) -> usize {
+        self.key_bytes as usize
+    }
+
+    /// Bytes of the payload that follows the key.
+    #[inline]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "usize is 64 bits, asserted above")]
+    pub fn payload_len(&self) -> usize {
+        self.payload_bytes as usize
+    }
+}
+
+/// Keys up to this long live in the [`Key`] itself, bytes: function names and most state keys.
+const INLINE_KEY_BYTES: usize = 46;
+
+/// A key: owned bytes, at most [`KEY_BYTES_MAX`]. No heap below 47 bytes.
+#[derive(Clone)]
+pub struct Key(KeyBytes);
+
+#[derive(Clone)]
+enum KeyBytes {
+    Inline { len: u8, bytes: [u8; INLINE_KEY_BYTES] },
+    Heap(Box<[u8]>),
+}
+
+impl Key {
+    /// The empty key.
+    pub const EMPTY: Key = Key(KeyBytes::Inline { len: 0, bytes: [0; INLINE_KEY_BYTES] });
+
+    /// A copy of `bytes`, or `None` when there are more than [`KEY_BYTES_MAX`].
+    #[inline]
+    #[must_use]
+    pub fn new(bytes: &[u8]) -> Option<Key> {
+        if bytes.is_empty() {
+            return Some(Key::EMPTY);
+        }
+        if bytes.len() > KEY_BYTES_MAX as usize {
+            return None;
+        }
+        Some(Key(match u8::try_from(bytes.len()) {
+            Ok(len) if bytes.len() <= INLINE_KEY_BYTES => {
+                let mut inline = [0; INLINE_KEY_BYTES];
+                inline[..bytes.len()].copy_from_slice(bytes);
+                KeyBytes::Inline { len, bytes: inline }
+            }
+            _ => KeyBytes::Heap(bytes.into()),
+        }))
+    }
+
+    /// The bytes.
+    #[inline]
+    #[must_use]
+    pub fn as_slice(&self) -> &[u8] {
+        match &self.0 {
+            KeyBytes::Inline { len, bytes } => &bytes[..usize::from(*len)],
+            KeyBytes::Heap(bytes) => bytes,
+        }
+    }
+}
+
+impl Default for Key {
+    fn default() -> Self {
+        Key::EMPTY
+    }
+}
+
+impl core::ops::Deref for Key {
+    type Target = [u8];
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        self.as_slice()
+    }
+}
+
+impl AsRef<[u8]> for Key {
+    fn as_ref(&self) -> &[u8] {
+        self.as_slice()
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_slice() == other.as_slice()
+    }
+}
+
+impl Eq for Key {}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "b\"{}\"", self.as_slice().escape_ascii())
+    }
+}

@@ -1,0 +1,410 @@
+//! A connection: frames both ways over one non-blocking TCP socket, driven by readiness (mio, epoll).
+//!
+//! The connection owns no memory for payloads. It asks a [`Bodies`] for somewhere to receive them, so that a
+//! payload from the network can land where its reader will look at it, and it sends bodies from where they lie.
+
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use mio::net::TcpStream;
+use socket2::SockRef;
+
+pub use crate::Flush;
+use crate::frame::{FrameError, Header, Key, Limits};
+use crate::inbound::Inbound;
+use crate::outbound::Outbound;
+
+/// Where received payloads live: an arena, or the heap.
+pub trait Bodies {
+    /// A piece of writable memory. Dropping it without [`Bodies::give_back`] may leak it.
+    type Body: AsRef<[u8]> + AsMut<[u8]>;
+    /// Memory for a payload, exactly `bytes` long as `as_mut` shows it; `None` when there is no space.
+    fn loan(&mut self, bytes: usize) -> Option<Self::Body>;
+    /// Takes back a loan that holds nothing any more.
+    fn give_back(&mut self, body: Self::Body);
+    /// Cuts a loan to its first `bytes` bytes, which keep their content.
+    fn truncate(&mut self, body: Self::Body, bytes: usize) -> Self::Body;
+}
+
+/// Bodies on the heap, for clients and tests. Allocates for each loan.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct HeapBodies;
+
+impl Bodies for HeapBodies {
+    type Body = Vec<u8>;
+    fn loan(&mut self, bytes: usize) -> Option<Vec<u8>> {
+        Some(vec![0; bytes])
+    }
+    fn give_back(&mut self, _: Vec<u8>) {}
+    fn truncate(&mut self, mut body: Vec<u8>, bytes: usize) -> Vec<u8> {
+        body.truncate(bytes);
+        body
+    }
+}
+
+/// A frame as it was received.
+#[derive(Debug)]
+pub struct Frame<B> {
+    /// The header; its two lengths are those of `key` and of the payload, received or refused.
+    pub header: Header,
+    /// The key, often empty.
+    pub key: Key,
+    /// The payload.
+    pub body: Received<B>,
+}
+
+/// What became of a payload.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Received<B> {
+    /// It is all here.
+    Whole(B),
+    /// It was read off the stream and thrown away; the stream stays in step, so that the sender can be told.
+    Refused {
+        /// Its length, as the header states it.
+        bytes: u64,
+        /// Why it was thrown away.
+        why: Refusal,
+    },
+}
+
+/// Why a payload was thrown away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// Longer than [`Limits::payload_bytes_max`].
+    TooLarge,
+    /// [`Bodies::loan`] had no memory for it.
+    NoSpace,
+}
+
+/// Which congestion control a connection uses.
+///
+/// The system's default may be bbr, which paces even loopback: 1 MiB there and back took 627 µs against 287 µs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Congestion {
+    /// Reno, which every process may choose, when both ends are on this host; else the system's. The default.
+    #[default]
+    RenoOnLoopback,
+    /// Whatever the system does.
+    System,
+    /// This one, as `/proc/sys/net/ipv4/tcp_available_congestion_control` names it.
+    Named(&'static str),
+}
+
+/// Settings of one connection.
+#[derive(Debug, Clone, Copy)]
+pub struct TcpConfig {
+    /// Congestion control. Default [`Congestion::RenoOnLoopback`].
+    pub congestion: Congestion,
+    /// Frames that may wait to be sent, or wait in `take_sent`. Default 4096: 64 clients' worth of 64 calls.
+    pub backlog_frames_max: usize,
+    /// Bytes that may wait to be sent; one frame may always wait, however long. Default 64 MiB: one body at the
+    /// default limit.
+    pub backlog_bytes_max: u64,
+    /// Bytes read by one `receive` before it pauses (see [`Connection::unfinished`]). Default 256 MiB: four
+    /// bodies at the default limit, so that only a sender of refused terabytes meets it.
+    pub read_bytes_per_call_max: u64,
+    /// How long sent bytes may stay unacknowledged before the kernel gives up; zero leaves it to the system.
+    /// Counts a closed window too, so a slow reader is cut off as a dead one is. Default zero.
+    pub user_timeout: Duration,
+}
+
+impl Default for TcpConfig {
+    fn default() -> Self {
+        TcpConfig {
+            congestion: Congestion::RenoOnLoopback,
+            backlog_frames_max: 4096,
+            backlog_bytes_max: 64 << 20,
+            read_bytes_per_call_max: 256 << 20,
+            user_timeout: Duration::ZERO,
+        }
+    }
+}
+
+/// Why a connection is of no more use.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectionError {
+    /// The peer sends no more.
+    #[error("the peer closed the connection{}", if *mid_frame { " in the middle of a frame" } else { "" })]
+    Closed {
+        /// Bytes of an unfinished frame were lost.
+        mid_frame: bool,
+    },
+    /// The peer sent something that is not a frame of ours.
+    #[error("the stream is not one of frames")]
+    Frame(#[from] FrameError),
+    /// The socket failed.
+    #[error("the socket failed")]
+    Io(#[from] io::Error),
+}
+
+/// Why a frame was not taken. Every variant gives the body back.
+#[derive(thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError<Out> {
+    /// Too much waits already; see [`Connection::backlog`]. Flush, take what was sent, try again.
+    #[error("the connection's backlog is full")]
+    Backlogged(Out),
+    /// The connection failed, now or before; `receive` or `flush` says how.
+    #[error("the connection is closed")]
+    Closed(Out),
+    /// The key is longer than [`crate::KEY_BYTES_MAX`].
+    #[error("the key is longer than {} bytes", crate::KEY_BYTES_MAX)]
+    KeyTooLong(Out),
+    /// The body is longer than [`crate::frame::PAYLOAD_CEILING_BYTES`].
+    #[error("the payload is longer than {} bytes", crate::frame::PAYLOAD_CEILING_BYTES)]
+    PayloadTooLong(Out),
+}
+
+impl<Out> SendError<Out> {
+    /// The body, which is the caller's again.
+    pub fn into_body(self) -> Out {
+        match self {
+            SendError::Backlogged(body)
+            | SendError::Closed(body)
+            | SendError::KeyTooLong(body)
+            | SendError::PayloadTooLong(body) => body,
+        }
+    }
+}
+
+impl<Out> core::fmt::Debug for SendError<Out> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            SendError::Backlogged(_) => "Backlogged",
+            SendError::Closed(_) => "Closed",
+            SendError::KeyTooLong(_) => "KeyTooLong",
+            SendError::PayloadTooLong(_) => "PayloadTooLong",
+        })
+    }
+}
+
+/// What a connection did so far. Ever-growing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stats {
+    /// Bytes read from the socket.
+    pub received_bytes: u64,
+    /// Bytes the kernel took.
+    pub sent_bytes: u64,
+    /// Frames received, refused ones included.
+    pub received_frames: u64,
+    /// Frames the kernel took whole.
+    pub sent_frames: u64,
+    /// System calls that read, those that found nothing included.
+    pub reads: u64,
+    /// System calls that wrote, those that were turned away included.
+    pub writes: u64,
+    /// Payload bytes moved in user space by the connection.
+    pub copied_bytes: u64,
+    /// Frames whose payload was refused.
+    pub refused_frames: u64,
+    /// Payload bytes read only to be thrown away.
+    pub discarded_bytes: u64,
+}
+
+/// Frames both ways over one socket. `In` is what payloads are received into, `Out` what they are sent from.
+///
+/// Nothing here blocks. The owner registers [`Connection::source`] with its poll and, because mio's readiness
+/// is edge-triggered, calls `receive` until it gives `None`, and `flush` when told writable.
+///
+/// ```
+/// use praas_transport::tcp::{Connection, HeapBodies, Received, TcpConfig};
+/// use praas_transport::{Header, Limits};
+/// # fn connect(to: std::net::SocketAddr) -> std::io::Result<mio::net::TcpStream> {
+/// let stream = std::net::TcpStream::connect(to)?; // connected first: `new` asks who the peer is
+/// stream.set_nonblocking(true)?;
+/// let stream = mio::net::TcpStream::from_std(stream);
+/// # Ok(stream) }
+/// # let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+/// # let client = connect(listener.local_addr()?)?;
+/// # let (server, _) = listener.accept()?;
+/// # server.set_nonblocking(true)?;
+/// # let server = mio::net::TcpStream::from_std(server);
+/// let (limits, config) = (Limits::default(), TcpConfig::default());
+/// let mut client: Connection<Vec<u8>, Vec<u8>> = Connection::new(client, limits, config)?;
+/// let mut server: Connection<Vec<u8>, Vec<u8>> = Connection::new(server, limits, config)?;
+/// client.send(&Header { kind: 1, ..Header::default() }, b"key", b"payload".to_vec())?;
+/// let frame = loop {
+///     if let Some(frame) = server.receive(&mut HeapBodies)? {
+///         break frame;
+///     }
+/// };
+/// assert_eq!((&*frame.key, frame.body), (&b"key"[..], Received::Whole(b"payload".to_vec())));
+/// assert_eq!(client.take_sent(), Some(b"payload".to_vec())); // ours again
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Connection<In, Out> {
+    inbound: Inbound<In>,
+    outbound: Outbound<Out>,
+    peer_addr: SocketAddr,
+    stream: TcpStream,
+}
+
+impl<In: AsRef<[u8]> + AsMut<[u8]>, Out: AsRef<[u8]>> Connection<In, Out> {
+    /// Takes over a *connected*, non-blocking stream: no delay (Nagle off), congestion control as configured.
+    ///
+    /// # Errors
+    /// The socket's; `NotConnected` while a connect is still under way; `NotFound` for a congestion control
+    /// that this kernel does not offer.
+    pub fn new(stream: TcpStream, limits: Limits, config: TcpConfig) -> io::Result<Self> {
+        let peer_addr = stream.peer_addr()?;
+        stream.set_nodelay(true)?;
+        let socket = SockRef::from(&stream);
+        match config.congestion {
+            Congestion::System => {}
+            Congestion::Named(name) => socket.set_tcp_congestion(name.as_bytes())?,
+            Congestion::RenoOnLoopback => {
+                if peer_addr.ip().is_loopback() || peer_addr.ip() == stream.local_addr()?.ip() {
+                    socket.set_tcp_congestion(b"reno")?;
+                }
+            }
+        }
+        if !config.user_timeout.is_zero() {
+            socket.set_tcp_user_timeout(Some(config.user_timeout))?;
+        }
+        Ok(Connection {
+            inbound: Inbound::new(limits, config.read_bytes_per_call_max),
+            outbound: Outbound::new(config.backlog_frames_max, config.backlog_bytes_max),
+            peer_addr,
+            stream,
+        })
+    }
+
+    /// The next frame, or `None` when the socket has no more for now. Never blocks.
+    ///
+    /// One system call for a frame with a payload of up to 4 KiB, and no copy in user space; see `Stats`.
+    ///
+    /// # Errors
+    /// Every error is final. The bodies still held come back through [`Connection::abandon`].
+    #[inline]
+    pub fn receive<B: Bodies<Body = In>>(&mut self, bodies: &mut B) -> Result<Option<Frame<In>>, ConnectionError> {
+        self.inbound.receive(&mut self.stream, bodies)
+    }
+
+    /// Sends a frame: written at once when nothing waits before it, else queued. Never blocks.
+    ///
+    /// The header's two lengths are filled in here. The body comes back through [`Connection::take_sent`] or
+    /// [`Connection::flush`] when the kernel has all of it.
+    ///
+    /// # Errors
+    /// [`SendError`], with the body. `Backlogged` is an answer: frames in the backlog plus sent bodies nobody
+    /// took stay within [`TcpConfig::backlog_frames_max`].
+    #[inline]
+    pub fn send(&mut self, header: &Header, key: &[u8], body: Out) -> Result<(), SendError<Out>> {
+        self.outbound.send(Some(&mut self.stream), header, key, body)
+    }
+
+    /// Like [`Connection::send`], without the system call: several frames queued leave in one at the next flush.
+    ///
+    /// # Errors
+    /// As `send`.
+    #[inline]
+    pub fn queue(&mut self, header: &Header, key: &[u8], body: Out) -> Result<(), SendError<Out>> {
+        self.outbound.send(None, header, key, body)
+    }
+
+    /// Writes what waits, up to 64 frames a system call, and gives each body that the kernel has taken to `done`.
+    ///
+    /// # Errors
+    /// Every error is final. The bodies still held come back through [`Connection::abandon`].
+    pub fn flush(&mut self, done: &mut dyn FnMut(Out)) -> Result<Flush, ConnectionError> {
+        self.outbound.flush(&mut self.stream, done)
+    }
+
+    /// A body that the kernel has taken whole, to be released by its owner.
+    #[inline]
+    pub fn take_sent(&mut self) -> Option<Out> {
+        self.outbound.take_sent()
+    }
+
+    /// Gives back every body still held, both ways. To be called before a failed connection is dropped, when a
+    /// dropped body would leak.
+    pub fn abandon<B: Bodies<Body = In>>(&mut self, bodies: &mut B, done: &mut dyn FnMut(Out)) {
+        self.inbound.abandon(bodies);
+        self.outbound.abandon(done);
+    }
+
+    /// The socket, to be registered and deregistered.
+    pub fn source(&mut self) -> &mut TcpStream {
+        &mut self.stream
+    }
+
+    /// The other end.
+    #[must_use]
+    pub fn peer_addr(&self) -> SocketAddr {
+        self.peer_addr
+    }
+
+    /// Something waits to be written: ask the poll for writability, then flush.
+    #[inline]
+    #[must_use]
+    pub fn wants_write(&self) -> bool {
+        !self.outbound.is_empty()
+    }
+
+    /// Frames and bytes that wait for the kernel.
+    #[must_use]
+    pub fn backlog(&self) -> (usize, u64) {
+        self.outbound.backlog()
+    }
+
+    /// The last `receive` gave `None` because it had read enough for one call, not because nothing was left:
+    /// call it again before sleeping, there may be no further edge.
+    #[inline]
+    #[must_use]
+    pub fn unfinished(&self) -> bool {
+        self.inbound.unfinished()
+    }
+
+    /// The last read came back short and nothing is carried over: a further `receive` would most likely find
+    /// nothing. An owner that also watches `is_read_closed` of the event may save that system call.
+    #[inline]
+    #[must_use]
+    pub fn drained(&self) -> bool {
+        self.inbound.drained()
+    }
+
+    /// Part of a frame has arrived and the rest has not: what a deadline per frame looks at.
+    #[must_use]
+    pub fn mid_frame(&self) -> bool {
+        self.inbound.mid_frame()
+    }
+
+    /// The congestion control in force, as the kernel names it.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn congestion_control(&self) -> io::Result<String> {
+        let name = SockRef::from(&self.stream).tcp_congestion()?;
+        let name = name.split(|&byte| byte == 0).next().unwrap_or_default();
+        Ok(String::from_utf8_lossy(name).into_owned())
+    }
+
+    /// What the connection did so far.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let (inbound, outbound) = (&self.inbound.stats, &self.outbound.stats);
+        Stats {
+            received_bytes: inbound.bytes,
+            sent_bytes: outbound.bytes,
+            received_frames: inbound.frames,
+            sent_frames: outbound.frames,
+            reads: inbound.reads,
+            writes: outbound.writes,
+            copied_bytes: inbound.copied_bytes,
+            refused_frames: inbound.refused_frames,
+            discarded_bytes: inbound.discarded_bytes,
+        }
+    }
+}
+
+impl<In, Out> AsFd for Connection<In, Out> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
