@@ -1,1 +1,45 @@
-//! shm
+#![doc = include_str!("../README.md")]
+#![deny(missing_docs)]
+
+pub mod descriptor;
+pub mod participant;
+
+mod mapping;
+mod peer_line;
+mod sync;
+mod width;
+
+pub mod doorbell;
+pub mod exchange;
+pub mod ring;
+
+// Under loom the atomics have another layout: what maps memory is left out, what reasons about it stays.
+#[cfg(not(loom))]
+pub mod arena;
+#[cfg(not(loom))]
+pub mod child;
+#[cfg(not(loom))]
+pub mod handover;
+#[cfg(not(loom))]
+mod ledger;
+#[cfg(not(loom))]
+pub mod link;
+#[cfg(not(loom))]
+pub mod segment;
+#[cfg(not(loom))]
+mod size_class;
+
+#[cfg(not(loom))]
+pub use arena::{Arena, ArenaStats, BadRelease, Block, NoSpace};
+pub use descriptor::{BadDescriptor, BlockRef, Body, Descriptor, INLINE_BYTES_MAX, Inline};
+pub use doorbell::{Bell, Doorbell, eventfd};
+pub use exchange::{ExchangeCallee, ExchangeCaller, ExchangeReply};
+#[cfg(not(loom))]
+pub use link::{Link, LinkError};
+pub use participant::{PARTICIPANTS_MAX, ParticipantId};
+pub use ring::{BadPosition, Consumer, Full, Producer};
+#[cfg(not(loom))]
+pub use segment::{
+    AttachError, BadBlock, BlockView, Identity, LAYOUT_VERSION, OwnSegment, PeerSegment, SegmentConfig,
+    SegmentError, SegmentFile,
+};

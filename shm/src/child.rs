@@ -1,0 +1,399 @@
+//! Children: OS processes that we start, watch through a pidfd, and that do not outlive us.
+//!
+//! A child is born into its own process group, with `PR_SET_PDEATHSIG` = SIGKILL, so that it dies with the *thread* that
+//! spawned it: spawn from a thread that lives as long as the process. Whatever the child forked goes with it, because
+//! reaping a child first kills its group (W8). The pidfd makes its death an event, and its number safe from reuse.
+//!
+//! Between `fork` and `exec` the child makes system calls and nothing else: other threads may have held any lock at the
+//! moment of the fork, the heap's included, so everything that needs memory is made before.
+
+use std::ffi::{CString, OsString, c_char};
+use std::fs;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus};
+use rustix::thread::CpuSet;
+
+/// The descriptor on which a child finds its control socket.
+pub const CONTROL_FD: i32 = 3;
+
+/// What to start.
+#[derive(Debug)]
+pub struct Spawn<'a> {
+    /// The program's path; `PATH` is not searched.
+    pub program: &'a Path,
+    /// Its arguments, without its name.
+    pub args: &'a [OsString],
+    /// Becomes descriptor 3 of the child; 0, 1 and 2 are inherited, everything else is closed.
+    pub control: BorrowedFd<'a>,
+    /// The cores it may run on, from its first instruction; `None`: those of this thread.
+    pub cpus: Option<&'a [usize]>,
+}
+
+/// How a child ended.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub enum Exit {
+    /// It called `exit`.
+    Code(i32),
+    /// A signal killed it.
+    Signal(i32),
+}
+
+/// A running or ended child. Dropping it kills it, with its group, and waits for the end.
+#[derive(Debug)]
+pub struct Child {
+    pid: Pid,
+    pidfd: OwnedFd,
+    exit: Option<Exit>,
+}
+
+impl Spawn<'_> {
+    /// Starts the child. When this returns, `exec` has succeeded.
+    ///
+    /// Blocks for the fork and the exec: about a millisecond. Call it from a thread that lives as long as the process.
+    ///
+    /// # Errors
+    /// What failed: preparing, `fork`, or in the child (affinity, descriptors, `exec`), by its error number.
+    pub fn spawn(&self) -> io::Result<Child> {
+        let program = c_string(self.program.as_os_str().as_bytes().to_vec())?;
+        let mut argv_owned = vec![program.clone()];
+        for argument in self.args {
+            argv_owned.push(c_string(argument.as_bytes().to_vec())?);
+        }
+        let envp_owned = std::env::vars_os()
+            .map(|(mut name, value)| {
+                name.push("=");
+                name.push(value);
+                c_string(name.into_vec())
+            })
+            .collect::<io::Result<Vec<_>>>()?;
+        let (argv, envp) = (pointers(&argv_owned), pointers(&envp_owned));
+        let cpus = self.cpus.map(cpu_set).transpose()?;
+        let (report, report_in_child) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        // Descriptor 3 is about to be replaced in the child: the pipe must not be there.
+        let report_in_child = rustix::io::fcntl_dupfd_cloexec(&report_in_child, CONTROL_FD + 1)?;
+        let plan = Plan {
+            program: program.as_ptr(),
+            argv: argv.as_ptr(),
+            envp: envp.as_ptr(),
+            control: self.control.as_raw_fd(),
+            report: report_in_child.as_raw_fd(),
+            cpus: cpus.as_ref(),
+            parent: rustix::process::getpid(),
+        };
+
+        let signals = block_all_signals();
+        // SAFETY:
+        // - in bounds: no memory is passed.
+        // - unshared, unique: the child has a copy of this thread only; `Plan::run` reads what was prepared above, of
+        //   which that copy is the child's own, makes system calls and never returns.
+        let forked = unsafe { libc::fork() };
+        if forked == 0 {
+            plan.run();
+        }
+        let fork_error = io::Error::last_os_error();
+        restore_signals(&signals);
+        let Some(pid) = Pid::from_raw(forked).filter(|_| forked > 0) else {
+            return Err(fork_error);
+        };
+        drop(report_in_child);
+        // The child is not reaped before we do it, so the number is still its own. Until it has a pidfd it is a bare
+        // number; on failure it must not stay behind.
+        let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => pidfd,
+            Err(error) => {
+                let _ = rustix::process::kill_process(pid, Signal::KILL);
+                let _ = rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED);
+                return Err(error.into());
+            }
+        };
+        let child = Child { pid, pidfd, exit: None };
+        let mut errno = [0; 4];
+        loop {
+            match rustix::io::read(&report, &mut errno) {
+                // The pipe closed with the exec: it runs.
+                Ok(0) => return Ok(child),
+                Ok(_) => return Err(io::Error::from_raw_os_error(i32::from_ne_bytes(errno))),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// What the child does before `exec`: plain words and pointers to what the parent prepared.
+struct Plan<'a> {
+    program: *const c_char,
+    argv: *const *const c_char,
+    envp: *const *const c_char,
+    control: i32,
+    report: i32,
+    cpus: Option<&'a CpuSet>,
+    parent: Pid,
+}
+
+impl Plan<'_> {
+    /// Runs in the child. Allocates nothing, takes no lock, does not return.
+    fn run(&self) -> ! {
+        let error = self.exec();
+        // SAFETY: in bounds: four bytes of a local. Unshared, unique: it is ours.
+        unsafe { libc::write(self.report, (&raw const error).cast(), size_of::<i32>()) };
+        // SAFETY: ends this process without running anybody's exit handlers.
+        unsafe { libc::_exit(127) }
+    }
+
+    /// Returns the error number if it returns.
+    #[allow(clippy::multiple_unsafe_ops_per_block, reason = "one chain of system calls, one argument for all")]
+    fn exec(&self) -> i32 {
+        // SAFETY: system calls of a single-threaded process.
+        // - in bounds: all pointers are to locals here or to what `spawn` prepared, null-terminated, alive in this copy.
+        // - unshared, unique: after the fork this address space is ours alone.
+        unsafe {
+            if libc::setpgid(0, 0) != 0 {
+                return errno();
+            }
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+                return errno();
+            }
+            // The parent may have died before the line above: then nobody will kill us, and we must not live (C4).
+            if libc::getppid() != self.parent.as_raw_nonzero().get() {
+                return libc::ESRCH;
+            }
+            if let Some(cpus) = self.cpus
+                && let Err(error) = rustix::thread::sched_setaffinity(None, cpus)
+            {
+                return error.raw_os_error();
+            }
+            if self.control == CONTROL_FD {
+                if libc::fcntl(CONTROL_FD, libc::F_SETFD, 0) != 0 {
+                    return errno();
+                }
+            } else if libc::dup2(self.control, CONTROL_FD) != CONTROL_FD {
+                return errno();
+            }
+            // Closed by the exec, not now: the report pipe is among them and must tell of a failing exec.
+            if libc::syscall(libc::SYS_close_range, CONTROL_FD + 1, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) != 0 {
+                return errno();
+            }
+            // Dispositions of the parent end here, ignored signals included (Rust ignores SIGPIPE).
+            let mut default: libc::sigaction = MaybeUninit::zeroed().assume_init();
+            default.sa_sigaction = libc::SIG_DFL;
+            for signal in 1..=64 {
+                // Fails for SIGKILL, SIGSTOP and the two that glibc keeps; rightly.
+                libc::sigaction(signal, &raw const default, std::ptr::null_mut());
+            }
+            let mut none: libc::sigset_t = MaybeUninit::zeroed().assume_init();
+            libc::sigemptyset(&raw mut none);
+            if libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) != 0 {
+                return errno();
+            }
+            libc::execve(self.program, self.argv, self.envp);
+            errno()
+        }
+    }
+}
+
+/// The calling thread's error number, without `io::Error`.
+fn errno() -> i32 {
+    // SAFETY: in bounds, unshared, unique: glibc gives the address of this thread's own number.
+    unsafe { *libc::__errno_location() }
+}
+
+impl Child {
+    /// The number of the process. It stays the child's own until it is reaped.
+    pub fn pid(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
+    }
+
+    /// Readable when the child has ended.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Sends a signal to the child alone.
+    ///
+    /// # Errors
+    /// `ESRCH` when it is reaped, `InvalidInput` for no signal.
+    pub fn signal(&self, signal: i32) -> io::Result<()> {
+        Ok(rustix::process::pidfd_send_signal(&self.pidfd, named(signal)?)?)
+    }
+
+    /// Sends a signal to the child and to what it forked, as far as that stayed in its group.
+    ///
+    /// # Errors
+    /// `ESRCH` when it is reaped (its group is gone, and the number may be another's), `InvalidInput` for no signal.
+    pub fn signal_group(&self, signal: i32) -> io::Result<()> {
+        let signal = named(signal)?;
+        if self.exit.is_some() {
+            return Err(io::Error::from_raw_os_error(libc::ESRCH));
+        }
+        Ok(rustix::process::kill_process_group(self.pid, signal)?)
+    }
+
+    /// How it ended, if it has; never blocks. The first time it kills what is left of the child's group, while the
+    /// number cannot be anybody else's, and then reaps the child. Later calls repeat the answer.
+    ///
+    /// # Errors
+    /// `ECHILD` if somebody else has reaped it.
+    pub fn try_reap(&mut self) -> io::Result<Option<Exit>> {
+        self.reap(WaitIdOptions::NOHANG)
+    }
+
+    /// As [`Child::try_reap`], but waits for the end.
+    ///
+    /// # Errors
+    /// As [`Child::try_reap`].
+    pub fn reap_blocking(&mut self) -> io::Result<Exit> {
+        loop {
+            if let Some(exit) = self.reap(WaitIdOptions::empty())? {
+                return Ok(exit);
+            }
+        }
+    }
+
+    fn reap(&mut self, options: WaitIdOptions) -> io::Result<Option<Exit>> {
+        if self.exit.is_some() {
+            return Ok(self.exit);
+        }
+        // Look first, without reaping: while the leader is a zombie the group's number is taken.
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | options;
+        if wait(WaitId::PidFd(self.pidfd.as_fd()), look)?.is_none() {
+            return Ok(None);
+        }
+        // ESRCH when the child was alone in it, as most are.
+        let _ = rustix::process::kill_process_group(self.pid, Signal::KILL);
+        self.exit = wait(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED)?;
+        Ok(self.exit)
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if self.exit.is_none() {
+            let _ = rustix::process::kill_process_group(self.pid, Signal::KILL);
+            let _ = self.signal(libc::SIGKILL);
+            let _ = self.reap_blocking();
+        }
+    }
+}
+
+/// Makes this process the new parent of orphans among its descendants, so that they can be found and reaped.
+///
+/// # Errors
+/// What `prctl` says.
+pub fn become_subreaper() -> io::Result<()> {
+    Ok(rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?)
+}
+
+/// Children of this process other than `known`: orphans that a worker left. Reads `/proc`; for seldom use.
+pub fn stray_children(known: &[i32]) -> Vec<i32> {
+    let Ok(tasks) = fs::read_dir("/proc/self/task") else {
+        return Vec::new();
+    };
+    tasks
+        .flatten()
+        .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
+        .flat_map(|children| children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>())
+        .filter(|pid| !known.contains(pid))
+        .collect()
+}
+
+/// Reaps one child by its number, if it has ended; never blocks. For strays: a [`Child`] reaps itself.
+///
+/// # Errors
+/// `ECHILD` if it is no child of ours, `InvalidInput` if `pid` is no process number.
+pub fn reap_pid(pid: i32) -> io::Result<Option<Exit>> {
+    let pid = Pid::from_raw(pid).filter(|_| pid > 0).ok_or(io::ErrorKind::InvalidInput)?;
+    wait(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG)
+}
+
+/// Lets the calling thread run on these cores only, and on one of them from now on.
+///
+/// # Errors
+/// `InvalidInput` for a core that cannot be; what `sched_setaffinity` says.
+pub fn pin_current(cpus: &[usize]) -> io::Result<()> {
+    Ok(rustix::thread::sched_setaffinity(None, &cpu_set(cpus)?)?)
+}
+
+/// The cores that the calling thread may run on, ascending. The machine may have more, or allow less time on them.
+pub fn allowed_cpus() -> Vec<usize> {
+    let Ok(set) = rustix::thread::sched_getaffinity(None) else {
+        return Vec::new();
+    };
+    (0..CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect()
+}
+
+fn cpu_set(cpus: &[usize]) -> io::Result<CpuSet> {
+    let mut set = CpuSet::new();
+    for &cpu in cpus {
+        if cpu >= CpuSet::MAX_CPU {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "no such core"));
+        }
+        set.set(cpu);
+    }
+    Ok(set)
+}
+
+fn wait(whom: WaitId<'_>, options: WaitIdOptions) -> io::Result<Option<Exit>> {
+    loop {
+        match rustix::process::waitid(whom.clone(), options) {
+            Err(rustix::io::Errno::INTR) => {}
+            ended => return Ok(ended?.and_then(|status| exit_of(&status))),
+        }
+    }
+}
+
+fn exit_of(status: &WaitIdStatus) -> Option<Exit> {
+    status.exit_status().map(Exit::Code).or_else(|| status.terminating_signal().map(Exit::Signal))
+}
+
+fn named(signal: i32) -> io::Result<Signal> {
+    Signal::from_named_raw(signal).ok_or_else(|| io::ErrorKind::InvalidInput.into())
+}
+
+fn c_string(bytes: Vec<u8>) -> io::Result<CString> {
+    CString::new(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "a zero byte in a path or argument"))
+}
+
+fn pointers(strings: &[CString]) -> Vec<*const c_char> {
+    strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect()
+}
+
+/// Blocks every signal of this thread, so that no handler of ours runs in the child.
+fn block_all_signals() -> libc::sigset_t {
+    let mut all = MaybeUninit::<libc::sigset_t>::zeroed();
+    let mut before = MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: in bounds: a local. Unshared, unique: ours.
+    unsafe { libc::sigfillset(all.as_mut_ptr()) };
+    // SAFETY: in bounds: two locals, the first one filled above. Unshared, unique: ours.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr()) };
+    // SAFETY: a `sigset_t` is an array of integers: zero is a value, and the call above overwrote it.
+    unsafe { before.assume_init() }
+}
+
+fn restore_signals(before: &libc::sigset_t) {
+    // SAFETY: in bounds: a reference. Unshared, unique: ours; it is only read.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before, std::ptr::null_mut()) };
+}
+
+/// The control socket in a child that [`Spawn`] started: descriptor [`CONTROL_FD`], if it is a socket. To be called once,
+/// early, in `main`; the descriptor is closed on a later exec.
+///
+/// # Errors
+/// `NotConnected` if descriptor 3 is not a socket: the program was not started by us.
+pub fn inherited_control() -> io::Result<OwnedFd> {
+    // SAFETY: a borrow of a number for one `fstat`; if it is not open the call says so.
+    let control = unsafe { BorrowedFd::borrow_raw(CONTROL_FD) };
+    let is_socket = rustix::fs::fstat(control)
+        .is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Socket);
+    if !is_socket {
+        return Err(io::ErrorKind::NotConnected.into());
+    }
+    rustix::io::fcntl_setfd(control, rustix::io::FdFlags::CLOEXEC)?;
+    // SAFETY: the descriptor is open (above) and nobody else's: `Spawn` put it there for this call.
+    Ok(unsafe { OwnedFd::from_raw_fd(CONTROL_FD) })
+}

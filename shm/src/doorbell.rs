@@ -1,0 +1,196 @@
+//! The doorbell: how a participant sleeps, and how its peers wake it.
+//!
+//! One word in the sleeper's segment and one eventfd. The word is an *epoch*: odd while the owner sleeps or is about
+//! to, even while it is awake, and never the same twice. A peer that has rung in an epoch need not ring again in it, so
+//! a burst of messages to a sleeper costs one system call and not one each (R7), although no peer can write the word.
+//!
+//! | edge   | one side                                             | other side                                          |
+//! |--------|------------------------------------------------------|-----------------------------------------------------|
+//! | asleep | `arm`: store the epoch, SeqCst fence, re-poll rings   | `ring`: publish the message, SeqCst fence, load epoch |
+//!
+//! Acquire and release do not do here: each side stores one word and then loads the other's, and both loads may run
+//! before both stores, so that the sleeper misses the message and the sender misses the sleeper. A SeqCst fence on each
+//! side forbids exactly that. `SeqCst` accesses instead would need the message store itself to be one.
+
+use std::cell::Cell;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
+
+use crate::mapping::{SharedLayout, Window};
+use crate::sync::{AtomicU64, Ordering, fence};
+
+/// Where a participant says whether it sleeps. Written by its owner only, read by every peer.
+#[repr(C, align(128))]
+pub(crate) struct SleepLine {
+    epoch: AtomicU64,
+    _reserved: [AtomicU64; 15],
+}
+
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<SleepLine>() == 128 && align_of::<SleepLine>() == 128);
+
+// SAFETY: `repr(C)` of 16 `AtomicU64`: any bits are a value, all of it is atomics, no padding (asserted above).
+unsafe impl SharedLayout for SleepLine {}
+
+#[cfg(test)]
+impl SleepLine {
+    pub(crate) fn blank() -> Self {
+        Self { epoch: AtomicU64::new(0), _reserved: std::array::from_fn(|_| AtomicU64::new(0)) }
+    }
+}
+
+/// The sleeper's half of the handshake, without the eventfd: what the model checks.
+struct Sleeper {
+    line: Window<SleepLine>,
+    epoch: Cell<u64>,
+}
+
+impl Sleeper {
+    fn arm(&self) {
+        // The next odd number: awake at `2n`, asleep at `2n + 1`.
+        let epoch = (self.epoch.get() + 1) | 1;
+        self.epoch.set(epoch);
+        self.line.epoch.store(epoch, Ordering::Relaxed);
+        // asleep (SeqCst fence): see the module. The caller polls everything once more after this.
+        fence(Ordering::SeqCst);
+    }
+
+    fn disarm(&self) {
+        let epoch = self.epoch.get();
+        if epoch % 2 == 1 {
+            self.epoch.set(epoch + 1);
+            // No edge: a peer that still sees the old epoch rings once too often or relies on an earlier ring,
+            // and the next `arm` has the fence.
+            self.line.epoch.store(epoch + 1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The ringer's half, without the eventfd.
+struct Ringer {
+    line: Window<SleepLine>,
+    /// The epoch in which we rang last.
+    rung: Cell<u64>,
+}
+
+impl Ringer {
+    /// Whether the peer sleeps and has not been rung by us since it lay down.
+    #[inline]
+    fn must_ring(&self) -> bool {
+        // asleep (SeqCst fence): see the module. What we published stands before this.
+        fence(Ordering::SeqCst);
+        let epoch = self.line.epoch.load(Ordering::Relaxed);
+        if epoch % 2 == 0 || epoch == self.rung.get() {
+            return false;
+        }
+        self.rung.set(epoch);
+        true
+    }
+}
+
+/// My own doorbell: I sleep here. One per participant.
+///
+/// To sleep without losing a message: [`arm`](Self::arm), poll everything once more, then [`sleep`](Self::sleep) (or
+/// wait for [`fd`](Self::fd) to become readable in a loop of your own and [`drain`](Self::drain) it), or
+/// [`disarm`](Self::disarm) if the poll found something.
+pub struct Doorbell {
+    sleeper: Sleeper,
+    eventfd: OwnedFd,
+}
+
+impl Doorbell {
+    pub(crate) fn new(line: Window<SleepLine>, eventfd: OwnedFd) -> Self {
+        Self { sleeper: Sleeper { line, epoch: Cell::new(0) }, eventfd }
+    }
+
+    /// Says "I am about to sleep". Poll everything once more after it.
+    pub fn arm(&self) {
+        self.sleeper.arm();
+    }
+
+    /// Says "I am awake": peers stop making system calls for us.
+    pub fn disarm(&self) {
+        self.sleeper.disarm();
+    }
+
+    /// The eventfd, readable when somebody rang. For a poll set of one's own.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.eventfd.as_fd()
+    }
+
+    /// Takes the rings off the eventfd, and disarms: peers rely on a sleeper that was rung to be awake.
+    pub fn drain(&self) {
+        self.disarm();
+        let mut count = [0; 8];
+        // Would-block is the usual answer when nobody rang.
+        let _ = rustix::io::read(&self.eventfd, &mut count);
+    }
+
+    /// Sleeps until somebody rings or `timeout` is over (`None`: for ever), then disarms and drains.
+    /// One system call to sleep, one to drain.
+    ///
+    /// # Errors
+    /// What `ppoll` says; an interrupting signal is a wake-up, not an error.
+    pub fn sleep(&self, timeout: Option<Duration>) -> io::Result<()> {
+        let timeout = timeout.map(|duration| Timespec {
+            tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: duration.subsec_nanos().into(),
+        });
+        let slept = rustix::event::poll(&mut [PollFd::new(&self.eventfd, PollFlags::IN)], timeout.as_ref());
+        self.drain();
+        match slept {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// A peer's doorbell: I ring here.
+pub struct Bell {
+    ringer: Ringer,
+    eventfd: OwnedFd,
+}
+
+impl Bell {
+    pub(crate) fn new(line: Window<SleepLine>, eventfd: OwnedFd) -> Self {
+        Self { ringer: Ringer { line, rung: Cell::new(0) }, eventfd }
+    }
+
+    /// Wakes the peer if it sleeps; call after publishing. Whether a system call was made.
+    #[inline]
+    pub fn ring(&self) -> bool {
+        self.ringer.must_ring() && self.write()
+    }
+
+    #[cold]
+    fn write(&self) -> bool {
+        // Would-block means the counter is full, hence readable: the peer wakes anyway. Any other failure means that
+        // the peer has no eventfd any more: it is dead, and its pidfd says so.
+        let _ = rustix::io::write(&self.eventfd, &1_u64.to_ne_bytes());
+        true
+    }
+}
+
+/// A new eventfd for a doorbell: non-blocking, closed on exec.
+///
+/// # Errors
+/// What `eventfd` says: out of descriptors or memory.
+pub fn eventfd() -> io::Result<OwnedFd> {
+    Ok(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
+}
+
+impl fmt::Debug for Doorbell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Doorbell").field("epoch", &self.sleeper.epoch.get()).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Bell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bell").field("rung", &self.ringer.rung.get()).finish_non_exhaustive()
+    }
+}
