@@ -75,10 +75,7 @@ impl Channel {
 
     /// Carries eight bytes and nothing else: a line, or a turn.
     pub(crate) fn is_a_word(self) -> bool {
-        matches!(
-            self,
-            Channel::TwoLines | Channel::OneLine | Channel::Eventfd | Channel::Futex
-        )
+        matches!(self, Channel::TwoLines | Channel::OneLine | Channel::Eventfd | Channel::Futex)
     }
 
     /// Whether this wait mode says something of its own here: a line is only ever spun on, and a futex that is
@@ -122,64 +119,37 @@ impl AnyEnd {
                 } else {
                     EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK
                 };
-                let (out, inward) = (
-                    rustix::event::eventfd(0, flags)?,
-                    rustix::event::eventfd(0, flags)?,
-                );
+                let (out, inward) = (rustix::event::eventfd(0, flags)?, rustix::event::eventfd(0, flags)?);
                 let theirs = vec![inward.try_clone()?, out.try_clone()?];
                 return Ok((Self::Event(EventEnd { out, inward, wait }), theirs));
             }
             Channel::Pipe => {
                 let (our_in, their_out) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
                 let (their_in, our_out) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-                return Ok((
-                    Self::Stream(StreamEnd::new(our_out, our_in, wait)?),
-                    vec![their_out, their_in],
-                ));
+                return Ok((Self::Stream(StreamEnd::new(our_out, our_in, wait)?), vec![their_out, their_in]));
             }
             Channel::UnixStream => {
-                let (ours, theirs) = rustix::net::socketpair(
-                    AddressFamily::UNIX,
-                    SocketType::STREAM,
-                    SocketFlags::CLOEXEC,
-                    None,
-                )?;
-                return Ok((
-                    Self::Stream(StreamEnd::of_socket(ours, wait)?),
-                    vec![theirs],
-                ));
+                let (ours, theirs) =
+                    rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+                return Ok((Self::Stream(StreamEnd::of_socket(ours, wait)?), vec![theirs]));
             }
             Channel::Tcp => {
                 let (ours, theirs) = stream::tcp_pair()?;
-                return Ok((
-                    Self::Stream(StreamEnd::of_socket(ours, wait)?),
-                    vec![theirs],
-                ));
+                return Ok((Self::Stream(StreamEnd::of_socket(ours, wait)?), vec![theirs]));
             }
             Channel::PosixQueue => {
                 let (out, inward) = (queue::create(wait)?, queue::create(wait)?);
-                let theirs = vec![
-                    inward.as_fd().try_clone_to_owned()?,
-                    out.as_fd().try_clone_to_owned()?,
-                ];
+                let theirs = vec![inward.as_fd().try_clone_to_owned()?, out.as_fd().try_clone_to_owned()?];
                 return Ok((Self::Queue(QueueEnd::new(out, inward, wait)), theirs));
             }
         };
         let memfd = rustix::fs::memfd_create("praas-floor", MemfdFlags::CLOEXEC)?;
         rustix::fs::ftruncate(&memfd, pages_bytes as u64)?;
-        Ok((
-            Self::over_memory(channel, wait, bytes_max, &memfd, pages_bytes, true)?,
-            vec![memfd],
-        ))
+        Ok((Self::over_memory(channel, wait, bytes_max, &memfd, pages_bytes, true)?, vec![memfd]))
     }
 
     /// The answering end, made of what [`Self::create`] gave away.
-    pub(crate) fn join(
-        channel: Channel,
-        wait: Wait,
-        bytes_max: usize,
-        fds: Vec<OwnedFd>,
-    ) -> Result<Self> {
+    pub(crate) fn join(channel: Channel, wait: Wait, bytes_max: usize, fds: Vec<OwnedFd>) -> Result<Self> {
         let mut fds = fds.into_iter();
         let mut next = || fds.next().context("a descriptor of the floor is missing");
         match channel {
@@ -188,20 +158,11 @@ impl AnyEnd {
                 let pages_bytes = usize::try_from(rustix::fs::fstat(&memfd)?.st_size)?;
                 Self::over_memory(channel, wait, bytes_max, &memfd, pages_bytes, false)
             }
-            Channel::Eventfd => Ok(Self::Event(EventEnd {
-                out: next()?,
-                inward: next()?,
-                wait,
-            })),
+            Channel::Eventfd => Ok(Self::Event(EventEnd { out: next()?, inward: next()?, wait })),
             Channel::Pipe => Ok(Self::Stream(StreamEnd::new(next()?, next()?, wait)?)),
-            Channel::UnixStream | Channel::Tcp => {
-                Ok(Self::Stream(StreamEnd::of_socket(next()?, wait)?))
-            }
+            Channel::UnixStream | Channel::Tcp => Ok(Self::Stream(StreamEnd::of_socket(next()?, wait)?)),
             Channel::PosixQueue => {
-                let (out, inward) = (
-                    MessageQueue::from_fd(next()?),
-                    MessageQueue::from_fd(next()?),
-                );
+                let (out, inward) = (MessageQueue::from_fd(next()?), MessageQueue::from_fd(next()?));
                 Ok(Self::Queue(QueueEnd::new(out, inward, wait)))
             }
         }
@@ -215,16 +176,11 @@ impl AnyEnd {
         pages_bytes: usize,
         is_asker: bool,
     ) -> Result<Self> {
-        let pages =
-            SharedPages::map(memfd.as_fd(), pages_bytes).context("map the floor's memory")?;
+        let pages = SharedPages::map(memfd.as_fd(), pages_bytes).context("map the floor's memory")?;
         Ok(match channel {
             Channel::TwoLines => Self::Line(LineEnd::new(pages, Lines::TWO, is_asker)),
             Channel::OneLine => Self::Line(LineEnd::new(pages, Lines::ONE, is_asker)),
-            Channel::SharedCopy => Self::Copy(CopyEnd::new(
-                FutexTurn::new(pages, wait, is_asker),
-                bytes_max,
-                is_asker,
-            )),
+            Channel::SharedCopy => Self::Copy(CopyEnd::new(FutexTurn::new(pages, wait, is_asker), bytes_max, is_asker)),
             _ => Self::Futex(FutexTurn::new(pages, wait, is_asker)),
         })
     }
@@ -246,12 +202,7 @@ impl AnyEnd {
         }
     }
 
-    pub(crate) fn pong(
-        &mut self,
-        message: &mut Vec<u8>,
-        bytes: usize,
-        rounds: u64,
-    ) -> io::Result<()> {
+    pub(crate) fn pong(&mut self, message: &mut Vec<u8>, bytes: usize, rounds: u64) -> io::Result<()> {
         match self {
             Self::Line(end) => end::pong(end, message, bytes, rounds),
             Self::Event(end) => end::pong(end, message, bytes, rounds),
@@ -277,45 +228,20 @@ pub(crate) struct Pair {
 
 impl Pair {
     /// Starts the peer on its core. Messages may be up to `bytes_max` long.
-    pub(crate) fn open(
-        channel: Channel,
-        wait: Wait,
-        placement: Placement,
-        bytes_max: usize,
-    ) -> Result<Self> {
+    pub(crate) fn open(channel: Channel, wait: Wait, placement: Placement, bytes_max: usize) -> Result<Self> {
         let describe = || format!("floor {channel}, {wait}");
         let (end, theirs) = AnyEnd::create(channel, wait, bytes_max).with_context(describe)?;
-        let join = Order::Join {
-            channel,
-            wait,
-            core: placement.theirs,
-            bytes_max,
-        };
+        let join = Order::Join { channel, wait, core: placement.theirs, bytes_max };
         let fds: Vec<_> = theirs.iter().map(AsFd::as_fd).collect();
         let peer = Peer::spawn(&join, &fds).with_context(describe)?;
-        Ok(Self {
-            channel,
-            placement,
-            end,
-            peer,
-            messages: Messages::default(),
-            sequence: 0,
-            bytes_max,
-        })
+        Ok(Self { channel, placement, end, peer, messages: Messages::default(), sequence: 0, bytes_max })
     }
 
     /// One block of round trips; appends its samples. Pins the calling thread to the pair's core.
     pub(crate) fn run(&mut self, block: Block, samples_ns: &mut Vec<u64>) -> Result<()> {
-        ensure!(
-            block.bytes <= self.bytes_max && block.bytes >= 8,
-            "message of {} B",
-            block.bytes
-        );
+        ensure!(block.bytes <= self.bytes_max && block.bytes >= 8, "message of {} B", block.bytes);
         pin(&[self.placement.ours])?;
-        self.peer.serve(
-            block.bytes,
-            block.samples as u64 * u64::from(block.trips_per_sample),
-        )?;
+        self.peer.serve(block.bytes, block.samples as u64 * u64::from(block.trips_per_sample))?;
         self.end
             .ping(&mut self.messages, block, &mut self.sequence, samples_ns)
             .with_context(|| format!("floor {}, {} B", self.channel, block.bytes))?;

@@ -27,20 +27,9 @@ impl CopyEnd {
     }
 
     pub(crate) fn new(turn: FutexTurn, message_bytes_max: usize, is_asker: bool) -> Self {
-        let (first, second) = (
-            TURN_BYTES,
-            TURN_BYTES + message_bytes_max.next_multiple_of(4096),
-        );
-        let (out_offset, in_offset) = if is_asker {
-            (first, second)
-        } else {
-            (second, first)
-        };
-        Self {
-            turn,
-            out_offset,
-            in_offset,
-        }
+        let (first, second) = (TURN_BYTES, TURN_BYTES + message_bytes_max.next_multiple_of(4096));
+        let (out_offset, in_offset) = if is_asker { (first, second) } else { (second, first) };
+        Self { turn, out_offset, in_offset }
     }
 }
 

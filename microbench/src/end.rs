@@ -71,12 +71,7 @@ pub(crate) fn ping<E: End>(
 }
 
 /// Returns every message to its sender, `rounds` times.
-pub(crate) fn pong<E: End>(
-    end: &mut E,
-    message: &mut Vec<u8>,
-    bytes: usize,
-    rounds: u64,
-) -> io::Result<()> {
+pub(crate) fn pong<E: End>(end: &mut E, message: &mut Vec<u8>, bytes: usize, rounds: u64) -> io::Result<()> {
     message.resize(bytes, 0);
     message.truncate(bytes);
     for _ in 0..rounds {
@@ -181,23 +176,9 @@ mod tests {
 
     fn run(bytes: usize, wrong_from: u64) -> Result<Vec<u64>> {
         let mut samples = Vec::new();
-        let mut end = Mirror {
-            held: Vec::new(),
-            sent: 0,
-            wrong_from,
-        };
-        let block = Block {
-            bytes,
-            samples: 10,
-            trips_per_sample: 2,
-        };
-        ping(
-            &mut end,
-            &mut Messages::default(),
-            block,
-            &mut 0,
-            &mut samples,
-        )?;
+        let mut end = Mirror { held: Vec::new(), sent: 0, wrong_from };
+        let block = Block { bytes, samples: 10, trips_per_sample: 2 };
+        ping(&mut end, &mut Messages::default(), block, &mut 0, &mut samples)?;
         Ok(samples)
     }
 
@@ -206,12 +187,7 @@ mod tests {
     fn b2_a_wrong_last_byte_fails_the_run_whatever_the_size() {
         for bytes in [8, 9, 10, 64, 8192] {
             assert_eq!(run(bytes, u64::MAX).unwrap().len(), 10);
-            assert!(
-                run(bytes, 13)
-                    .unwrap_err()
-                    .to_string()
-                    .starts_with("wrong answer")
-            );
+            assert!(run(bytes, 13).unwrap_err().to_string().starts_with("wrong answer"));
         }
     }
 

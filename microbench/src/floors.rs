@@ -70,22 +70,11 @@ pub(crate) fn run(args: &FloorsArgs) -> Result<()> {
         runs: args.runs as usize,
         run_limit: Duration::try_from_secs_f64(args.run_limit)?,
     };
-    let channels = if args.channels.is_empty() {
-        &Channel::ALL[..]
-    } else {
-        &args.channels
-    };
-    let waits = if args.wait.is_empty() {
-        &Wait::ALL[..]
-    } else {
-        &args.wait
-    };
+    let channels = if args.channels.is_empty() { &Channel::ALL[..] } else { &args.channels };
+    let waits = if args.wait.is_empty() { &Wait::ALL[..] } else { &args.wait };
     let cores = allowed_cores()?;
     let mut sink = RowSink::open(args.json.as_deref())?;
-    eprintln!(
-        "tcp: TCP_NODELAY, congestion control {}; cores {cores:?}",
-        crate::stream::CONGESTION_CONTROL
-    );
+    eprintln!("tcp: TCP_NODELAY, congestion control {}; cores {cores:?}", crate::stream::CONGESTION_CONTROL);
 
     // Descriptors and queues are limited, so one wait mode of one channel is open at a time; its sizes take turns.
     let groups: Vec<_> = channels
@@ -105,22 +94,12 @@ pub(crate) fn run(args: &FloorsArgs) -> Result<()> {
                 continue;
             }
         };
-        let sizes = if channel.is_a_word() {
-            vec![Size(WORD_BYTES)]
-        } else {
-            args.sizes.clone()
-        };
+        let sizes = if channel.is_a_word() { vec![Size(WORD_BYTES)] } else { args.sizes.clone() };
         let mut cells = Vec::new();
         for Size(bytes) in sizes {
             let mut pair = Pair::open(channel, wait, placement, bytes)?;
             let sample_ns = warm_up(&mut pair, bytes, 1)?;
-            cells.push(Cell {
-                pair,
-                wait,
-                bytes,
-                samples: plan.samples(sample_ns),
-                recorder: Recorder::new(),
-            });
+            cells.push(Cell { pair, wait, bytes, samples: plan.samples(sample_ns), recorder: Recorder::new() });
             if channel == Channel::PosixQueue {
                 // At most nine queues per user: measure and close before the next size.
                 measure(&mut cells, plan.runs, &bar, 0)?;
@@ -135,11 +114,7 @@ pub(crate) fn run(args: &FloorsArgs) -> Result<()> {
         }
     }
     bar.finish_and_clear();
-    if args
-        .json
-        .as_deref()
-        .is_none_or(|path| path.as_os_str() != "-")
-    {
+    if args.json.as_deref().is_none_or(|path| path.as_os_str() != "-") {
         println!("{}", table::render(&rows));
     }
     Ok(())
@@ -152,14 +127,7 @@ pub(crate) fn warm_up(pair: &mut Pair, bytes: usize, trips_per_sample: u32) -> R
     let mut spent_ns = 0;
     for doubling in 2.. {
         samples_ns.clear();
-        pair.run(
-            Block {
-                bytes,
-                samples: 1 << doubling,
-                trips_per_sample,
-            },
-            &mut samples_ns,
-        )?;
+        pair.run(Block { bytes, samples: 1 << doubling, trips_per_sample }, &mut samples_ns)?;
         spent_ns += samples_ns.iter().sum::<u64>();
         if u128::from(spent_ns) >= WARM_UP.as_nanos() {
             break;
@@ -174,11 +142,7 @@ fn measure(cells: &mut [Cell], runs: usize, bar: &ProgressBar, steps_per_run: u6
     for _ in 0..runs {
         for cell in cells.iter_mut() {
             samples_ns.clear();
-            let block = Block {
-                bytes: cell.bytes,
-                samples: cell.samples,
-                trips_per_sample: 1,
-            };
+            let block = Block { bytes: cell.bytes, samples: cell.samples, trips_per_sample: 1 };
             cell.pair.run(block, &mut samples_ns)?;
             cell.recorder.add_run(&samples_ns);
         }
@@ -198,11 +162,7 @@ fn finish(cells: &mut Vec<Cell>, sink: &mut RowSink) -> Result<Vec<Row>> {
             payload_bytes: cell.bytes as u64,
             times: cell.recorder.summary(),
             placement: cell.pair.placement.to_string(),
-            distribution: if cell.bytes <= DISTRIBUTION_BYTES_MAX {
-                cell.recorder.distribution()
-            } else {
-                Vec::new()
-            },
+            distribution: if cell.bytes <= DISTRIBUTION_BYTES_MAX { cell.recorder.distribution() } else { Vec::new() },
             ..Row::default()
         };
         sink.write(&row)?;
@@ -214,7 +174,7 @@ fn finish(cells: &mut Vec<Cell>, sink: &mut RowSink) -> Result<Vec<Row>> {
 /// A bar on standard error, drawn between runs only (a ticking one would take a core from what is measured), and
 /// not at all when nobody watches.
 pub(crate) fn progress(steps: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style =
+        ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(steps).with_style(style)
 }

@@ -23,15 +23,9 @@ pub(crate) struct Lines {
 
 impl Lines {
     /// A page each, and not at the same offset within it: far from any prefetcher's idea of a neighbour.
-    pub(crate) const TWO: Lines = Lines {
-        asker: 0,
-        answerer: 4096 + 256,
-    };
+    pub(crate) const TWO: Lines = Lines { asker: 0, answerer: 4096 + 256 };
     /// Two words of one 64-byte line.
-    pub(crate) const ONE: Lines = Lines {
-        asker: 0,
-        answerer: 8,
-    };
+    pub(crate) const ONE: Lines = Lines { asker: 0, answerer: 8 };
 }
 
 /// Bytes both ends map.
@@ -47,17 +41,8 @@ pub(crate) struct LineEnd {
 
 impl LineEnd {
     pub(crate) fn new(pages: SharedPages, lines: Lines, is_asker: bool) -> Self {
-        let (mine, theirs) = if is_asker {
-            (lines.asker, lines.answerer)
-        } else {
-            (lines.answerer, lines.asker)
-        };
-        Self {
-            pages,
-            mine,
-            theirs,
-            seen: 0,
-        }
+        let (mine, theirs) = if is_asker { (lines.asker, lines.answerer) } else { (lines.answerer, lines.asker) };
+        Self { pages, mine, theirs, seen: 0 }
     }
 }
 
@@ -68,9 +53,7 @@ impl End for LineEnd {
             return Err(io::ErrorKind::InvalidInput.into());
         };
         // sent (release): pairs with the acquire in the peer's `receive`.
-        self.pages
-            .word(self.mine)
-            .store(u64::from_le_bytes(*bytes), Ordering::Release);
+        self.pages.word(self.mine).store(u64::from_le_bytes(*bytes), Ordering::Release);
         Ok(())
     }
 

@@ -6,12 +6,18 @@ mod copy;
 mod end;
 mod floors;
 mod line;
+mod machine;
+mod owed;
+mod page;
 mod peer;
 mod placement;
 mod plan;
+mod plot;
+mod published;
 mod queue;
 mod raw;
 mod recorder;
+mod report;
 mod row;
 mod size;
 mod stream;
@@ -52,6 +58,8 @@ struct Cli {
 enum Command {
     /// Round trips of two plain processes over every raw channel.
     Floors(floors::FloorsArgs),
+    /// A report with plots from rows written by the other commands.
+    Report(report::ReportArgs),
     /// The second process of a floor; started by praas-bench itself.
     #[command(name = peer::SUBCOMMAND, hide = true)]
     FloorPeer,
@@ -60,6 +68,7 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Floors(args) => floors::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::FloorPeer => peer::run(),
     };
     match done {

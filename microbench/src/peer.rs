@@ -10,8 +10,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType,
 };
 use serde::{Deserialize, Serialize};
 
@@ -31,12 +31,7 @@ const ORDER_BYTES_MAX: usize = 1024;
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Order {
     /// First, with the channel's descriptors.
-    Join {
-        channel: Channel,
-        wait: Wait,
-        core: usize,
-        bytes_max: usize,
-    },
+    Join { channel: Channel, wait: Wait, core: usize, bytes_max: usize },
     /// Return `rounds` messages of `bytes`.
     Serve { bytes: usize, rounds: u64 },
 }
@@ -49,13 +44,9 @@ pub(crate) struct Peer {
 
 impl Peer {
     pub(crate) fn spawn(join: &Order, fds: &[BorrowedFd<'_>]) -> Result<Self> {
-        let (control, theirs) = rustix::net::socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .context("socketpair")?;
+        let (control, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .context("socketpair")?;
         let program = std::env::current_exe().context("where is praas-bench?")?;
         let mut child = Command::new(program)
             .arg(SUBCOMMAND)
@@ -73,8 +64,7 @@ impl Peer {
         });
         let peer = Self { control };
         send_order(peer.control.as_fd(), join, fds)?;
-        peer.expect_done()
-            .context("the floor's second process did not join")?;
+        peer.expect_done().context("the floor's second process did not join")?;
         Ok(peer)
     }
 
@@ -87,8 +77,7 @@ impl Peer {
     /// Waits for the peer's one-byte acknowledgement: joined, ready to serve, or served.
     pub(crate) fn expect_done(&self) -> Result<()> {
         let mut byte = [0];
-        let got = rustix::io::retry_on_intr(|| rustix::io::read(&self.control, &mut byte))
-            .context("peer's answer")?;
+        let got = rustix::io::retry_on_intr(|| rustix::io::read(&self.control, &mut byte)).context("peer's answer")?;
         ensure!(got == 1, "the floor's second process hung up");
         Ok(())
     }
@@ -98,21 +87,9 @@ impl Peer {
 pub(crate) fn run() -> Result<()> {
     let parent = rustix::process::getppid();
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-    ensure!(
-        rustix::process::getppid() == parent,
-        "the parent is gone already"
-    );
+    ensure!(rustix::process::getppid() == parent, "the parent is gone already");
     let control = std::io::stdin().as_fd().try_clone_to_owned()?;
-    let Some((
-        Order::Join {
-            channel,
-            wait,
-            core,
-            bytes_max,
-        },
-        fds,
-    )) = receive_order(control.as_fd())?
-    else {
+    let Some((Order::Join { channel, wait, core, bytes_max }, fds)) = receive_order(control.as_fd())? else {
         bail!("praas-bench {SUBCOMMAND} is started by praas-bench itself");
     };
     crate::placement::pin(&[core])?;
@@ -120,9 +97,7 @@ pub(crate) fn run() -> Result<()> {
     acknowledge(&control)?;
     let mut message = Vec::with_capacity(bytes_max);
     while let Some((order, _)) = receive_order(control.as_fd())? {
-        let Order::Serve { bytes, rounds } = order else {
-            bail!("joined twice")
-        };
+        let Order::Serve { bytes, rounds } = order else { bail!("joined twice") };
         message.resize(bytes, 0); // faulted in before the parent starts the clock
         acknowledge(&control)?;
         end.pong(&mut message, bytes, rounds)?;
@@ -137,26 +112,15 @@ fn acknowledge(control: &OwnedFd) -> Result<()> {
 }
 
 fn send_order(control: BorrowedFd<'_>, order: &Order, fds: &[BorrowedFd<'_>]) -> Result<()> {
-    ensure!(
-        fds.len() <= FDS_MAX,
-        "a floor shares at most {FDS_MAX} descriptors"
-    );
+    ensure!(fds.len() <= FDS_MAX, "a floor shares at most {FDS_MAX} descriptors");
     let text = serde_json::to_vec(order)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() {
-        ensure!(
-            ancillary.push(SendAncillaryMessage::ScmRights(fds)),
-            "descriptors do not fit"
-        );
+        ensure!(ancillary.push(SendAncillaryMessage::ScmRights(fds)), "descriptors do not fit");
     }
-    rustix::net::sendmsg(
-        control,
-        &[IoSlice::new(&text)],
-        &mut ancillary,
-        SendFlags::NOSIGNAL,
-    )
-    .context("send an order to the floor's second process")?;
+    rustix::net::sendmsg(control, &[IoSlice::new(&text)], &mut ancillary, SendFlags::NOSIGNAL)
+        .context("send an order to the floor's second process")?;
     Ok(())
 }
 
@@ -166,12 +130,7 @@ fn receive_order(control: BorrowedFd<'_>) -> Result<Option<(Order, Vec<OwnedFd>)
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = rustix::io::retry_on_intr(|| {
-        rustix::net::recvmsg(
-            control,
-            &mut [IoSliceMut::new(&mut text)],
-            &mut ancillary,
-            RecvFlags::CMSG_CLOEXEC,
-        )
+        rustix::net::recvmsg(control, &mut [IoSliceMut::new(&mut text)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
     });
     let got = match received {
         Ok(received) => received.bytes,
@@ -191,8 +150,5 @@ fn receive_order(control: BorrowedFd<'_>) -> Result<Option<(Order, Vec<OwnedFd>)
         })
         .flatten()
         .collect();
-    Ok(Some((
-        serde_json::from_slice(&text[..got]).context("order")?,
-        fds,
-    )))
+    Ok(Some((serde_json::from_slice(&text[..got]).context("order")?, fds)))
 }

@@ -12,9 +12,7 @@ use rustix::thread::CpuSet;
 use serde::{Deserialize, Serialize};
 
 /// How an end waits for its peer.
-#[derive(
-    Copy, Clone, Debug, Eq, PartialEq, Ord, PartialOrd, Serialize, Deserialize, clap::ValueEnum,
-)]
+#[derive(Copy, Clone, Debug, Eq, PartialEq, Ord, PartialOrd, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Wait {
     /// Spin for ever, on two cores.
@@ -57,23 +55,13 @@ pub(crate) struct Placement {
 impl Placement {
     /// Where the two ends stand in this wait mode: the same cores `praas-process --pin auto` uses.
     pub(crate) fn of(wait: Wait, cores: &[usize]) -> Result<Self> {
-        let (Some(&first), Some(&last)) = (cores.first(), cores.last()) else {
-            bail!("no core is allowed")
-        };
+        let (Some(&first), Some(&last)) = (cores.first(), cores.last()) else { bail!("no core is allowed") };
         match wait {
-            Wait::Efficient => Ok(Self {
-                ours: first,
-                theirs: first,
-            }),
+            Wait::Efficient => Ok(Self { ours: first, theirs: first }),
             Wait::Latency | Wait::Balanced if first == last => {
-                bail!(
-                    "wait mode {wait} needs two cores and this process may use one: use --wait efficient"
-                )
+                bail!("wait mode {wait} needs two cores and this process may use one: use --wait efficient")
             }
-            Wait::Latency | Wait::Balanced => Ok(Self {
-                ours: first,
-                theirs: last,
-            }),
+            Wait::Latency | Wait::Balanced => Ok(Self { ours: first, theirs: last }),
         }
     }
 }
@@ -91,9 +79,7 @@ impl fmt::Display for Placement {
 /// The cores this process may use, from `sched_getaffinity`: `nproc` counts cores we may not run on.
 pub(crate) fn allowed_cores() -> Result<Vec<usize>> {
     let set = rustix::thread::sched_getaffinity(None).context("sched_getaffinity")?;
-    Ok((0..CpuSet::MAX_CPU)
-        .filter(|&core| set.is_set(core))
-        .collect())
+    Ok((0..CpuSet::MAX_CPU).filter(|&core| set.is_set(core)).collect())
 }
 
 /// Pins the calling thread.
@@ -109,24 +95,13 @@ mod tests {
 
     #[test]
     fn spinning_ends_stand_on_two_cores_and_blocking_ones_on_one() {
-        assert_eq!(
-            Placement::of(Wait::Latency, &[0, 1]).unwrap(),
-            Placement { ours: 0, theirs: 1 }
-        );
-        assert_eq!(
-            Placement::of(Wait::Efficient, &[2, 3]).unwrap(),
-            Placement { ours: 2, theirs: 2 }
-        );
+        assert_eq!(Placement::of(Wait::Latency, &[0, 1]).unwrap(), Placement { ours: 0, theirs: 1 });
+        assert_eq!(Placement::of(Wait::Efficient, &[2, 3]).unwrap(), Placement { ours: 2, theirs: 2 });
     }
 
     #[test]
     fn two_spinners_are_never_put_on_one_core() {
-        assert!(
-            Placement::of(Wait::Latency, &[0])
-                .unwrap_err()
-                .to_string()
-                .contains("--wait efficient")
-        );
+        assert!(Placement::of(Wait::Latency, &[0]).unwrap_err().to_string().contains("--wait efficient"));
         assert!(Placement::of(Wait::Balanced, &[0]).is_err());
     }
 }

@@ -32,18 +32,11 @@ mod tests {
 
     #[test]
     fn slow_cells_get_fewer_samples_but_never_fewer_than_the_paper() {
-        let plan = Plan {
-            repetitions: 100_000,
-            runs: 3,
-            run_limit: Duration::from_secs(1),
-        };
+        let plan = Plan { repetitions: 100_000, runs: 3, run_limit: Duration::from_secs(1) };
         assert_eq!(plan.samples(300), 100_000);
         assert_eq!(plan.samples(100_000), 10_000);
         assert_eq!(plan.samples(50_000_000), SAMPLES_MIN);
-        let asked_for_few = Plan {
-            repetitions: 10,
-            ..plan
-        };
+        let asked_for_few = Plan { repetitions: 10, ..plan };
         assert_eq!(asked_for_few.samples(50_000_000), 10);
     }
 }

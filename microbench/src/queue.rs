@@ -33,12 +33,7 @@ pub(crate) struct QueueEnd {
 
 impl QueueEnd {
     pub(crate) fn new(out: MessageQueue, inward: MessageQueue, wait: Wait) -> Self {
-        Self {
-            out,
-            inward,
-            wait,
-            last_record: Box::new([0; RECORD_BYTES as usize]),
-        }
+        Self { out, inward, wait, last_record: Box::new([0; RECORD_BYTES as usize]) }
     }
 }
 
@@ -46,9 +41,7 @@ impl End for QueueEnd {
     #[inline]
     fn send(&mut self, message: &[u8]) -> io::Result<()> {
         for record in message.chunks(RECORD_BYTES as usize) {
-            until_ready(self.wait, self.out.as_fd(), PollFlags::OUT, || {
-                self.out.send(record)
-            })?;
+            until_ready(self.wait, self.out.as_fd(), PollFlags::OUT, || self.out.send(record))?;
         }
         Ok(())
     }
@@ -57,14 +50,8 @@ impl End for QueueEnd {
     fn receive(&mut self, message: &mut [u8]) -> io::Result<()> {
         for record in message.chunks_mut(RECORD_BYTES as usize) {
             let whole = record.len() == RECORD_BYTES as usize;
-            let room = if whole {
-                &mut *record
-            } else {
-                &mut self.last_record[..]
-            };
-            let got = until_ready(self.wait, self.inward.as_fd(), PollFlags::IN, || {
-                self.inward.receive(room)
-            })?;
+            let room = if whole { &mut *record } else { &mut self.last_record[..] };
+            let got = until_ready(self.wait, self.inward.as_fd(), PollFlags::IN, || self.inward.receive(room))?;
             if got != record.len() {
                 return Err(io::Error::new(
                     io::ErrorKind::InvalidData,
@@ -83,9 +70,7 @@ impl End for QueueEnd {
 pub(crate) fn create(wait: Wait) -> Result<MessageQueue> {
     MessageQueue::create(RECORDS, RECORD_BYTES, wait != Wait::Efficient).map_err(|error| {
         let fix = match error.raw_os_error() {
-            Some(libc::EMFILE) => {
-                "this user's queues are full: end other users of POSIX queues, or raise `ulimit -q`"
-            }
+            Some(libc::EMFILE) => "this user's queues are full: end other users of POSIX queues, or raise `ulimit -q`",
             Some(libc::EINVAL) => "raise /proc/sys/fs/mqueue/msg_max to 10 and msgsize_max to 8192",
             Some(libc::ENOSPC) => "raise /proc/sys/fs/mqueue/queues_max",
             Some(libc::ENOSYS) => "this kernel has no POSIX message queues",

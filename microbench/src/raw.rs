@@ -32,27 +32,15 @@ impl SharedPages {
         // the same file, which is why bytes are reached through atomics or raw copies only. Unique: no Rust
         // reference to the pages exists beyond the atomics handed out below.
         let start = unsafe {
-            rustix::mm::mmap(
-                std::ptr::null_mut(),
-                len_bytes,
-                ProtFlags::READ | ProtFlags::WRITE,
-                flags,
-                memfd,
-                0,
-            )
+            rustix::mm::mmap(std::ptr::null_mut(), len_bytes, ProtFlags::READ | ProtFlags::WRITE, flags, memfd, 0)
         }?;
-        let start =
-            NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mmap returned null"))?;
+        let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mmap returned null"))?;
         Ok(Self { start, len_bytes })
     }
 
     /// The address of `len_bytes` bytes at an offset.
     fn at(&self, offset_bytes: usize, len_bytes: usize) -> *mut u8 {
-        assert!(
-            offset_bytes
-                .checked_add(len_bytes)
-                .is_some_and(|end| end <= self.len_bytes)
-        );
+        assert!(offset_bytes.checked_add(len_bytes).is_some_and(|end| end <= self.len_bytes));
         // SAFETY: in bounds: asserted. Unshared, unique: an address is not an access.
         unsafe { self.start.as_ptr().add(offset_bytes) }
     }
@@ -103,11 +91,8 @@ pub(crate) struct MessageQueue(OwnedFd);
 impl MessageQueue {
     /// Creates a queue of `messages` x `message_bytes` and unlinks it at once; both ends share the descriptor.
     pub(crate) fn create(messages: u32, message_bytes: u32, nonblocking: bool) -> io::Result<Self> {
-        let name = CString::new(format!(
-            "/praas-floor-{:016x}",
-            getrandom::u64().map_err(io::Error::other)?
-        ))
-        .map_err(io::Error::other)?;
+        let name = CString::new(format!("/praas-floor-{:016x}", getrandom::u64().map_err(io::Error::other)?))
+            .map_err(io::Error::other)?;
         // SAFETY: in bounds: plain integers, zero is a valid mq_attr. Unshared, unique: a local.
         let mut limits: libc::mq_attr = unsafe { std::mem::zeroed() };
         limits.mq_maxmsg = messages.into();
@@ -117,14 +102,7 @@ impl MessageQueue {
             flags |= libc::O_NONBLOCK;
         }
         // SAFETY: in bounds: `name` is NUL terminated and `limits` outlives the call. Unshared, unique: locals.
-        let raw = unsafe {
-            libc::mq_open(
-                name.as_ptr(),
-                flags,
-                0o600 as libc::mode_t,
-                &raw const limits,
-            )
-        };
+        let raw = unsafe { libc::mq_open(name.as_ptr(), flags, 0o600 as libc::mode_t, &raw const limits) };
         if raw < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -144,33 +122,16 @@ impl MessageQueue {
     #[inline]
     pub(crate) fn send(&self, message: &[u8]) -> io::Result<()> {
         // SAFETY: in bounds: pointer and length come from one slice. Unshared, unique: read only, for this call.
-        let sent = unsafe {
-            libc::mq_send(
-                self.0.as_raw_fd(),
-                message.as_ptr().cast(),
-                message.len(),
-                0,
-            )
-        };
-        if sent < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(())
-        }
+        let sent = unsafe { libc::mq_send(self.0.as_raw_fd(), message.as_ptr().cast(), message.len(), 0) };
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
     /// `room` must hold the queue's message size, or the kernel answers EMSGSIZE.
     #[inline]
     pub(crate) fn receive(&self, room: &mut [u8]) -> io::Result<usize> {
         // SAFETY: in bounds: pointer and length come from one exclusive slice, alive for the call.
-        let got = unsafe {
-            libc::mq_receive(
-                self.0.as_raw_fd(),
-                room.as_mut_ptr().cast(),
-                room.len(),
-                std::ptr::null_mut(),
-            )
-        };
+        let got =
+            unsafe { libc::mq_receive(self.0.as_raw_fd(), room.as_mut_ptr().cast(), room.len(), std::ptr::null_mut()) };
         usize::try_from(got).map_err(|_| io::Error::last_os_error())
     }
 }
@@ -214,9 +175,6 @@ mod tests {
         queue.send(b"one").unwrap();
         let mut room = [0; 64];
         assert_eq!(queue.receive(&mut room).unwrap(), 3);
-        assert_eq!(
-            queue.receive(&mut room).unwrap_err().kind(),
-            io::ErrorKind::WouldBlock
-        );
+        assert_eq!(queue.receive(&mut room).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 }

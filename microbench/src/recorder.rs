@@ -39,15 +39,9 @@ pub(crate) struct Summary {
 
 impl Recorder {
     pub(crate) fn new() -> Self {
-        let all = Histogram::new_with_bounds(1, SAMPLE_MAX_NS, 3)
-            .expect("three digits over 1 ns .. 10 min is a valid shape");
-        Self {
-            all,
-            total_ns: 0,
-            min_ns: u64::MAX,
-            max_ns: 0,
-            run_medians_ns: Vec::new(),
-        }
+        let all =
+            Histogram::new_with_bounds(1, SAMPLE_MAX_NS, 3).expect("three digits over 1 ns .. 10 min is a valid shape");
+        Self { all, total_ns: 0, min_ns: u64::MAX, max_ns: 0, run_medians_ns: Vec::new() }
     }
 
     /// Adds one run. An empty run is nothing.
@@ -70,13 +64,7 @@ impl Recorder {
         if self.all.is_empty() {
             return Summary::default();
         }
-        let at = |quantile: f64| {
-            microseconds(
-                self.all
-                    .value_at_quantile(quantile)
-                    .clamp(self.min_ns, self.max_ns),
-            )
-        };
+        let at = |quantile: f64| microseconds(self.all.value_at_quantile(quantile).clamp(self.min_ns, self.max_ns));
         let p50_us = at(0.5);
         let smallest = self.run_medians_ns.iter().min().copied().unwrap_or(0);
         let largest = self.run_medians_ns.iter().max().copied().unwrap_or(0);
@@ -90,11 +78,7 @@ impl Recorder {
             p999_us: at(0.999),
             max_us: microseconds(self.max_ns),
             runs: self.run_medians_ns.len() as u64,
-            run_p50_spread: if p50_us > 0.0 {
-                microseconds(largest - smallest) / p50_us
-            } else {
-                0.0
-            },
+            run_p50_spread: if p50_us > 0.0 { microseconds(largest - smallest) / p50_us } else { 0.0 },
         }
     }
 
@@ -107,16 +91,7 @@ impl Recorder {
         shares.extend([0.98, 0.985, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999, 1.0]);
         shares
             .into_iter()
-            .map(|share| {
-                (
-                    microseconds(
-                        self.all
-                            .value_at_quantile(share)
-                            .clamp(self.min_ns, self.max_ns),
-                    ),
-                    share,
-                )
-            })
+            .map(|share| (microseconds(self.all.value_at_quantile(share).clamp(self.min_ns, self.max_ns)), share))
             .collect()
     }
 }
@@ -131,11 +106,7 @@ pub(crate) fn interpolated(samples_ns: &[u64]) -> Summary {
     sorted.sort_unstable();
     let at = |quantile: f64| {
         let position = quantile * (sorted.len() - 1) as f64;
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "0 <= position < len"
-        )]
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 <= position < len")]
         let below = position as usize;
         let above = (below + 1).min(sorted.len() - 1);
         let low = microseconds(sorted[below]);
@@ -145,11 +116,7 @@ pub(crate) fn interpolated(samples_ns: &[u64]) -> Summary {
         count: sorted.len() as u64,
         min_us: at(0.0),
         p50_us: at(0.5),
-        mean_us: sorted
-            .iter()
-            .map(|&sample| microseconds(sample))
-            .sum::<f64>()
-            / sorted.len() as f64,
+        mean_us: sorted.iter().map(|&sample| microseconds(sample)).sum::<f64>() / sorted.len() as f64,
         p95_us: at(0.95),
         p99_us: at(0.99),
         p999_us: at(0.999),
@@ -176,23 +143,13 @@ mod tests {
         let summary = recorder.summary();
         let mut sorted = samples.clone();
         sorted.sort_unstable();
-        for (quantile, seen) in [
-            (0.5, summary.p50_us),
-            (0.95, summary.p95_us),
-            (0.99, summary.p99_us),
-            (0.999, summary.p999_us),
-        ] {
-            #[expect(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                reason = "a rank within the samples"
-            )]
+        for (quantile, seen) in
+            [(0.5, summary.p50_us), (0.95, summary.p95_us), (0.99, summary.p99_us), (0.999, summary.p999_us)]
+        {
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rank within the samples")]
             let rank = (quantile * sorted.len() as f64).ceil() as usize - 1;
             let expected = sorted[rank] as f64 / 1e3;
-            assert!(
-                (seen - expected).abs() / expected < 2e-3,
-                "p{quantile}: {seen} against {expected}"
-            );
+            assert!((seen - expected).abs() / expected < 2e-3, "p{quantile}: {seen} against {expected}");
         }
         assert_eq!(summary.count, 100_000);
         assert_eq!(summary.min_us, sorted[0] as f64 / 1e3);
@@ -220,11 +177,7 @@ mod tests {
         recorder.add_run(&[200, 300, 400]);
         let summary = recorder.summary();
         assert_eq!(summary.runs, 2);
-        assert!(
-            (summary.run_p50_spread - 0.5).abs() < 0.01,
-            "{}",
-            summary.run_p50_spread
-        );
+        assert!((summary.run_p50_spread - 0.5).abs() < 0.01, "{}", summary.run_p50_spread);
     }
 
     #[test]
@@ -244,15 +197,7 @@ mod tests {
     fn interpolated_percentiles_are_those_of_numpy() {
         // numpy.percentile([1000, 2000, 3000, 4000], [50, 95, 99]) = 2500, 3850, 3970
         let summary = interpolated(&[4000, 1000, 3000, 2000]);
-        assert_eq!(
-            (
-                summary.p50_us,
-                summary.min_us,
-                summary.max_us,
-                summary.mean_us
-            ),
-            (2.5, 1.0, 4.0, 2.5)
-        );
+        assert_eq!((summary.p50_us, summary.min_us, summary.max_us, summary.mean_us), (2.5, 1.0, 4.0, 2.5));
         assert!((summary.p95_us - 3.85).abs() < 1e-9 && (summary.p99_us - 3.97).abs() < 1e-9);
     }
 

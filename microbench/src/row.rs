@@ -67,11 +67,7 @@ pub(crate) struct RowSink(Option<Box<dyn Write>>);
 
 impl std::fmt::Debug for RowSink {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "RowSink({})",
-            if self.0.is_some() { "open" } else { "none" }
-        )
+        write!(f, "RowSink({})", if self.0.is_some() { "open" } else { "none" })
     }
 }
 
@@ -82,8 +78,7 @@ impl RowSink {
             None => None,
             Some(path) if path.as_os_str() == "-" => Some(Box::new(io::stdout())),
             Some(path) => {
-                let file =
-                    File::create(path).with_context(|| format!("create {}", path.display()))?;
+                let file = File::create(path).with_context(|| format!("create {}", path.display()))?;
                 Some(Box::new(BufWriter::new(file)))
             }
         }))
@@ -106,8 +101,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<Row>> {
         .enumerate()
         .filter(|(_, line)| !line.trim().is_empty())
         .map(|(number, line)| {
-            serde_json::from_str(line)
-                .with_context(|| format!("{}: line {} is not a row", path.display(), number + 1))
+            serde_json::from_str(line).with_context(|| format!("{}: line {} is not a row", path.display(), number + 1))
         })
         .collect()
 }
@@ -118,12 +112,7 @@ mod tests {
 
     #[test]
     fn b1_a_row_carries_the_promised_names_and_comes_back_whole() {
-        let row = Row {
-            experiment: "floor".into(),
-            payload_bytes: 8,
-            ..Row::default()
-        }
-        .against("two_lines", 0.29);
+        let row = Row { experiment: "floor".into(), payload_bytes: 8, ..Row::default() }.against("two_lines", 0.29);
         let json = serde_json::to_value(&row).unwrap();
         for name in [
             "experiment",

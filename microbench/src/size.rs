@@ -29,10 +29,8 @@ impl FromStr for Size {
             "M" | "MiB" => 1 << 20,
             other => bail!("unknown unit {other:?}: write B, KiB or MiB"),
         };
-        let number: usize = digits
-            .trim()
-            .parse()
-            .with_context(|| format!("{text:?} is not a size such as 64 or 1KiB"))?;
+        let number: usize =
+            digits.trim().parse().with_context(|| format!("{text:?} is not a size such as 64 or 1KiB"))?;
         match number.checked_mul(unit) {
             Some(bytes) if (BYTES_MIN..=BYTES_MAX).contains(&bytes) => Ok(Self(bytes)),
             _ => bail!("{text} is outside 8 B (a sequence number to check) .. 64 MiB"),
@@ -60,12 +58,9 @@ mod tests {
 
     #[test]
     fn sizes_read_as_written_and_write_as_read() {
-        for (text, bytes, shown) in [
-            ("10", 10, "10 B"),
-            ("1KiB", 1024, "1 KiB"),
-            ("5MiB", 5 << 20, "5 MiB"),
-            ("100k", 102_400, "100 KiB"),
-        ] {
+        for (text, bytes, shown) in
+            [("10", 10, "10 B"), ("1KiB", 1024, "1 KiB"), ("5MiB", 5 << 20, "5 MiB"), ("100k", 102_400, "100 KiB")]
+        {
             let size: Size = text.parse().unwrap();
             assert_eq!((size.0, size.to_string().as_str()), (bytes, shown));
         }

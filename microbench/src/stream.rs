@@ -34,11 +34,7 @@ impl StreamEnd {
         let nonblocking = wait != Wait::Efficient;
         rustix::io::ioctl_fionbio(&out, nonblocking)?;
         rustix::io::ioctl_fionbio(&inward, nonblocking)?;
-        Ok(Self {
-            out: File::from(out),
-            inward: File::from(inward),
-            wait,
-        })
+        Ok(Self { out: File::from(out), inward: File::from(inward), wait })
     }
 
     pub(crate) fn of_socket(socket: OwnedFd, wait: Wait) -> io::Result<Self> {
@@ -52,9 +48,7 @@ impl End for StreamEnd {
     fn send(&mut self, mut message: &[u8]) -> io::Result<()> {
         while !message.is_empty() {
             let mut out = &self.out;
-            let sent = until_ready(self.wait, self.out.as_fd(), PollFlags::OUT, || {
-                out.write(message)
-            })?;
+            let sent = until_ready(self.wait, self.out.as_fd(), PollFlags::OUT, || out.write(message))?;
             message = &message[sent..];
         }
         Ok(())
@@ -66,9 +60,7 @@ impl End for StreamEnd {
         while filled < message.len() {
             let mut inward = &self.inward;
             let room = &mut message[filled..];
-            let got = until_ready(self.wait, self.inward.as_fd(), PollFlags::IN, || {
-                inward.read(room)
-            })?;
+            let got = until_ready(self.wait, self.inward.as_fd(), PollFlags::IN, || inward.read(room))?;
             if got == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }

@@ -7,14 +7,10 @@ use crate::size::Size;
 
 /// A table of rows, in the order given.
 pub(crate) fn render(rows: &[Row]) -> String {
-    let judged = rows
-        .iter()
-        .any(|row| row.floor.is_some() || row.owed.is_some());
+    let judged = rows.iter().any(|row| row.floor.is_some() || row.owed.is_some());
     let mut table = Table::new();
     table.load_preset(presets::ASCII_MARKDOWN);
-    let mut header = vec![
-        "what", "wait", "size", "count", "p50", "p95", "p99", "p99.9", "max", "runs ±",
-    ];
+    let mut header = vec!["what", "wait", "size", "count", "p50", "p95", "p99", "p99.9", "max", "runs ±"];
     if judged {
         header.extend(["floor", "ratio", "owed"]);
     }
@@ -23,21 +19,13 @@ pub(crate) fn render(rows: &[Row]) -> String {
         let size = usize::try_from(row.payload_bytes).unwrap_or(usize::MAX);
         let mut cells = vec![what(row), row.wait.clone(), Size(size).to_string()];
         match (row.value, &row.unit) {
-            (Some(value), Some(unit)) => {
-                cells.extend([String::new(), format!("{} {unit}", grouped(value))])
-            }
+            (Some(value), Some(unit)) => cells.extend([String::new(), format!("{} {unit}", grouped(value))]),
             _ => cells.extend([row.times.count.to_string(), microseconds(row.times.p50_us)]),
         }
         if row.times.count > 0 && row.value.is_none() {
             let times = &row.times;
-            cells.extend(
-                [times.p95_us, times.p99_us, times.p999_us, times.max_us].map(microseconds),
-            );
-            cells.push(if times.runs > 1 {
-                format!("{:.0} %", times.run_p50_spread * 100.0)
-            } else {
-                String::new()
-            });
+            cells.extend([times.p95_us, times.p99_us, times.p999_us, times.max_us].map(microseconds));
+            cells.push(if times.runs > 1 { format!("{:.0} %", times.run_p50_spread * 100.0) } else { String::new() });
         } else {
             cells.extend(std::iter::repeat_n(String::new(), 5));
         }
@@ -46,11 +34,7 @@ pub(crate) fn render(rows: &[Row]) -> String {
                 (Some(floor), Some(p50)) => format!("{floor} {}", microseconds(p50)),
                 _ => String::new(),
             });
-            cells.push(
-                row.ratio_p50
-                    .map(|ratio| format!("{ratio:.2} x"))
-                    .unwrap_or_default(),
-            );
+            cells.push(row.ratio_p50.map(|ratio| format!("{ratio:.2} x")).unwrap_or_default());
             cells.push(match (&row.owed, &row.verdict) {
                 (Some(owed), Some(verdict)) => format!("{owed}  {verdict}"),
                 _ => String::new(),
@@ -58,16 +42,10 @@ pub(crate) fn render(rows: &[Row]) -> String {
         }
         table.add_row(cells.into_iter().enumerate().map(|(column, text)| {
             let number = (2..10).contains(&column) || column == 11;
-            Cell::new(text).set_alignment(if number {
-                CellAlignment::Right
-            } else {
-                CellAlignment::Left
-            })
+            Cell::new(text).set_alignment(if number { CellAlignment::Right } else { CellAlignment::Left })
         }));
     }
-    format!(
-        "{table}\nRound trips in µs, not halved. Compare ratios to the floor, never times across machines."
-    )
+    format!("{table}\nRound trips in µs, not halved. Compare ratios to the floor, never times across machines.")
 }
 
 /// What a row measured, in a few words.
@@ -123,11 +101,7 @@ mod tests {
 
     #[test]
     fn a_table_without_floors_has_no_floor_columns() {
-        let row = Row {
-            experiment: "floor".into(),
-            ipc: "tcp".into(),
-            ..Row::default()
-        };
+        let row = Row { experiment: "floor".into(), ipc: "tcp".into(), ..Row::default() };
         assert!(!render(std::slice::from_ref(&row)).contains("ratio "));
         assert!(render(&[row.against("two_lines", 1.0)]).contains("two_lines 1.000"));
     }

@@ -34,16 +34,8 @@ struct Side {
     note: usize,
 }
 
-const ASKER: Side = Side {
-    passed: 0,
-    note: 8,
-    asleep: 256,
-};
-const ANSWERER: Side = Side {
-    passed: 512,
-    note: 520,
-    asleep: 768,
-};
+const ASKER: Side = Side { passed: 0, note: 8, asleep: 256 };
+const ANSWERER: Side = Side { passed: 512, note: 520, asleep: 768 };
 
 /// Passing and awaiting the turn with a futex.
 #[derive(Debug)]
@@ -58,19 +50,8 @@ pub(crate) struct FutexTurn {
 
 impl FutexTurn {
     pub(crate) fn new(pages: SharedPages, wait: Wait, is_asker: bool) -> Self {
-        let (mine, theirs) = if is_asker {
-            (ASKER, ANSWERER)
-        } else {
-            (ANSWERER, ASKER)
-        };
-        Self {
-            pages,
-            wait,
-            mine,
-            theirs,
-            passed: 0,
-            seen: 0,
-        }
+        let (mine, theirs) = if is_asker { (ASKER, ANSWERER) } else { (ANSWERER, ASKER) };
+        Self { pages, wait, mine, theirs, passed: 0, seen: 0 }
     }
 
     fn note(&self, side: Side) -> &AtomicU64 {
@@ -86,8 +67,7 @@ impl FutexTurn {
     pub(crate) fn pass(&mut self) -> io::Result<()> {
         self.passed = self.passed.wrapping_add(1);
         // passed (release): pairs with the acquire in the peer's `await_turn`; note and payload become visible.
-        self.word(self.mine.passed)
-            .store(self.passed, Ordering::Release);
+        self.word(self.mine.passed).store(self.passed, Ordering::Release);
         if self.wait != Wait::Latency {
             // SeqCst: our store must not be reordered after the load of `asleep`, or both sides miss each other.
             fence(Ordering::SeqCst);
@@ -127,12 +107,7 @@ impl FutexTurn {
         asleep.store(1, Ordering::Relaxed);
         // SeqCst: partner of the fence in `pass`. The kernel re-checks the futex word itself.
         fence(Ordering::SeqCst);
-        let slept = futex::wait(
-            self.word(self.theirs.passed),
-            futex::Flags::empty(),
-            self.seen,
-            None,
-        );
+        let slept = futex::wait(self.word(self.theirs.passed), futex::Flags::empty(), self.seen, None);
         asleep.store(0, Ordering::Relaxed);
         match slept {
             Ok(()) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
@@ -146,8 +121,7 @@ impl End for FutexTurn {
         let Some(bytes) = message.first_chunk::<8>() else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
-        self.note(self.mine)
-            .store(u64::from_le_bytes(*bytes), Ordering::Relaxed);
+        self.note(self.mine).store(u64::from_le_bytes(*bytes), Ordering::Relaxed);
         self.pass()
     }
 
