@@ -345,3 +345,159 @@ impl fmt::Debug for Key {
         write!(f, "b\"{}\"", self.as_slice().escape_ascii())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LIMITS: Limits = Limits { payload_bytes_max: 1 << 20 };
+
+    fn sample() -> Header {
+        Header {
+            kind: 0x11,
+            flags: 0x2233,
+            function: 0x4455,
+            status: -2,
+            call: 0x6677_8899_aabb_ccdd,
+            budget_ns: 0x0102_0304_0506_0708,
+            aux: 0x1112_1314_1516_1718,
+            incarnation: 0x2122_2324_2526_2728,
+            key_bytes: 3,
+            payload_bytes: 0x0004_0005,
+        }
+    }
+
+    /// A header with fields that `encode` would not write, its checksum made right again.
+    fn forged(change: impl FnOnce(&mut [u8; HEADER_BYTES])) -> [u8; HEADER_BYTES] {
+        let mut bytes = sample().encode();
+        change(&mut bytes);
+        bytes[8..12].fill(0);
+        let checksum = crc32fast::hash(&bytes);
+        bytes[8..12].copy_from_slice(&checksum.to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn golden_bytes_of_version_1() {
+        let bytes = sample().encode();
+        #[rustfmt::skip]
+        let golden = [
+            b'P', b'R', 1, 0x11, 0x33, 0x22, 0x55, 0x44, bytes[8], bytes[9], bytes[10], bytes[11], 0, 0, 0, 0,
+            0xfe, 0xff, 0xff, 0xff, 3, 0, 0, 0, 5, 0, 4, 0, 0, 0, 0, 0,
+            0xdd, 0xcc, 0xbb, 0xaa, 0x99, 0x88, 0x77, 0x66, 8, 7, 6, 5, 4, 3, 2, 1,
+            0x18, 0x17, 0x16, 0x15, 0x14, 0x13, 0x12, 0x11, 0x28, 0x27, 0x26, 0x25, 0x24, 0x23, 0x22, 0x21,
+        ];
+        assert_eq!(bytes, golden);
+        let checksum = u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
+        assert_eq!(checksum, GOLDEN_CRC32, "{checksum:#010x}");
+    }
+
+    /// Computed once by another implementation of the IEEE CRC-32 (Python's zlib) over the bytes above.
+    const GOLDEN_CRC32: u32 = 0x76f9_ab98;
+
+    #[test]
+    fn n6_every_flip_of_one_or_two_bits_is_noticed() {
+        let bytes = sample().encode();
+        let flip = |bytes: &mut [u8; 64], bit: usize| bytes[bit / 8] ^= 1 << (bit % 8);
+        for first in 0..512 {
+            let mut one = bytes;
+            flip(&mut one, first);
+            assert!(Header::decode(&one, &LIMITS).is_err(), "bit {first}");
+            for second in first + 1..512 {
+                let mut two = one;
+                flip(&mut two, second);
+                assert!(Header::decode(&two, &LIMITS).is_err(), "bits {first} and {second}");
+            }
+        }
+    }
+
+    #[test]
+    fn n5_strangers_are_told_by_their_first_bytes() {
+        let decode = |start: &[u8]| {
+            let mut bytes = sample().encode();
+            bytes[..start.len()].copy_from_slice(start);
+            Header::decode(&bytes, &LIMITS)
+        };
+        assert_eq!(decode(b"GET / HTTP/1.1"), Err(FrameError::NotAFrame { found: 0x4745 }));
+        assert_eq!(decode(b"PR\x02"), Err(FrameError::Version { found: 2, expected: 1 }));
+        assert_eq!(decode(b"PR\x00"), Err(FrameError::Version { found: 0, expected: 1 }));
+        assert!(matches!(decode(b"PR\x01\x12"), Err(FrameError::Checksum { .. })));
+        assert!(matches!(Header::decode(&[0; 64], &LIMITS), Err(FrameError::NotAFrame { found: 0 })));
+    }
+
+    #[test]
+    fn n5_reserved_bits_are_refused_though_the_checksum_fits() {
+        for bit in (12 * 8..16 * 8).chain(22 * 8..24 * 8) {
+            let bytes = forged(|bytes| bytes[bit / 8] |= 1 << (bit % 8));
+            assert_eq!(Header::decode(&bytes, &LIMITS), Err(FrameError::Reserved), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn n5_lengths_at_and_beyond_every_boundary() {
+        let payload = |claimed: u64| {
+            Header::decode(&forged(|bytes| bytes[24..32].copy_from_slice(&claimed.to_le_bytes())), &LIMITS)
+                .map(|header| header.payload_bytes)
+        };
+        for fine in [0, 1, 1 << 20, (1 << 20) + 1, 1 << 31, 1 << 32, PAYLOAD_CEILING_BYTES] {
+            assert_eq!(payload(fine), Ok(fine));
+        }
+        for claimed_bytes in [PAYLOAD_CEILING_BYTES + 1, 1 << 63, u64::MAX - 63, u64::MAX] {
+            let ceiling_bytes = PAYLOAD_CEILING_BYTES;
+            assert_eq!(payload(claimed_bytes), Err(FrameError::PayloadTooLong { claimed_bytes, ceiling_bytes }));
+        }
+        let key = |claimed: u16| {
+            Header::decode(&forged(|bytes| bytes[20..22].copy_from_slice(&claimed.to_le_bytes())), &LIMITS)
+                .map(|header| header.key_bytes)
+        };
+        assert_eq!((key(0), key(1024)), (Ok(0), Ok(1024)));
+        assert_eq!(key(1025), Err(FrameError::KeyTooLong { claimed_bytes: 1025, max_bytes: 1024 }));
+        assert_eq!(key(u16::MAX), Err(FrameError::KeyTooLong { claimed_bytes: 65535, max_bytes: 1024 }));
+    }
+
+    #[test]
+    fn keys_of_every_length_come_back() {
+        let bytes: Vec<u8> = (0..=255).cycle().take(1025).collect();
+        for len in 0..=1024 {
+            assert_eq!(Key::new(&bytes[..len]).expect("a key").as_slice(), &bytes[..len]);
+        }
+        assert_eq!(Key::new(&bytes), None);
+        assert_eq!(format!("{:?}", Key::new(b"a/..\0\n").expect("a key")), r#"b"a/..\x00\n""#);
+    }
+
+    proptest! {
+        #[test]
+        fn decode_undoes_encode(
+            (kind, flags, function, status) in any::<(u8, u16, u16, i32)>(),
+            (call, budget_ns, aux, incarnation) in any::<(u64, u64, u64, u64)>(),
+            key_bytes in 0..=KEY_BYTES_MAX,
+            payload_bytes in 0..=PAYLOAD_CEILING_BYTES,
+        ) {
+            let header = Header {
+                kind, flags, function, status, call, budget_ns, aux, incarnation, key_bytes, payload_bytes,
+            };
+            prop_assert_eq!(Header::decode(&header.encode(), &LIMITS), Ok(header));
+        }
+
+        /// N5: any bytes, with and without a fitting checksum: an answer, and lengths within their bounds.
+        #[test]
+        fn n5_decode_is_total(mut bytes in any::<[[u8; 32]; 2]>(), fit in any::<bool>()) {
+            if fit {
+                bytes[0][..3].copy_from_slice(b"PR\x01");
+            }
+            let mut bytes: [u8; 64] = zerocopy::transmute!(bytes);
+            if fit {
+                bytes[8..12].fill(0);
+                let checksum = crc32fast::hash(&bytes);
+                bytes[8..12].copy_from_slice(&checksum.to_le_bytes());
+            }
+            if let Ok(header) = Header::decode(&bytes, &LIMITS) {
+                prop_assert!(header.key_bytes <= KEY_BYTES_MAX);
+                prop_assert!(header.payload_bytes <= PAYLOAD_CEILING_BYTES);
+                prop_assert_eq!(header.encode(), bytes);
+            }
+        }
+    }
+}

@@ -390,3 +390,357 @@ fn read(mut once: impl FnMut() -> io::Result<usize>) -> io::Result<Option<usize>
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::frame::FrameError;
+
+    /// A stream cut where the test wants: each read brings bytes up to the next cut; with `blocks`, the first read
+    /// at each cut would block.
+    struct Cut<'a> {
+        bytes: &'a [u8],
+        at: usize,
+        cuts: Vec<usize>,
+        blocks: bool,
+        blocked_at: Option<usize>,
+        at_end: End,
+    }
+
+    #[derive(Clone, Copy, PartialEq)]
+    enum End {
+        Blocks,
+        Closes,
+        Resets,
+    }
+
+    impl<'a> Cut<'a> {
+        fn new(bytes: &'a [u8], cuts: &[usize], blocks: bool) -> Self {
+            let mut cuts = cuts.to_vec();
+            cuts.sort_unstable();
+            Cut { bytes, at: 0, cuts, blocks, blocked_at: None, at_end: End::Blocks }
+        }
+    }
+
+    impl Read for Cut<'_> {
+        fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
+            self.read_vectored(&mut [IoSliceMut::new(room)])
+        }
+
+        fn read_vectored(&mut self, rooms: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+            if self.at == self.bytes.len() {
+                return match self.at_end {
+                    End::Blocks => Err(io::ErrorKind::WouldBlock.into()),
+                    End::Closes => Ok(0),
+                    End::Resets => Err(io::ErrorKind::ConnectionReset.into()),
+                };
+            }
+            if self.blocks && self.cuts.contains(&self.at) && self.blocked_at != Some(self.at) {
+                self.blocked_at = Some(self.at);
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            let until = self.cuts.iter().copied().find(|&cut| cut > self.at).unwrap_or(self.bytes.len());
+            let mut read = 0;
+            for room in rooms {
+                let count = room.len().min(until.min(self.bytes.len()) - self.at);
+                room[..count].copy_from_slice(&self.bytes[self.at..self.at + count]);
+                self.at += count;
+                read += count;
+            }
+            Ok(read)
+        }
+    }
+
+    /// Counts what is on loan; has no space for payloads of exactly `none_for` bytes.
+    #[derive(Default)]
+    struct Counted {
+        on_loan: usize,
+        longest: usize,
+        none_for: Option<usize>,
+        no_spare: bool,
+    }
+
+    impl Bodies for Counted {
+        type Body = Vec<u8>;
+        fn loan(&mut self, bytes: usize) -> Option<Vec<u8>> {
+            if self.none_for == Some(bytes) || (self.no_spare && bytes == SPARE_BYTES) {
+                return None;
+            }
+            self.on_loan += 1;
+            self.longest = self.longest.max(bytes);
+            Some(vec![0xEE; bytes])
+        }
+        fn give_back(&mut self, _: Vec<u8>) {
+            self.on_loan -= 1;
+        }
+        fn truncate(&mut self, mut body: Vec<u8>, bytes: usize) -> Vec<u8> {
+            body.truncate(bytes);
+            body
+        }
+    }
+
+    fn content(seed: u64, len: usize) -> Vec<u8> {
+        (0..len as u64).map(|at| ((seed + at).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8).collect()
+    }
+
+    type Sent = (Vec<u8>, Vec<u8>);
+
+    fn frames(lengths: &[(usize, usize)]) -> (Vec<Sent>, Vec<u8>) {
+        let mut stream = Vec::new();
+        let mut sent = Vec::new();
+        for (call, &(key_bytes, payload_bytes)) in lengths.iter().enumerate() {
+            let (key, payload) = (content(call as u64, key_bytes), content(call as u64 + 99, payload_bytes));
+            let header = Header {
+                call: call as u64,
+                key_bytes: u32::try_from(key_bytes).expect("a short key"),
+                payload_bytes: payload_bytes as u64,
+                ..Header::default()
+            };
+            stream.extend_from_slice(&header.encode());
+            stream.extend_from_slice(&key);
+            stream.extend_from_slice(&payload);
+            sent.push((key, payload));
+        }
+        (sent, stream)
+    }
+
+    const LIMITS: Limits = Limits { payload_bytes_max: 100_000 };
+
+    /// Receives until the stream blocks at its end; what was refused shows as its length and reason.
+    fn receive_all(
+        inbound: &mut Inbound<Vec<u8>>,
+        stream: &mut Cut<'_>,
+        bodies: &mut Counted,
+    ) -> Result<Vec<Frame<Vec<u8>>>, ConnectionError> {
+        let mut received = Vec::new();
+        loop {
+            match inbound.receive(stream, bodies)? {
+                Some(frame) => received.push(frame),
+                None if stream.at < stream.bytes.len() => {}
+                None => return Ok(received),
+            }
+        }
+    }
+
+    fn check(lengths: &[(usize, usize)], cuts: &[usize], blocks: bool, mut bodies: Counted) {
+        let (sent, bytes) = frames(lengths);
+        let mut stream = Cut::new(&bytes, cuts, blocks);
+        let mut inbound = Inbound::new(LIMITS, u64::MAX);
+        let received = receive_all(&mut inbound, &mut stream, &mut bodies).expect("a good stream");
+        assert_eq!(received.len(), sent.len(), "cuts {cuts:?}");
+        let mut whole = 0;
+        for (call, (frame, (key, payload))) in received.iter().zip(&sent).enumerate() {
+            assert_eq!(frame.header.call, call as u64, "cuts {cuts:?}");
+            assert_eq!(&*frame.key, &key[..], "cuts {cuts:?}");
+            match &frame.body {
+                Received::Whole(body) => {
+                    whole += 1;
+                    assert!(body == payload, "payload of frame {call}, cuts {cuts:?}");
+                    assert!(payload.len() as u64 <= LIMITS.payload_bytes_max);
+                }
+                Received::Refused { bytes, why: Refusal::TooLarge } => {
+                    assert_eq!(*bytes, payload.len() as u64);
+                    assert!(*bytes > LIMITS.payload_bytes_max);
+                }
+                Received::Refused { bytes, why: Refusal::NoSpace } => {
+                    assert_eq!(*bytes, payload.len() as u64);
+                    assert!(bodies.none_for == Some(payload.len()) || bodies.no_spare);
+                }
+            }
+        }
+        assert!(bodies.longest as u64 <= LIMITS.payload_bytes_max, "nothing refused was allocated");
+        assert!(!inbound.mid_frame());
+        inbound.abandon(&mut bodies);
+        assert_eq!(bodies.on_loan, whole, "every body is with the test or given back");
+        assert_eq!(inbound.stats.bytes, bytes.len() as u64);
+    }
+
+    #[test]
+    fn r3_n3_a_stream_of_three_frames_cut_at_every_byte() {
+        let lengths = [(5, 100), (0, 0), (60, 200)];
+        let total = frames(&lengths).1.len();
+        for blocks in [false, true] {
+            for cut in 0..=total {
+                check(&lengths, &[cut], blocks, Counted::default());
+            }
+        }
+        let every_byte: Vec<usize> = (0..total).collect();
+        check(&lengths, &every_byte, true, Counted::default());
+    }
+
+    #[test]
+    fn r3_n3_a_stream_of_three_frames_cut_at_every_two_bytes() {
+        let lengths = [(3, 9), (0, 40), (0, 0)];
+        let total = frames(&lengths).1.len();
+        for first in 0..total {
+            for second in first..=total {
+                check(&lengths, &[first, second], true, Counted::default());
+            }
+        }
+    }
+
+    #[test]
+    fn n3_a_long_frame_between_short_ones_cut_at_every_byte() {
+        let lengths = [(0, 8), (7, SPARE_BYTES + 300), (0, SPARE_BYTES), (1024, 1)];
+        let total = frames(&lengths).1.len();
+        for cut in 0..=total {
+            check(&lengths, &[cut], true, Counted::default());
+        }
+    }
+
+    #[test]
+    fn r3_thousands_of_frames_in_one_read() {
+        let lengths: Vec<(usize, usize)> = (0..5000).map(|n| (n % 7, n % 50)).collect();
+        check(&lengths, &[], false, Counted::default());
+    }
+
+    #[test]
+    fn p2_a_refused_payload_leaves_the_stream_in_step() {
+        let too_large = 100_001;
+        for cuts in [&[][..], &[64], &[70], &[8000, 8001], &[100_060, 100_065, 100_070]] {
+            let lengths = [(0, 8), (9, too_large), (2, 8), (0, too_large), (0, too_large), (0, 0)];
+            check(&lengths, cuts, true, Counted::default());
+            let no_space = || Counted { none_for: Some(50_000), ..Counted::default() };
+            check(&[(0, 8), (9, 50_000), (2, 8), (0, 50_000), (0, 1)], cuts, true, no_space());
+            let no_space = || Counted { none_for: Some(0), no_spare: true, ..Counted::default() };
+            check(&[(0, 0), (3, 0), (0, 0), (2, 8)], cuts, false, no_space());
+        }
+    }
+
+    #[test]
+    fn a_small_frame_is_one_read_and_no_copy() {
+        let mut bodies = Counted::default();
+        let mut inbound = Inbound::new(LIMITS, u64::MAX);
+        // The key's length is guessed to be the last one's; a wrong guess costs two copies of the payload.
+        for (key_bytes, copied_bytes) in [(0, 0), (6, 206), (6, 0), (6, 0), (0, 194), (0, 0)] {
+            let (_, bytes) = frames(&[(key_bytes, 100)]);
+            let before = inbound.stats;
+            let mut stream = Cut::new(&bytes, &[], false);
+            let frame = inbound.receive(&mut stream, &mut bodies).expect("a good stream").expect("a frame");
+            assert_eq!(frame.key.len(), key_bytes);
+            assert!(inbound.drained() && !inbound.mid_frame());
+            assert_eq!(inbound.stats.reads - before.reads, 1);
+            assert_eq!(inbound.stats.copied_bytes - before.copied_bytes, copied_bytes, "key of {key_bytes}");
+        }
+    }
+
+    #[test]
+    fn a_long_frame_copies_no_more_than_the_spare_body() {
+        let (_, bytes) = frames(&[(0, 90_000)]);
+        let mut inbound = Inbound::new(LIMITS, u64::MAX);
+        let mut stream = Cut::new(&bytes, &[], false);
+        inbound.receive(&mut stream, &mut Counted::default()).expect("a good stream").expect("a frame");
+        assert_eq!((inbound.stats.reads, inbound.stats.copied_bytes), (2, SPARE_BYTES as u64));
+    }
+
+    #[test]
+    fn n5_garbage_closes_before_any_payload_is_loaned() {
+        let good = frames(&[(0, 8)]).1;
+        for at in [0, 2, 8, 12, 30, 50] {
+            let mut bytes = good.clone();
+            bytes[at] ^= 0x40;
+            for cuts in [&[][..], &[1], &[63], &[64]] {
+                let mut bodies = Counted::default();
+                let mut inbound = Inbound::new(LIMITS, u64::MAX);
+                let mut stream = Cut::new(&bytes, cuts, false);
+                let error = receive_all(&mut inbound, &mut stream, &mut bodies).expect_err("garbage");
+                assert!(matches!(error, ConnectionError::Frame(_)), "{error}");
+                assert_eq!(bodies.longest, SPARE_BYTES, "only the body loaned ahead");
+                // Final: what follows is not looked at, however good.
+                let mut stream = Cut::new(&good, &[], false);
+                let error = receive_all(&mut inbound, &mut stream, &mut bodies).expect_err("still closed");
+                assert!(matches!(error, ConnectionError::Closed { .. }));
+                inbound.abandon(&mut bodies);
+                assert_eq!(bodies.on_loan, 0);
+            }
+        }
+    }
+
+    #[test]
+    fn n5_a_length_over_the_ceiling_closes_and_one_under_it_is_refused_without_a_loan() {
+        for (claimed, closes) in [(1u64 << 31, false), (1 << 40, false), ((1 << 40) + 1, true), (1 << 63, true)] {
+            let header = Header { payload_bytes: claimed, ..Header::default() };
+            let bytes = header.encode();
+            let mut bodies = Counted::default();
+            let mut inbound = Inbound::new(LIMITS, u64::MAX);
+            let outcome = inbound.receive(&mut Cut::new(&bytes, &[], false), &mut bodies);
+            assert_eq!(matches!(outcome, Err(ConnectionError::Frame(FrameError::PayloadTooLong { .. }))), closes);
+            assert_eq!(bodies.longest, SPARE_BYTES);
+        }
+    }
+
+    #[test]
+    fn n4_the_end_at_every_byte_is_told_as_it_was() {
+        let lengths = [(5, 100), (0, 5000), (0, 0)];
+        let (_, bytes) = frames(&lengths);
+        let ends: Vec<usize> = lengths
+            .iter()
+            .scan(0, |end, (key, payload)| {
+                *end += HEADER_BYTES + key + payload;
+                Some(*end)
+            })
+            .collect();
+        for at_end in [End::Closes, End::Resets] {
+            for length in 0..=bytes.len() {
+                let mut bodies = Counted::default();
+                let mut inbound = Inbound::new(LIMITS, u64::MAX);
+                let mut stream = Cut::new(&bytes[..length], &[], false);
+                stream.at_end = at_end;
+                let mut whole = 0;
+                let error = loop {
+                    match inbound.receive(&mut stream, &mut bodies) {
+                        Ok(frame) => whole += usize::from(frame.is_some()),
+                        Err(error) => break error,
+                    }
+                };
+                assert_eq!(whole, ends.iter().filter(|&&end| end <= length).count());
+                let between = length == 0 || ends.contains(&length);
+                match error {
+                    ConnectionError::Closed { mid_frame } => assert_eq!(mid_frame, !between, "{length}"),
+                    ConnectionError::Io(_) => assert!(at_end == End::Resets),
+                    ConnectionError::Frame(error) => panic!("{error}"),
+                }
+                inbound.abandon(&mut bodies);
+                assert_eq!(bodies.on_loan, whole);
+            }
+        }
+    }
+
+    #[test]
+    fn one_call_reads_no_more_than_it_may() {
+        let header = Header { payload_bytes: 1 << 30, ..Header::default() };
+        let mut bytes = header.encode().to_vec();
+        bytes.resize(1 << 20, 7);
+        let mut inbound = Inbound::new(LIMITS, 100_000);
+        let mut stream = Cut::new(&bytes, &[], false);
+        let mut calls = 0;
+        while stream.at < bytes.len() {
+            let before = stream.at;
+            assert!(inbound.receive(&mut stream, &mut Counted::default()).expect("a good stream").is_none());
+            assert!(stream.at - before < 100_000 + CARRY_BYTES);
+            assert!(inbound.unfinished() || stream.at == bytes.len());
+            calls += 1;
+        }
+        assert!(calls >= 9, "{calls}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+        /// R3, N3: any frames, any cuts, with and without blocking, with and without a spare body.
+        #[test]
+        fn r3_n3_any_frames_any_cuts(
+            lengths in prop::collection::vec(
+                (prop_oneof![Just(0), 0..70usize, Just(1024)],
+                 prop_oneof![4 => 0..300usize, 1 => 4000..4200usize, 1 => 0..120_000usize]), 1..12),
+            cuts in prop::collection::vec(0..100_000usize, 0..40),
+            few in prop::collection::vec(0..1000usize, 0..40),
+            blocks in any::<bool>(),
+            no_spare in any::<bool>(),
+        ) {
+            let cuts: Vec<usize> = cuts.into_iter().chain(few).collect();
+            check(&lengths, &cuts, blocks, Counted { no_spare, ..Counted::default() });
+        }
+    }
+}

@@ -50,6 +50,8 @@ const MESSAGE_BYTES_MIN: u32 = 160;
 const _: () = assert!(MESSAGE_BYTES_MIN as usize == 2 * FIRST_BYTES);
 /// Finished messages and spare buffers kept for reuse; one more is dropped.
 const KEPT_MAX: usize = 16;
+/// Their memory in all, bytes: two bodies of the default largest size.
+const KEPT_BYTES_MAX: usize = 128 << 20;
 
 /// Shape of a queue. Linux lets an unprivileged user have 10 x 8192 bytes at most, and some nine such queues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -259,9 +261,7 @@ pub fn user_bytes(config: &QueueConfig) -> u64 {
     const TREE_NODE_BYTES: u64 = 48;
     const MQ_PRIO_MAX: u64 = 32_768;
     let messages = u64::from(config.messages);
-    messages * MSG_MSG_BYTES
-        + messages.min(MQ_PRIO_MAX) * TREE_NODE_BYTES
-        + messages * u64::from(config.message_bytes)
+    messages * MSG_MSG_BYTES + messages.min(MQ_PRIO_MAX) * TREE_NODE_BYTES + messages * u64::from(config.message_bytes)
 }
 
 /// Turns the bare number of a failed `mq_open` into the limit behind it.
@@ -654,6 +654,12 @@ fn next_record_header(index: u32, records: u32, sequence: u64) -> [u8; NEXT_BYTE
     header
 }
 
+/// One more buffer may be kept for reuse.
+fn keeps<'a>(kept: impl ExactSizeIterator<Item = &'a Buffer>, more: &Buffer) -> bool {
+    kept.len() < KEPT_MAX
+        && kept.map(|buffer| buffer.storage.len()).sum::<usize>() + more.storage.len() <= KEPT_BYTES_MAX
+}
+
 #[expect(clippy::cast_possible_truncation, reason = "the low half is what is wanted")]
 fn low_half(sequence: u64) -> u32 {
     sequence as u32
@@ -788,14 +794,14 @@ impl Sender {
             self.stats.messages += 1;
             self.backlog_bytes -= payload_bytes as u64;
             let message = self.backlog.pop_front().expect("seen above");
-            if self.sent.len() < KEPT_MAX {
+            if keeps(self.sent.iter().map(|sent| &sent.body), &message.body) {
                 self.sent.push_back(message);
             }
         }
         Ok(Flush::Done)
     }
 
-    /// A message the kernel has taken whole, for its buffer to be used again. At most 16 are kept.
+    /// A message the kernel has taken whole, for its buffer to be used again. At most 16, of 128 MiB, are kept.
     pub fn take_sent(&mut self) -> Option<Message> {
         self.sent.pop_front()
     }
@@ -898,11 +904,7 @@ impl Receiver {
     ///
     /// # Errors
     /// As [`Receiver::receive`].
-    pub fn receive_until(
-        &mut self,
-        spin: Duration,
-        deadline: Option<Instant>,
-    ) -> Result<Option<Message>, QueueError> {
+    pub fn receive_until(&mut self, spin: Duration, deadline: Option<Instant>) -> Result<Option<Message>, QueueError> {
         if !spin.is_zero() {
             let spin_end = Instant::now() + spin;
             let spin_end = deadline.map_or(spin_end, |deadline| deadline.min(spin_end));
@@ -1053,10 +1055,10 @@ impl Receiver {
     }
 
     /// Gives a buffer to a later message: then receiving allocates nothing, and copies nothing if it is long
-    /// enough. At most 16 are kept.
+    /// enough. At most 16, of 128 MiB, are kept.
     pub fn recycle(&mut self, mut buffer: Buffer) {
         let usable = buffer.storage.len() >= self.queue.message_bytes;
-        if usable && self.spare.len() < KEPT_MAX {
+        if usable && keeps(self.spare.iter(), &buffer) {
             buffer.len = 0;
             self.spare.push(buffer);
         }
@@ -1098,5 +1100,387 @@ impl Receiver {
     #[must_use]
     pub fn stats(&self) -> QueueStats {
         self.stats
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::IntoRawFd;
+
+    use super::*;
+
+    const SMALL: QueueConfig = QueueConfig { messages: 4, message_bytes: 512 };
+
+    /// A queue, once the other tests of this user leave room for it.
+    fn made<T>(make: impl Fn() -> Result<T, QueueError>) -> T {
+        let start = Instant::now();
+        loop {
+            match make() {
+                Err(QueueError::Limit { limit: QueueLimit::UserBytes, .. })
+                    if start.elapsed() < Duration::from_secs(30) =>
+                {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                other => return other.expect("a queue"),
+            }
+        }
+    }
+
+    fn name(text: &str) -> CString {
+        CString::new(format!("/praas-test-{}-{text}", std::process::id())).expect("no zero byte")
+    }
+
+    fn exists(name: &CString) -> bool {
+        mq_open(name).is_ok()
+    }
+
+    /// Both ends in this process; the second one blocks.
+    fn ends(config: &QueueConfig) -> (Queue, Queue) {
+        let (ours, peers) = made(|| create(config));
+        (ours, Queue::from_fd(peers).expect("a queue"))
+    }
+
+    fn message(mark: u8, body: &[u8]) -> Message {
+        Message { head: [mark; HEAD_BYTES], body: Buffer::from(body) }
+    }
+
+    fn content(len: usize) -> Vec<u8> {
+        (0..=250).cycle().take(len).collect()
+    }
+
+    #[test]
+    fn m3_nothing_named_is_left_and_the_ends_are_one_queue() {
+        let name = name("clean");
+        let (ours, peers) = made(|| create_named(&name, &SMALL));
+        assert!(!exists(&name));
+        let peers = Queue::from_fd(peers).expect("a queue");
+        assert!(ours.is_nonblocking() && !peers.is_nonblocking());
+        assert_eq!((peers.message_bytes(), peers.messages()), (512, 4));
+        assert!(mq_send(&ours, b"here", Wait::Never).expect("room"));
+        assert_eq!(peers.queued().expect("a queue"), 1);
+        let flags = rustix::io::fcntl_getfd(peers.fd()).expect("a descriptor");
+        assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
+    }
+
+    #[test]
+    fn m3_a_foreign_queue_of_the_same_name_is_refused_and_left_alone() {
+        let name = name("trap");
+        let trap = made(|| mq_create(&name, &SMALL).map_err(|source| explain(source, &SMALL)));
+        match create_named(&name, &SMALL) {
+            Err(QueueError::Io { call: "mq_open", source }) => {
+                assert_eq!(source.kind(), io::ErrorKind::AlreadyExists);
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(exists(&name), "not ours to remove");
+        mq_unlink(&name).expect("still there");
+        drop(trap);
+    }
+
+    #[test]
+    fn m3_another_queue_or_a_wrong_mode_is_refused() {
+        let (first, first_peer) = made(|| create(&SMALL));
+        let (second, _second_peer) = made(|| create(&SMALL));
+        assert!(same_and_ours(&first.fd, &first_peer).is_ok());
+        assert!(matches!(same_and_ours(&second.fd, &first_peer), Err(QueueError::Foreign { .. })));
+        rustix::fs::fchmod(&first.fd, rustix::fs::Mode::from_raw_mode(0o644)).expect("our queue");
+        match same_and_ours(&first.fd, &first_peer) {
+            Err(QueueError::Foreign { mode: 0o644, .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn m3_records_too_short_for_a_head_are_refused() {
+        for bytes in [0, 64, 80, 159] {
+            let config = QueueConfig { messages: 4, message_bytes: bytes };
+            match create(&config) {
+                Err(QueueError::Limit { limit: QueueLimit::MessageBytes, have, need: 160 }) => {
+                    assert_eq!(have, u64::from(bytes));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        let name = name("short");
+        let short = QueueConfig { messages: 2, message_bytes: 32 };
+        let fd = made(|| mq_create(&name, &short).map_err(|source| explain(source, &short)));
+        mq_unlink(&name).expect("just made");
+        assert_eq!(Queue::from_fd(fd).expect_err("too short").kind(), io::ErrorKind::InvalidInput);
+        let no_queue = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).expect("an eventfd");
+        assert!(Queue::from_fd(no_queue).is_err());
+    }
+
+    #[test]
+    fn m2_shapes_over_the_limits_are_explained() {
+        let config = QueueConfig { messages: 1 << 20, message_bytes: 512 };
+        match create(&config).expect_err("no system allows this") {
+            error @ QueueError::Limit { limit: QueueLimit::Messages, have, need } => {
+                assert!(have < need && need == 1 << 20);
+                let text = error.to_string();
+                assert!(text.contains("fs.mqueue.msg_max") && text.contains("sysctl"), "{text}");
+            }
+            other => panic!("{other}"),
+        }
+        let config = QueueConfig { messages: 1, message_bytes: 1 << 30 };
+        let error = create(&config).expect_err("no system allows this");
+        assert!(matches!(error, QueueError::Limit { limit: QueueLimit::MessageBytes, .. }), "{error}");
+    }
+
+    #[test]
+    fn golden_bytes_of_the_records() {
+        let (ours, peers) = ends(&QueueConfig { messages: 4, message_bytes: 160 });
+        let mut sender = Sender::new(ours);
+        sender.sequence = 0x0102_0304_0506_0708;
+        sender.queue(message(0xAB, &content(80 + 144 + 3))).expect("room");
+        assert_eq!(sender.flush().expect("a queue"), Flush::Done);
+        assert_eq!(&*sender.take_sent().expect("sent").body, &content(227)[..], "the buffer is as before");
+        let mut records = Vec::new();
+        let mut room = [0; 160];
+        while let Some(count) = mq_receive(&peers, &mut room, Wait::Never).expect("a queue") {
+            records.push(room[..count].to_vec());
+        }
+        let body = content(227);
+        let mut first = vec![0xAB; 64];
+        first.extend_from_slice(&[227, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 8, 7, 6, 5]);
+        first.extend_from_slice(&body[..80]);
+        let mut second = vec![1, 0, 0, 0, 3, 0, 0, 0, 8, 7, 6, 5, 4, 3, 2, 1];
+        second.extend_from_slice(&body[80..224]);
+        let mut third = vec![2, 0, 0, 0, 3, 0, 0, 0, 8, 7, 6, 5, 4, 3, 2, 1];
+        third.extend_from_slice(&body[224..]);
+        assert_eq!(records, [first, second, third]);
+    }
+
+    #[test]
+    fn p2_payloads_at_every_record_boundary_come_back() {
+        let (ours, peers) = ends(&SMALL);
+        let (mut sender, mut receiver) = (Sender::new(ours), Receiver::new(peers, 1 << 20));
+        let boundaries = [432, 432 + 496, 432 + 2 * 496, 432 + 40 * 496];
+        let lengths = [0, 1].into_iter().chain(boundaries.iter().flat_map(|&at| [at - 1, at, at + 1]));
+        for (mark, len) in (1..).zip(lengths) {
+            sender.queue(message(mark, &content(len))).expect("room");
+            let received = loop {
+                let flushed = sender.flush().expect("a queue");
+                match receiver.try_receive().expect("a queue") {
+                    Some(message) => break message,
+                    None => assert_eq!(flushed, Flush::Blocked),
+                }
+            };
+            assert_eq!(received.head, [mark; 64]);
+            assert!(*received.body == content(len), "{len}");
+            assert_eq!(sender.flush().expect("a queue"), Flush::Done);
+            receiver.recycle(received.body);
+        }
+        assert_eq!(receiver.stats().messages, 14);
+        assert!(!receiver.mid_message() && !sender.wants_write());
+    }
+
+    #[test]
+    fn steady_state_allocates_nothing_and_copies_nothing() {
+        let (ours, peers) = ends(&SMALL);
+        let (mut sender, mut receiver) = (Sender::new(ours), Receiver::new(peers, 1 << 20));
+        let mut round = |body: Buffer| {
+            sender.queue(Message { head: [1; 64], body }).expect("room");
+            loop {
+                let _ = sender.flush().expect("a queue");
+                if let Some(message) = receiver.try_receive().expect("a queue") {
+                    let _ = sender.flush().expect("a queue");
+                    let sent = sender.take_sent().expect("sent").body;
+                    receiver.recycle(message.body);
+                    return (sent, receiver.stats());
+                }
+            }
+        };
+        let (mut body, _) = round(Buffer::from(&content(5000)[..]));
+        let mut before = QueueStats::default();
+        for warm in [false, true] {
+            for _ in 0..10 {
+                let (sent, stats) = round(body);
+                body = sent;
+                if warm {
+                    assert_eq!((stats.allocations, stats.copied_bytes), (before.allocations, before.copied_bytes));
+                }
+                before = stats;
+            }
+        }
+    }
+
+    /// G8, M1: nobody receives; the kernel's queue fills, then ours, and nothing is lost.
+    #[test]
+    fn m1_a_full_queue_blocks_nobody_and_loses_nothing() {
+        let (ours, peers) = ends(&SMALL);
+        let (mut sender, mut receiver) = (Sender::with_backlog(ours, 3, 1000), Receiver::new(peers, 1 << 20));
+        let mut sent = 0u8;
+        let refused = loop {
+            let _ = sender.flush().expect("a queue");
+            match sender.queue(message(sent, &[sent; 100])) {
+                Ok(()) => sent += 1,
+                Err(Backlogged(message)) => break message,
+            }
+        };
+        assert_eq!((refused.head[0], &refused.body[..]), (sent, &[sent; 100][..]));
+        assert_eq!((sent, sender.backlog()), (7, (3, 300)), "4 in the kernel, 3 with us");
+        assert_eq!(sender.flush().expect("a queue"), Flush::Blocked);
+        let start = Instant::now();
+        let deadline = start + Duration::from_millis(30);
+        assert_eq!(sender.flush_until(deadline).expect("a queue"), Flush::Blocked);
+        assert!(start.elapsed() >= Duration::from_millis(30));
+        for mark in 0..sent {
+            let _ = sender.flush().expect("a queue");
+            assert_eq!(receiver.try_receive().expect("a queue").expect("a message").head[0], mark);
+        }
+        assert!(receiver.try_receive().expect("a queue").is_none());
+
+        // By bytes; but one message may always wait, however long.
+        sender.queue(message(0, &[0; 5000])).expect("the only one");
+        assert!(sender.queue(message(0, &[0; 1])).is_err());
+    }
+
+    #[test]
+    fn m1_a_nonblocking_queue_can_be_polled() {
+        let (ours, peers) = ends(&SMALL);
+        let mut poll = mio::Poll::new().expect("epoll");
+        let mut events = mio::Events::with_capacity(4);
+        let fd = ours.fd().as_raw_fd();
+        let interest = mio::Interest::READABLE | mio::Interest::WRITABLE;
+        poll.registry().register(&mut mio::unix::SourceFd(&fd), mio::Token(1), interest).expect("epoll takes queues");
+        assert!(mq_send(&peers, b"x", Wait::Never).expect("room"));
+        poll.poll(&mut events, Some(Duration::from_secs(5))).expect("epoll");
+        assert!(events.iter().any(mio::event::Event::is_readable));
+        drop(ours);
+    }
+
+    #[test]
+    fn a_blocking_end_waits_in_the_kernel_or_until_its_deadline() {
+        let (ours, peers) = ends(&SMALL);
+        let (mut sender, mut receiver) = (Sender::new(ours), Receiver::new(peers, 1 << 20));
+        for spin in [Duration::ZERO, Duration::from_millis(2)] {
+            let start = Instant::now();
+            let deadline = Some(start + Duration::from_millis(30));
+            assert!(receiver.receive_until(spin, deadline).expect("a queue").is_none());
+            let waited = start.elapsed();
+            assert!(waited >= Duration::from_millis(30) && waited < Duration::from_secs(5), "{waited:?}");
+        }
+        let waiting = std::thread::spawn(move || {
+            let first = receiver.receive_until(Duration::ZERO, None).expect("a queue").expect("no deadline");
+            let second = receiver.receive().expect("a queue").expect("a blocking end");
+            let soon = Some(Instant::now() + Duration::from_secs(20));
+            let third = receiver.receive_until(Duration::from_micros(50), soon).expect("a queue").expect("in time");
+            [first, second, third].map(|message| (message.head[0], message.body.len()))
+        });
+        for (mark, len) in [(1, 10), (2, 5000), (3, 600)] {
+            std::thread::sleep(Duration::from_millis(20));
+            sender.queue(message(mark, &content(len))).expect("room");
+            let deadline = Instant::now() + Duration::from_secs(20);
+            assert_eq!(sender.flush_until(deadline).expect("a queue"), Flush::Done);
+        }
+        assert_eq!(waiting.join().expect("the waiting thread"), [(1, 10), (2, 5000), (3, 600)]);
+    }
+
+    #[test]
+    fn a_peer_that_dies_mid_message_leaves_a_receiver_that_can_be_reset() {
+        let (ours, peers) = ends(&SMALL);
+        let mut receiver = Receiver::new(ours, 1 << 20);
+        let mut dead = Sender::new(Queue::from_fd(peers.fd.try_clone().expect("a descriptor")).expect("a queue"));
+        dead.queue(message(1, b"whole")).expect("room");
+        dead.queue(message(2, &content(4000))).expect("room");
+        assert_eq!(dead.flush_until(Instant::now()).expect("a queue"), Flush::Blocked);
+        drop(dead);
+        // What it finished is received; what it did not is not.
+        assert_eq!(receiver.receive().expect("a queue").expect("a message").head[0], 1);
+        assert!(receiver.receive().expect("a queue").is_none());
+        assert!(receiver.mid_message());
+        receiver.reset().expect("a queue");
+        assert!(!receiver.mid_message());
+        let mut next = Sender::new(peers);
+        next.queue(message(3, &content(1000))).expect("room");
+        assert_eq!(next.flush().expect("a queue"), Flush::Done);
+        let received = receiver.receive().expect("a queue").expect("a message");
+        assert_eq!((received.head[0], &*received.body), (3, &content(1000)[..]));
+    }
+
+    /// R1, N5: records a hostile peer might send, each to a fresh receiver: refused by what is wrong with them,
+    /// before anything of the claimed size is allocated.
+    #[test]
+    fn n5_records_that_make_no_message_are_refused() {
+        use ProtocolError as P;
+        let first = |payload: u64, records: u32, sequence: u64, rest: usize| {
+            let mut record = first_record_header(&[0; 64], payload, records, sequence).to_vec();
+            record.resize(record.len() + rest, 9);
+            record
+        };
+        let next = |index: u32, records: u32, sequence: u64, rest: usize| {
+            let mut record = next_record_header(index, records, sequence).to_vec();
+            record.resize(record.len() + rest, 9);
+            record
+        };
+        let begun = || first(1000, 3, 0, 432);
+        let cases: Vec<(Vec<Vec<u8>>, P)> = vec![
+            (vec![vec![]], P::Length { found_bytes: 0, expected_bytes: 80 }),
+            (vec![vec![1; 79]], P::Length { found_bytes: 79, expected_bytes: 80 }),
+            (vec![first(10, 1, 0, 9)], P::Length { found_bytes: 89, expected_bytes: 90 }),
+            (vec![first(10, 1, 0, 11)], P::Length { found_bytes: 91, expected_bytes: 90 }),
+            (vec![first(1 << 20, 2115, 0, 432)], P::TooLong { claimed_bytes: 1 << 20, max_bytes: 100_000 }),
+            (vec![first(u64::MAX, 1, 0, 432)], P::TooLong { claimed_bytes: u64::MAX, max_bytes: 100_000 }),
+            (vec![first(10, 0, 0, 10)], P::Total { found: 0, expected: 1 }),
+            (vec![first(1000, 4, 0, 432)], P::Total { found: 4, expected: 3 }),
+            (vec![first(10, 1, 1, 10)], P::Sequence { found: 1, expected: 0 }),
+            (vec![begun(), next(2, 3, 0, 72)], P::Length { found_bytes: 88, expected_bytes: 512 }),
+            (vec![begun(), next(2, 3, 0, 496)], P::Order { found: 2, expected: 1 }),
+            (vec![begun(), next(0, 3, 0, 496)], P::Order { found: 0, expected: 1 }),
+            (vec![begun(), next(1, 4, 0, 496)], P::Total { found: 4, expected: 3 }),
+            (vec![begun(), next(1, 3, 7, 496)], P::Sequence { found: 7, expected: 0 }),
+            (vec![begun(), vec![]], P::Length { found_bytes: 0, expected_bytes: 512 }),
+        ];
+        let (ours, peers) = ends(&SMALL);
+        let mut receiver = Receiver::new(ours, 100_000);
+        for (records, expected) in cases {
+            for record in &records {
+                assert!(mq_send(&peers, record, Wait::Never).expect("a queue"));
+            }
+            match receiver.receive() {
+                Err(QueueError::Protocol(found)) => assert_eq!(found, expected),
+                other => panic!("{other:?} instead of {expected:?}"),
+            }
+            assert!(matches!(receiver.receive(), Err(QueueError::Protocol(P::Poisoned))));
+            receiver.reset().expect("a queue");
+            assert!(receiver.receive().expect("in step again").is_none());
+        }
+    }
+
+    /// M5: somebody else with the descriptor takes a message: the next one shows it.
+    #[test]
+    fn m5_a_stolen_message_is_noticed() {
+        let (ours, peers) = ends(&SMALL);
+        let mut sender = Sender::new(ours);
+        for mark in 0..3 {
+            sender.queue(message(mark, &[mark])).expect("room");
+        }
+        assert_eq!(sender.flush().expect("a queue"), Flush::Done);
+        let mut receiver = Receiver::new(peers, 100);
+        assert_eq!(receiver.receive().expect("a queue").expect("a message").head[0], 0);
+        let mut room = [0; 512];
+        assert!(mq_receive(&receiver.queue, &mut room, Wait::Never).expect("a queue").is_some());
+        let error = receiver.receive().expect_err("one is missing");
+        assert!(matches!(error, QueueError::Protocol(ProtocolError::Sequence { found: 2, expected: 1 })), "{error}");
+    }
+
+    #[test]
+    fn an_empty_default_buffer_can_be_sent() {
+        let (ours, peers) = ends(&SMALL);
+        let (mut sender, mut receiver) = (Sender::new(ours), Receiver::new(peers, 0));
+        sender.queue(Message { head: [7; 64], body: Buffer::default() }).expect("room");
+        assert_eq!(sender.flush().expect("a queue"), Flush::Done);
+        let received = receiver.receive().expect("a queue").expect("a message");
+        assert_eq!((received.head, received.body.len()), ([7; 64], 0));
+    }
+
+    #[test]
+    fn a_descriptor_that_was_passed_as_a_number_works() {
+        let (ours, peers) = made(|| create(&SMALL));
+        let number = peers.into_raw_fd();
+        // SAFETY: in bounds: no memory is touched. Unshared and unique: the number was given up one line above.
+        let peers = Queue::from_fd(unsafe { OwnedFd::from_raw_fd(number) }).expect("a queue");
+        assert!(mq_send(&ours, b"x", Wait::Never).expect("room"));
+        assert_eq!(peers.queued().expect("a queue"), 1);
     }
 }
