@@ -445,3 +445,6 @@ impl fmt::Debug for Arena {
         f.debug_struct("Arena").field("owner", &self.owner).field("stats", &self.stats()).finish_non_exhaustive()
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

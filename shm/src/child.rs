@@ -199,8 +199,10 @@ impl Plan<'_> {
 
 /// The calling thread's error number, without `io::Error`.
 fn errno() -> i32 {
+    // SAFETY: no memory is passed.
+    let location = unsafe { libc::__errno_location() };
     // SAFETY: in bounds, unshared, unique: glibc gives the address of this thread's own number.
-    unsafe { *libc::__errno_location() }
+    unsafe { *location }
 }
 
 impl Child {

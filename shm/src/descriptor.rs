@@ -265,3 +265,6 @@ impl Descriptor {
         Ok(Self { kind, tag, id, aux, body })
     }
 }
+
+#[cfg(all(test, not(loom)))]
+pub(crate) mod tests;

@@ -277,3 +277,6 @@ mod page {
 
 #[cfg(not(loom))]
 pub use page::create;
+
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -144,13 +144,9 @@ pub struct Producer {
 
 impl Producer {
     pub(crate) fn new(slots: Window<[Slot]>, their_line: Window<PeerLine>, nonce: u64) -> Self {
-        Self::starting_at(slots, their_line, nonce, 0)
-    }
-
-    pub(crate) fn starting_at(slots: Window<[Slot]>, line: Window<PeerLine>, nonce: u64, position: u64) -> Self {
         let shape = Shape::of(&slots);
-        let peer = PeerClaims { line, nonce, is_about_us: false };
-        Self { slots, shape, tail: position, head_seen: position, peer, peer_head_invalid: false }
+        let peer = PeerClaims { line: their_line, nonce, is_about_us: false };
+        Self { slots, shape, tail: 0, head_seen: 0, peer, peer_head_invalid: false }
     }
 
     /// Publishes one descriptor and says at which position. The peer is not woken: ring its bell.
@@ -311,5 +307,66 @@ impl fmt::Debug for Consumer {
             .field("head", &self.head)
             .field("head_published", &self.head_published)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests;
+
+/// Both ends of a ring on the heap, which is where models and sanitizers can see it.
+#[cfg(test)]
+pub(crate) mod on_heap {
+    use super::*;
+
+    const NONCE: u64 = 77;
+
+    pub(crate) struct Ring {
+        pub(crate) slots: Window<[Slot]>,
+        /// The consumer's line about the producer, and the other way round.
+        pub(crate) consumer_line: Window<PeerLine>,
+        pub(crate) producer_line: Window<PeerLine>,
+    }
+
+    impl Ring {
+        pub(crate) fn new(slots: usize) -> Self {
+            let blank = || Slot { words: std::array::from_fn(|_| AtomicU64::new(0)) };
+            let ring = Self {
+                slots: Window::slice_on_heap((0..slots).map(|_| blank()).collect()),
+                consumer_line: Window::on_heap(PeerLine::blank()),
+                producer_line: Window::on_heap(PeerLine::blank()),
+            };
+            ring.consumer_line.link(NONCE);
+            ring.producer_line.link(NONCE);
+            ring
+        }
+
+        pub(crate) fn producer(&self) -> Producer {
+            Producer::new(self.slots.clone(), self.consumer_line.clone(), NONCE)
+        }
+
+        pub(crate) fn consumer(&self) -> Consumer {
+            let (ours, theirs) = (self.consumer_line.clone(), self.producer_line.clone());
+            Consumer::new(self.slots.clone(), ours, theirs, NONCE)
+        }
+
+        /// Both ends as they stand after `position` descriptors were sent and read.
+        pub(crate) fn after(&self, position: u64) -> (Producer, Consumer) {
+            let (mut producer, mut consumer) = (self.producer(), self.consumer());
+            let shape = producer.shape;
+            for age in 1..=shape.slots {
+                let before = position.wrapping_sub(age);
+                let word = u64::from(shape.stamp(before));
+                self.slots[shape.index(before)].words[0].store(word, Ordering::Relaxed);
+            }
+            (producer.tail, producer.head_seen) = (position, position);
+            (consumer.head, consumer.head_published) = (position, position);
+            self.consumer_line.publish_head(position);
+            (producer, consumer)
+        }
+
+        /// What a hostile producer can do: any word of any slot.
+        pub(crate) fn scribble(&self, slot: usize, word: usize, value: u64) {
+            self.slots[slot].words[word].store(value, Ordering::Relaxed);
+        }
     }
 }
