@@ -1,1 +1,23 @@
-//! dataplane
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod clock;
+pub mod config;
+mod controller;
+mod error;
+pub mod exit;
+pub mod launch;
+mod payload;
+pub mod placement;
+mod runtime;
+pub mod wire;
+pub mod worker;
+
+pub use client::{Client, ClientConfig, ClientReply};
+pub use config::{ConfigError, Ipc, Pin, ProcessConfig, WaitMode};
+pub use error::{Failure, InvokeError};
+pub use launch::{LaunchConfig, LaunchError, LocalProcess};
+pub use payload::{Input, Loan, Output, Payload, Reply};
+pub use runtime::{Process, ProcessError, Ready};
+pub use worker::{Context, FunctionId, Lease, Pending, Worker};

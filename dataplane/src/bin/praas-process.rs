@@ -1,0 +1,136 @@
+//! `praas-process`: one cloud process on this machine.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use praas_dataplane::{Ipc, Pin, Process, ProcessConfig, ProcessError, WaitMode};
+
+/// Runs one cloud process: a controller and the workers that run your functions.
+///
+/// Prints one line on stdout when clients can connect:
+///   ready process=NAME listen=ADDRESS workers=N ipc=ring|mq wait=MODE reactor=epoll
+/// and serves until SIGTERM or SIGINT (running calls may finish; a second signal ends at once).
+#[derive(Debug, Parser)]
+#[command(version, after_long_help = "\
+Examples:
+  praas-process --worker target/release/praas-worker
+  praas-process --worker ./my-worker --workers 4 --wait latency --listen 127.0.0.1:4000
+  praas-process --config process.toml
+
+Exit codes:
+  0  ended by a signal, after running calls finished
+  2  wrong command line or configuration
+  3  the worker program cannot be started
+  4  the worker program does not register, or registers no function
+  5  the listen address cannot be had
+  6  the system refuses queues, memory or descriptors; the line says which and what to do (see also `praas doctor`)")]
+struct Arguments {
+    /// A TOML file with any of the settings below; flags win over it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The worker program: yours, built with praas-dataplane, or praas-worker
+    #[arg(long, value_name = "PROGRAM")]
+    worker: Option<String>,
+    /// An argument for the worker program; may be repeated
+    #[arg(long = "worker-arg", value_name = "ARG", allow_hyphen_values = true)]
+    worker_args: Vec<String>,
+    /// Name of the process [default: random]
+    #[arg(long, value_name = "NAME")]
+    process: Option<String>,
+    /// Where clients connect; loopback only, port 0 takes a free one [default: 127.0.0.1:0]
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+    /// Workers kept running, 1 to 63 [default: 2]
+    #[arg(long, value_name = "N")]
+    workers: Option<u8>,
+    /// Most workers when nested calls need more [default: 8]
+    #[arg(long, value_name = "N")]
+    workers_max: Option<u8>,
+    /// Channel to workers: ring (shared memory) or mq (POSIX queues) [default: ring]
+    #[arg(long, value_name = "CHANNEL")]
+    ipc: Option<Ipc>,
+    /// How to wait: latency (spin), balanced (spin, then sleep) or efficient (sleep) [default: balanced]
+    #[arg(long, value_name = "MODE")]
+    wait: Option<WaitMode>,
+    /// Cores: auto, none, or a list such as 0,1 (controller first, then workers) [default: auto]
+    #[arg(long, value_name = "CORES")]
+    pin: Option<Pin>,
+    /// Whether workers may call each other without the controller [default: true]
+    #[arg(long, value_name = "BOOL")]
+    leases: Option<bool>,
+    /// Largest input or output, bytes [default: 67108864]
+    #[arg(long, value_name = "BYTES")]
+    payload_bytes_max: Option<u64>,
+    /// Payload memory of each participant, bytes, touched only as used [default: 268435456]
+    #[arg(long, value_name = "BYTES")]
+    arena_bytes: Option<u64>,
+    /// Deadline of calls that name none, ms [default: 60000]
+    #[arg(long, value_name = "MS")]
+    deadline_ms: Option<u64>,
+    /// Calls waiting for a worker before callers are told Busy [default: 4096]
+    #[arg(long, value_name = "N")]
+    queue_max: Option<u32>,
+    /// How long a worker past its deadline may go on before it is killed, ms [default: 100]
+    #[arg(long, value_name = "MS")]
+    grace_ms: Option<u64>,
+    /// How long running calls may go on after SIGTERM, ms [default: 5000]
+    #[arg(long, value_name = "MS")]
+    drain_ms: Option<u64>,
+    /// How long a worker may take to register, ms [default: 5000]
+    #[arg(long, value_name = "MS")]
+    start_ms: Option<u64>,
+    /// Messages on stderr: error, warn, info or debug
+    #[arg(long, value_name = "LEVEL", default_value = "warn")]
+    log: tracing::Level,
+}
+
+impl Arguments {
+    fn into_config(self) -> Result<ProcessConfig, ProcessError> {
+        let mut config = match &self.config {
+            Some(path) => ProcessConfig::from_file(path)?,
+            None => ProcessConfig::default(),
+        };
+        if let Some(worker) = self.worker {
+            config.worker = vec![worker];
+        }
+        config.worker.extend(self.worker_args);
+        macro_rules! override_with {
+            ($($field:ident),+) => { $(if let Some(value) = self.$field { config.$field = value; })+ };
+        }
+        override_with!(
+            process, listen, workers, workers_max, ipc, wait, pin, leases, payload_bytes_max, arena_bytes, deadline_ms,
+            queue_max, grace_ms, drain_ms, start_ms
+        );
+        config.workers_max = if self.workers_max.is_none() { config.workers_max.max(config.workers) } else { config.workers_max };
+        Ok(config)
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt().with_max_level(arguments.log).with_writer(std::io::stderr).with_target(false).init();
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("praas-process: {error}");
+            ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(1))
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<(), ProcessError> {
+    let config = arguments.into_config()?;
+    let (ipc, wait) = (config.ipc, config.wait);
+    Process::new(config)?.run(|ready| {
+        use std::io::Write;
+        let mut out = std::io::stdout();
+        let line = format!(
+            "ready process={} listen={} workers={} ipc={ipc} wait={wait} reactor=epoll",
+            ready.process, ready.listen, ready.workers
+        );
+        // Nobody reads our stdout: no reason not to serve.
+        let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+    })
+}

@@ -1,0 +1,673 @@
+//! The client library: connect, call, many calls in flight, wait, cancel. No thread is started.
+
+use std::collections::HashMap;
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::ops::Deref;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use praas_transport::tcp::{Bodies, Connection, ConnectionError, Received, SendError, TcpConfig};
+use praas_transport::{Flush, Frame, Header, Limits};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::clock::now_ns;
+use crate::config::WaitMode;
+use crate::error::InvokeError;
+use crate::placement::nanoseconds;
+use crate::wire::{Code, PROTOCOL_VERSION, Welcome, args, frame};
+
+/// How a client behaves.
+#[derive(Debug, Clone)]
+pub struct ClientConfig {
+    /// How `wait` waits: `latency` polls the socket, `balanced` polls for 100 us and then sleeps, `efficient` sleeps. Default `balanced`.
+    pub wait: WaitMode,
+    /// Deadline of each call, at most a day. Default 60 s.
+    pub deadline: Duration,
+    /// How long connecting and the greeting may take. Default 5 s.
+    pub connect_within: Duration,
+    /// Calls may be run twice when a worker is lost: the process sends them again by itself. Default false.
+    pub idempotent: bool,
+}
+
+impl Default for ClientConfig {
+    fn default() -> Self {
+        ClientConfig {
+            wait: WaitMode::Balanced,
+            deadline: Duration::from_secs(60),
+            connect_within: Duration::from_secs(5),
+            idempotent: false,
+        }
+    }
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The address is not one.
+    #[error("`{address}` is not an address: {source}; give HOST:PORT as printed by praas-process")]
+    Address {
+        /// As given.
+        address: String,
+        /// What the resolver said.
+        source: io::Error,
+    },
+    /// Nobody answers there.
+    #[error("cannot connect to {address}: {source}; is the process running, and is this its `listen=` address?")]
+    Refused {
+        /// Where we tried.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Whoever answers is not a process, or closed at once (its connection limit, or not yet ready).
+    #[error("{address} does not greet as a process: {text}")]
+    NotAProcess {
+        /// Where we tried.
+        address: SocketAddr,
+        /// What came instead.
+        text: String,
+    },
+    /// The process speaks another version.
+    #[error("the process at {address} speaks protocol version {theirs}, this client {ours}: use matching builds")]
+    Version {
+        /// Where we tried.
+        address: SocketAddr,
+        /// Its version.
+        theirs: u64,
+        /// Our version.
+        ours: u32,
+    },
+}
+
+/// A call in flight on one client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct CallHandle(u64);
+
+/// A function of the process, by its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RemoteFunction(u16);
+
+/// Names a function of the connected process: its name, or what [`Client::function`] gave for it.
+pub trait RemoteCallee {
+    /// Its number at this client's process.
+    ///
+    /// # Errors
+    /// `UnknownFunction`.
+    fn find(&self, client: &Client) -> Result<RemoteFunction, InvokeError>;
+}
+
+impl RemoteCallee for RemoteFunction {
+    fn find(&self, _: &Client) -> Result<RemoteFunction, InvokeError> {
+        Ok(*self)
+    }
+}
+
+impl RemoteCallee for &str {
+    fn find(&self, client: &Client) -> Result<RemoteFunction, InvokeError> {
+        client.function(self)
+    }
+}
+
+/// An input on its way out.
+#[derive(Debug)]
+pub struct Outgoing {
+    bytes: OutgoingBytes,
+    is_args: bool,
+}
+
+#[derive(Debug)]
+enum OutgoingBytes {
+    Owned(Vec<u8>),
+    Shared(Arc<[u8]>),
+}
+
+impl AsRef<[u8]> for OutgoingBytes {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            OutgoingBytes::Owned(vec) => vec,
+            OutgoingBytes::Shared(shared) => shared,
+        }
+    }
+}
+
+impl Outgoing {
+    /// Several arguments as one input.
+    #[must_use]
+    pub fn from_args(arguments: &[&[u8]]) -> Outgoing {
+        let mut encoded = vec![0; args::encoded_bytes(arguments)];
+        args::encode(arguments, &mut encoded);
+        Outgoing { bytes: OutgoingBytes::Owned(encoded), is_args: true }
+    }
+}
+
+impl From<Vec<u8>> for Outgoing {
+    fn from(vec: Vec<u8>) -> Self {
+        Outgoing { bytes: OutgoingBytes::Owned(vec), is_args: false }
+    }
+}
+
+impl From<Arc<[u8]>> for Outgoing {
+    fn from(shared: Arc<[u8]>) -> Self {
+        Outgoing { bytes: OutgoingBytes::Shared(shared), is_args: false }
+    }
+}
+
+/// Copies. Hand over a `Vec` or an `Arc<[u8]>` where that matters.
+impl From<&[u8]> for Outgoing {
+    fn from(slice: &[u8]) -> Self {
+        slice.to_vec().into()
+    }
+}
+
+impl<const N: usize> From<&[u8; N]> for Outgoing {
+    fn from(array: &[u8; N]) -> Self {
+        array.to_vec().into()
+    }
+}
+
+impl From<&Vec<u8>> for Outgoing {
+    fn from(vec: &Vec<u8>) -> Self {
+        vec.clone().into()
+    }
+}
+
+impl From<&str> for Outgoing {
+    fn from(text: &str) -> Self {
+        text.as_bytes().to_vec().into()
+    }
+}
+
+/// Buffers waiting for the next answer, so that a client in steady state allocates nothing.
+#[derive(Debug, Clone, Default)]
+struct Pool(Arc<Mutex<Vec<Vec<u8>>>>);
+
+/// Buffers kept, and the largest worth keeping.
+const POOLED_MAX: usize = 16;
+const POOLED_BYTES_MAX: usize = 64 << 20;
+
+impl Pool {
+    fn put(&self, buffer: Vec<u8>) {
+        let mut buffers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if buffers.len() < POOLED_MAX && (1..=POOLED_BYTES_MAX).contains(&buffer.capacity()) {
+            buffers.push(buffer);
+        }
+    }
+}
+
+impl Bodies for Pool {
+    type Body = Vec<u8>;
+
+    fn loan(&mut self, bytes: usize) -> Option<Vec<u8>> {
+        let mut buffers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // The tightest fit, so that a small answer does not sit in the buffer of a large one.
+        let fits = buffers.iter().enumerate().filter(|(_, buffer)| buffer.capacity() >= bytes);
+        let mut buffer = match fits.min_by_key(|(_, buffer)| buffer.capacity()).map(|(at, _)| at) {
+            Some(at) => buffers.swap_remove(at),
+            None => Vec::with_capacity(bytes),
+        };
+        drop(buffers);
+        // Only bytes that were never written are zeroed.
+        buffer.resize(bytes, 0);
+        Some(buffer)
+    }
+
+    fn give_back(&mut self, body: Vec<u8>) {
+        self.put(body);
+    }
+
+    fn truncate(&mut self, mut body: Vec<u8>, bytes: usize) -> Vec<u8> {
+        body.truncate(bytes);
+        body
+    }
+}
+
+/// What a function answered. Reads as a byte slice.
+pub struct ClientReply {
+    status: i32,
+    bytes: Vec<u8>,
+    pool: Pool,
+}
+
+impl ClientReply {
+    /// The status the function returned, zero or above.
+    #[must_use]
+    pub fn status(&self) -> i32 {
+        self.status
+    }
+
+    /// The bytes, to keep or to send again.
+    #[must_use]
+    pub fn into_vec(mut self) -> Vec<u8> {
+        std::mem::take(&mut self.bytes)
+    }
+}
+
+impl Deref for ClientReply {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for ClientReply {
+    fn drop(&mut self) {
+        self.pool.put(std::mem::take(&mut self.bytes));
+    }
+}
+
+impl fmt::Debug for ClientReply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientReply").field("status", &self.status).field("bytes", &self.bytes.len()).finish()
+    }
+}
+
+#[derive(Debug)]
+enum Open {
+    Waiting { deadline_ns: u64 },
+    Done(Result<ClientReply, InvokeError>),
+}
+
+/// A connection to a process.
+///
+/// One thread uses it at a time. To drive it from an event loop of your own, poll [`Client::as_fd`] for reading
+/// (and for writing while [`Client::wants_write`]) and call [`Client::poll`].
+///
+/// ```no_run
+/// use praas_dataplane::{Client, ClientConfig};
+/// let mut client = Client::connect("127.0.0.1:4000", &ClientConfig::default())?;
+/// assert_eq!(&*client.invoke("echo", b"hello")?, b"hello");
+/// let calls: Vec<_> = (0..8).map(|n| client.submit("echo", vec![n])).collect::<Result<_, _>>()?;
+/// for call in calls {
+///     println!("{:?}", client.wait(call)?);
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Client {
+    connection: Connection<Vec<u8>, OutgoingBytes>,
+    pool: Pool,
+    welcome: Welcome,
+    functions: HashMap<String, u16>,
+    config: ClientConfig,
+    open: HashMap<u64, Open>,
+    done: VecDeque<u64>,
+    next_call: u64,
+    lost: Option<String>,
+}
+
+/// How long past its deadline a call's answer is still waited for: the process answers timeouts itself.
+const DEADLINE_GRACE_NS: u64 = 100_000_000;
+/// Polling before sleeping in `balanced` mode (see `placement`).
+const BALANCED_SPIN_NS: u64 = 100_000;
+/// Polling without yielding in `latency` mode.
+const LATENCY_SPIN_NS: u64 = 1_000_000;
+
+impl Client {
+    /// Connects and greets.
+    ///
+    /// # Errors
+    /// [`ConnectError`]. Nothing stays behind.
+    pub fn connect(address: impl ToString, config: &ClientConfig) -> Result<Client, ConnectError> {
+        let address = address.to_string();
+        let resolved = address.to_socket_addrs().and_then(|mut addresses| {
+            addresses.next().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "it resolves to nothing"))
+        });
+        let address = resolved.map_err(|source| ConnectError::Address { address, source })?;
+        let refused = |source| ConnectError::Refused { address, source };
+        let stream = TcpStream::connect_timeout(&address, config.connect_within).map_err(refused)?;
+        stream.set_nonblocking(true).map_err(refused)?;
+        let tcp = TcpConfig { backlog_bytes_max: 1 << 30, ..TcpConfig::default() };
+        let limits = Limits { payload_bytes_max: 1 << 30 };
+        let mut connection =
+            Connection::new(mio::net::TcpStream::from_std(stream), limits, tcp).map_err(refused)?;
+        let mut pool = Pool::default();
+        let welcome = greet(&mut connection, &mut pool, address, config)?;
+        let functions = (0..).zip(&welcome.functions).map(|(id, name)| (name.clone(), id)).collect();
+        Ok(Client {
+            connection,
+            pool,
+            welcome,
+            functions,
+            config: config.clone(),
+            open: HashMap::new(),
+            done: VecDeque::new(),
+            next_call: 1,
+            lost: None,
+        })
+    }
+
+    /// What the process told about itself.
+    #[must_use]
+    pub fn welcome(&self) -> &Welcome {
+        &self.welcome
+    }
+
+    /// Looks a function up.
+    ///
+    /// # Errors
+    /// `UnknownFunction`, naming those there are.
+    pub fn function(&self, name: &str) -> Result<RemoteFunction, InvokeError> {
+        self.functions.get(name).copied().map(RemoteFunction).ok_or_else(|| InvokeError::UnknownFunction {
+            text: format!("`{name}`; process {} has {}", self.welcome.process, self.welcome.functions.join(", ")),
+        })
+    }
+
+    /// Calls a function and waits for its answer.
+    ///
+    /// # Errors
+    /// Every way a call can fail. The client can be used again after all of them except `ConnectionLost`.
+    pub fn invoke(&mut self, callee: impl RemoteCallee, input: impl Into<Outgoing>) -> Result<ClientReply, InvokeError> {
+        let call = self.submit(callee, input)?;
+        self.wait(call)
+    }
+
+    /// Starts a call with the configured deadline. Writes to the socket, does not block.
+    ///
+    /// # Errors
+    /// `UnknownFunction`, `TooLarge` (nothing was sent), `Busy` at the process's limit of calls in flight, `ConnectionLost`.
+    pub fn submit(&mut self, callee: impl RemoteCallee, input: impl Into<Outgoing>) -> Result<CallHandle, InvokeError> {
+        self.submit_within(callee, input, self.config.deadline)
+    }
+
+    /// Starts a call that is to end within `deadline`.
+    ///
+    /// # Errors
+    /// As [`Client::submit`].
+    pub fn submit_within(
+        &mut self,
+        callee: impl RemoteCallee,
+        input: impl Into<Outgoing>,
+        deadline: Duration,
+    ) -> Result<CallHandle, InvokeError> {
+        let RemoteFunction(function) = callee.find(self)?;
+        let Outgoing { bytes, is_args } = input.into();
+        self.check_lost()?;
+        let (input_bytes, max) = (bytes.as_ref().len() as u64, self.welcome.payload_bytes_max);
+        if input_bytes > max {
+            let text = format!("{input_bytes} bytes of input, process {} allows {max}", self.welcome.process);
+            return Err(InvokeError::TooLarge { text });
+        }
+        let waiting = self.open.len() - self.done.len();
+        if waiting >= self.welcome.calls_max as usize {
+            let text = format!("{waiting} calls are in flight on this connection, the most it may have; wait for some");
+            return Err(InvokeError::Busy { text });
+        }
+        let call = self.next_call;
+        self.next_call += 1;
+        let budget_ns = nanoseconds(deadline).max(1);
+        let flags = if is_args { frame::FLAG_ARGS } else { 0 }
+            | if self.config.idempotent { frame::FLAG_IDEMPOTENT } else { 0 };
+        let header = Header { kind: frame::REQUEST, function, call, budget_ns, flags, ..Header::default() };
+        self.send(&header, bytes)?;
+        let deadline_ns = now_ns().saturating_add(budget_ns).saturating_add(DEADLINE_GRACE_NS);
+        self.open.insert(call, Open::Waiting { deadline_ns });
+        Ok(CallHandle(call))
+    }
+
+    fn send(&mut self, header: &Header, bytes: OutgoingBytes) -> Result<(), InvokeError> {
+        match self.connection.send(header, &[], bytes) {
+            Ok(()) => {}
+            Err(SendError::Backlogged(_)) => {
+                let text = "the process reads more slowly than we send; wait for some calls".into();
+                return Err(InvokeError::Busy { text });
+            }
+            Err(_) => return Err(self.lose("the connection broke while sending".into())),
+        }
+        self.collect_sent();
+        Ok(())
+    }
+
+    fn collect_sent(&mut self) {
+        while let Some(sent) = self.connection.take_sent() {
+            if let OutgoingBytes::Owned(buffer) = sent {
+                self.pool.put(buffer);
+            }
+        }
+    }
+
+    fn check_lost(&self) -> Result<(), InvokeError> {
+        match &self.lost {
+            Some(text) => Err(InvokeError::ConnectionLost { text: text.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends every call in flight: its connection is gone.
+    fn lose(&mut self, text: String) -> InvokeError {
+        let error = InvokeError::ConnectionLost { text: text.clone() };
+        for (call, open) in &mut self.open {
+            if matches!(open, Open::Waiting { .. }) {
+                *open = Open::Done(Err(error.clone()));
+                self.done.push_back(*call);
+            }
+        }
+        self.lost = Some(text);
+        error
+    }
+
+    /// Takes what has arrived and sends what waits, without blocking. False when there was nothing.
+    fn progress(&mut self) -> bool {
+        if self.lost.is_some() {
+            return false;
+        }
+        if self.connection.wants_write() {
+            let pool = self.pool.clone();
+            let flushed = self.connection.flush(&mut |sent| {
+                if let OutgoingBytes::Owned(buffer) = sent {
+                    pool.put(buffer);
+                }
+            });
+            if let Err(error) = flushed {
+                self.lose(error.to_string());
+                return true;
+            }
+        }
+        match self.connection.receive(&mut self.pool) {
+            Ok(None) => false,
+            Ok(Some(frame)) => {
+                if let Err(text) = self.take(frame) {
+                    self.lose(text);
+                }
+                true
+            }
+            Err(ConnectionError::Closed { .. }) => {
+                self.lose("the process closed the connection".into());
+                true
+            }
+            Err(error) => {
+                self.lose(error.to_string());
+                true
+            }
+        }
+    }
+
+    fn take(&mut self, frame: Frame<Vec<u8>>) -> Result<(), String> {
+        let Frame { header, body, .. } = frame;
+        if header.kind != frame::REPLY {
+            return Err(format!("the process sent a frame of kind {}", header.kind));
+        }
+        let bytes = match body {
+            Received::Whole(bytes) => bytes,
+            Received::Refused { bytes, .. } => return Err(format!("the process sent {bytes} bytes, above every limit")),
+        };
+        let reply = ClientReply { status: header.status, bytes, pool: self.pool.clone() };
+        // An answer to a call that was cancelled or timed out here finds nobody.
+        let Some(open @ Open::Waiting { .. }) = self.open.get_mut(&header.call) else { return Ok(()) };
+        let result = match Code::from_wire(header.flags) {
+            Some(Code::Ok) => Ok(reply),
+            Some(code) => Err(InvokeError::from_wire(code, header.status, &reply)),
+            None => Err(InvokeError::Protocol { text: format!("answer with unknown code {}", header.flags) }),
+        };
+        *open = Open::Done(result);
+        self.done.push_back(header.call);
+        Ok(())
+    }
+
+    /// Waits for one call. Answers to other calls are kept until they are asked for.
+    ///
+    /// # Errors
+    /// Every way a call can fail; `Protocol` for a handle that was waited for before.
+    pub fn wait(&mut self, call: CallHandle) -> Result<ClientReply, InvokeError> {
+        let CallHandle(number) = call;
+        let mut since_ns = 0;
+        loop {
+            let deadline_ns = match self.open.get(&number) {
+                Some(Open::Waiting { deadline_ns }) => *deadline_ns,
+                Some(Open::Done(_)) => return self.finish(number),
+                None => return Err(InvokeError::Protocol { text: format!("call {number} is not in flight here") }),
+            };
+            if self.progress() {
+                since_ns = 0;
+                continue;
+            }
+            let now = now_ns();
+            if now >= deadline_ns {
+                self.open.remove(&number);
+                let text = "no answer arrived within the deadline".into();
+                return Err(InvokeError::Timeout { text });
+            }
+            if since_ns == 0 {
+                since_ns = now;
+            }
+            let waited_ns = now - since_ns;
+            match self.config.wait {
+                WaitMode::Latency if waited_ns < LATENCY_SPIN_NS => {}
+                WaitMode::Latency => rustix::thread::sched_yield(),
+                WaitMode::Balanced if waited_ns < BALANCED_SPIN_NS => {}
+                WaitMode::Balanced | WaitMode::Efficient => self.sleep(Duration::from_nanos(deadline_ns - now)),
+            }
+        }
+    }
+
+    fn finish(&mut self, number: u64) -> Result<ClientReply, InvokeError> {
+        if let Some(at) = self.done.iter().position(|done| *done == number) {
+            self.done.remove(at);
+        }
+        match self.open.remove(&number) {
+            Some(Open::Done(result)) => result,
+            _ => unreachable!("a call that is done is open"),
+        }
+    }
+
+    fn sleep(&self, longest: Duration) {
+        let mut flags = PollFlags::IN;
+        if self.connection.wants_write() {
+            flags |= PollFlags::OUT;
+        }
+        let mut fds = [PollFd::new(&self.connection, flags)];
+        let timeout = Timespec {
+            tv_sec: i64::try_from(longest.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(longest.subsec_nanos()),
+        };
+        // Interrupted or not: the caller looks again.
+        let _ = poll(&mut fds, Some(&timeout));
+    }
+
+    /// Whichever call is done next, without blocking; `None` when none is. Meant for event loops.
+    pub fn poll(&mut self) -> Option<(CallHandle, Result<ClientReply, InvokeError>)> {
+        while self.progress() {}
+        if self.done.is_empty() {
+            self.time_out();
+        }
+        let number = *self.done.front()?;
+        Some((CallHandle(number), self.finish(number)))
+    }
+
+    /// Waits until some call is done; `None` when none is in flight.
+    pub fn wait_any(&mut self) -> Option<(CallHandle, Result<ClientReply, InvokeError>)> {
+        loop {
+            if let Some(done) = self.poll() {
+                return Some(done);
+            }
+            if self.open.is_empty() {
+                return None;
+            }
+            if self.config.wait != WaitMode::Latency {
+                self.sleep(Duration::from_millis(50));
+            }
+        }
+    }
+
+    fn time_out(&mut self) {
+        let now = now_ns();
+        for (call, open) in &mut self.open {
+            if matches!(open, Open::Waiting { deadline_ns } if *deadline_ns <= now) {
+                let text = "no answer arrived within the deadline".into();
+                *open = Open::Done(Err(InvokeError::Timeout { text }));
+                self.done.push_back(*call);
+            }
+        }
+    }
+
+    /// Tells the process that nobody waits for the call any more. Waiting for it gives `Cancelled`, or its result if that was quicker.
+    ///
+    /// # Errors
+    /// `ConnectionLost`; `Protocol` for a handle that is not in flight.
+    pub fn cancel(&mut self, call: CallHandle) -> Result<(), InvokeError> {
+        self.check_lost()?;
+        match self.open.get(&call.0) {
+            Some(Open::Waiting { .. }) => {
+                let header = Header { kind: frame::CANCEL, call: call.0, ..Header::default() };
+                self.send(&header, OutgoingBytes::Owned(Vec::new()))
+            }
+            Some(Open::Done(_)) => Ok(()),
+            None => Err(InvokeError::Protocol { text: format!("call {} is not in flight here", call.0) }),
+        }
+    }
+
+    /// Calls that have no answer yet.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.open.len() - self.done.len()
+    }
+
+    /// Whether bytes wait to be sent: then poll for writing, too.
+    #[must_use]
+    pub fn wants_write(&self) -> bool {
+        self.connection.wants_write()
+    }
+}
+
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.connection.as_fd()
+    }
+}
+
+fn greet(
+    connection: &mut Connection<Vec<u8>, OutgoingBytes>,
+    pool: &mut Pool,
+    address: SocketAddr,
+    config: &ClientConfig,
+) -> Result<Welcome, ConnectError> {
+    let no = |text: String| ConnectError::NotAProcess { address, text };
+    let hello = Header { kind: frame::HELLO, aux: u64::from(PROTOCOL_VERSION), ..Header::default() };
+    connection.send(&hello, &[], OutgoingBytes::Owned(Vec::new())).map_err(|_| no("the connection broke".into()))?;
+    let until_ns = now_ns() + nanoseconds(config.connect_within);
+    let frame = loop {
+        if connection.flush(&mut drop).map_err(|error| no(error.to_string()))? == Flush::Done {
+            match connection.receive(pool).map_err(|error| no(error.to_string()))? {
+                Some(frame) => break frame,
+                None if now_ns() >= until_ns => {
+                    return Err(no(format!("no greeting within {} ms", config.connect_within.as_millis())));
+                }
+                None => {}
+            }
+        }
+        let mut fds = [PollFd::new(connection, PollFlags::IN)];
+        let _ = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 20_000_000 }));
+    };
+    if frame.header.kind != frame::WELCOME {
+        return Err(no(format!("a frame of kind {}", frame.header.kind)));
+    }
+    if frame.header.aux != u64::from(PROTOCOL_VERSION) {
+        return Err(ConnectError::Version { address, theirs: frame.header.aux, ours: PROTOCOL_VERSION });
+    }
+    let Received::Whole(body) = frame.body else { return Err(no("a greeting above every limit".into())) };
+    serde_json::from_slice(&body).map_err(|error| no(error.to_string()))
+}

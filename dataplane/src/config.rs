@@ -1,0 +1,341 @@
+//! What a process is told when it starts: one struct, validated once, from a file, from flags or from code.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+/// How workers talk to the controller: shared-memory rings (the product) or POSIX queues (the paper's).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum Ipc {
+    /// Single-writer rings in sealed shared memory. Payloads are handed over, never copied.
+    #[default]
+    Ring,
+    /// Two POSIX message queues a worker, header and chunks, as the paper's prototype has it.
+    #[serde(rename = "mq")]
+    Queue,
+}
+
+/// How a participant waits for its next message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum WaitMode {
+    /// Spin wherever a core is free for it. An idle process may burn the cores it was given.
+    Latency,
+    /// Spin while answers come quickly, then sleep. An idle process uses no CPU.
+    #[default]
+    Balanced,
+    /// Sleep at once.
+    Efficient,
+}
+
+/// Which cores the participants are put on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(try_from = "String", into = "String")]
+pub enum Pin {
+    /// In `latency` mode one core each, as far as cores go; otherwise the kernel's scheduler decides.
+    #[default]
+    Auto,
+    /// Never pin.
+    None,
+    /// These cores, handed out in this order: the controller the first, workers the next, and round again.
+    Cores(Vec<usize>),
+}
+
+macro_rules! names {
+    ($type:ty, $what:literal, $($name:literal => $value:pat => $make:expr),+) => {
+        impl std::fmt::Display for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(match self { $($value => $name),+ })
+            }
+        }
+        impl std::str::FromStr for $type {
+            type Err = String;
+            fn from_str(text: &str) -> Result<Self, String> {
+                match text {
+                    $($name => Ok($make),)+
+                    _ => Err(format!(concat!("`{}` is not ", $what, ": use one of ", $("`", $name, "` "),+), text)),
+                }
+            }
+        }
+    };
+}
+names!(Ipc, "a channel", "ring" => Ipc::Ring => Ipc::Ring, "mq" => Ipc::Queue => Ipc::Queue);
+names!(WaitMode, "a wait mode",
+    "latency" => WaitMode::Latency => WaitMode::Latency,
+    "balanced" => WaitMode::Balanced => WaitMode::Balanced,
+    "efficient" => WaitMode::Efficient => WaitMode::Efficient);
+
+impl std::str::FromStr for Pin {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Pin::Auto),
+            "none" => Ok(Pin::None),
+            list => list
+                .split(',')
+                .map(|core| core.trim().parse())
+                .collect::<Result<Vec<usize>, _>>()
+                .map(Pin::Cores)
+                .map_err(|_| format!("`{text}` is not a placement: use `auto`, `none` or cores such as `0,1`")),
+        }
+    }
+}
+
+impl TryFrom<String> for Pin {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl std::fmt::Display for Pin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Pin::Auto => f.write_str("auto"),
+            Pin::None => f.write_str("none"),
+            Pin::Cores(cores) => {
+                let cores: Vec<String> = cores.iter().map(usize::to_string).collect();
+                f.write_str(&cores.join(","))
+            }
+        }
+    }
+}
+
+impl From<Pin> for String {
+    fn from(pin: Pin) -> String {
+        pin.to_string()
+    }
+}
+
+/// Everything a process can be told. Every field has a default except `worker`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ProcessConfig {
+    /// Name of this cloud process, 1..=64 bytes of `[A-Za-z0-9._-]`. Default: a random one.
+    pub process: String,
+    /// The worker program and its arguments.
+    pub worker: Vec<String>,
+    /// Where clients connect. Loopback only until connections are authenticated. Port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Workers kept running, 1..=63. Default 2.
+    pub workers: u8,
+    /// Most workers ever running, when nested calls need more than `workers`, `workers`..=63. Default 8.
+    pub workers_max: u8,
+    /// The channel to workers.
+    pub ipc: Ipc,
+    /// How everybody waits.
+    pub wait: WaitMode,
+    /// Which cores everybody runs on.
+    pub pin: Pin,
+    /// Whether workers may lease each other and talk without the controller (ring only). Default true.
+    pub leases: bool,
+    /// Largest input or output of a call, bytes, up to 1 GiB. Default 64 MiB.
+    pub payload_bytes_max: u64,
+    /// Payload memory of each participant, bytes, a multiple of 2 MiB; touched only as used. Default 256 MiB.
+    pub arena_bytes: u64,
+    /// Deadline of a call that names none, ms. Default 60 000.
+    pub deadline_ms: u64,
+    /// Calls waiting for a worker before callers are told `Busy`. Default 4096.
+    pub queue_max: u32,
+    /// Calls one connection may have in flight before it is told `Busy`. Default 1024.
+    pub connection_calls_max: u32,
+    /// Connections served at once; more are closed on arrival. Default 1024.
+    pub connections_max: u32,
+    /// How long a worker past its deadline may go on before SIGTERM, and again before SIGKILL, ms. Default 100.
+    pub grace_ms: u64,
+    /// How long running calls may go on after SIGTERM to the process, ms. Default 5000.
+    pub drain_ms: u64,
+    /// How long a worker may take to register, ms. Default 5000.
+    pub start_ms: u64,
+}
+
+impl Default for ProcessConfig {
+    fn default() -> Self {
+        ProcessConfig {
+            process: String::new(),
+            worker: Vec::new(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            workers: 2,
+            workers_max: 8,
+            ipc: Ipc::default(),
+            wait: WaitMode::default(),
+            pin: Pin::default(),
+            leases: true,
+            payload_bytes_max: 64 << 20,
+            arena_bytes: 256 << 20,
+            deadline_ms: 60_000,
+            queue_max: 4096,
+            connection_calls_max: 1024,
+            connections_max: 1024,
+            grace_ms: 100,
+            drain_ms: 5000,
+            start_ms: 5000,
+        }
+    }
+}
+
+/// Why a configuration was refused. Nothing was started.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("cannot read the configuration {path}: {source}; check the path given to --config")]
+    Read {
+        /// The path as given.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is not what we expect.
+    #[error("configuration {path}, line {line}: {text}")]
+    Parse {
+        /// The path as given.
+        path: String,
+        /// Line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        text: String,
+    },
+    /// A value is out of its range.
+    #[error("{field} = {value} is out of range: {range}")]
+    Range {
+        /// The field.
+        field: &'static str,
+        /// What it was set to.
+        value: String,
+        /// What it may be.
+        range: &'static str,
+    },
+    /// No worker program was named.
+    #[error("no worker program: name one with --worker PROGRAM or `worker = [\"PROGRAM\"]`")]
+    NoWorker,
+    /// Serving strangers needs keys, which this version does not have.
+    #[error("listen address {0} is not loopback: connections are not authenticated yet, so only 127.0.0.0/8 and ::1 are served")]
+    NotLoopback(SocketAddr),
+}
+
+impl ProcessConfig {
+    /// Reads a TOML file. Keys it does not know are errors.
+    ///
+    /// # Errors
+    /// `Read` and `Parse`; ranges are checked by [`ProcessConfig::validate`].
+    pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
+        let shown = path.display().to_string();
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: shown.clone(), source })?;
+        toml::from_str(&text).map_err(|error| ConfigError::Parse {
+            path: shown,
+            line: error.span().map_or(1, |span| text[..span.start].lines().count().max(1)),
+            text: error.message().replace('\n', " "),
+        })
+    }
+
+    /// Checks every field against its range.
+    ///
+    /// # Errors
+    /// The first field that is out of range.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let range = |ok: bool, field, value: String, range| {
+            if ok { Ok(()) } else { Err(ConfigError::Range { field, value, range }) }
+        };
+        if self.worker.is_empty() {
+            return Err(ConfigError::NoWorker);
+        }
+        if !self.listen.ip().is_loopback() {
+            return Err(ConfigError::NotLoopback(self.listen));
+        }
+        let name_ok = self.process.len() <= 64
+            && self.process.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        range(name_ok, "process", format!("`{}`", self.process), "at most 64 bytes of A-Z a-z 0-9 . _ -")?;
+        range((1..=63).contains(&self.workers), "workers", self.workers.to_string(), "1 to 63")?;
+        range(
+            (self.workers..=63).contains(&self.workers_max),
+            "workers_max",
+            self.workers_max.to_string(),
+            "`workers` to 63",
+        )?;
+        range(
+            (1..=1 << 30).contains(&self.payload_bytes_max),
+            "payload_bytes_max",
+            self.payload_bytes_max.to_string(),
+            "1 byte to 1 GiB",
+        )?;
+        range(
+            self.arena_bytes.is_multiple_of(2 << 20) && (2 << 20..=64 << 30).contains(&self.arena_bytes),
+            "arena_bytes",
+            self.arena_bytes.to_string(),
+            "a multiple of 2 MiB, 2 MiB to 64 GiB",
+        )?;
+        range((1..=86_400_000).contains(&self.deadline_ms), "deadline_ms", self.deadline_ms.to_string(), "1 ms to a day")?;
+        range((1..=1 << 20).contains(&self.queue_max), "queue_max", self.queue_max.to_string(), "1 to 1048576")?;
+        range(
+            (1..=1 << 16).contains(&self.connection_calls_max),
+            "connection_calls_max",
+            self.connection_calls_max.to_string(),
+            "1 to 65536",
+        )?;
+        range((1..=1 << 16).contains(&self.connections_max), "connections_max", self.connections_max.to_string(), "1 to 65536")?;
+        for (field, value) in [("grace_ms", self.grace_ms), ("drain_ms", self.drain_ms), ("start_ms", self.start_ms)] {
+            range((1..=600_000).contains(&value), field, value.to_string(), "1 ms to 10 minutes")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sound() -> ProcessConfig {
+        ProcessConfig { worker: vec!["w".into()], ..ProcessConfig::default() }
+    }
+
+    #[test]
+    fn the_defaults_with_a_worker_are_valid() {
+        sound().validate().unwrap();
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let file = std::env::temp_dir().join(format!("praas-config-{}.toml", std::process::id()));
+        std::fs::write(&file, "workers = 2\nwokers_max = 4\n").unwrap();
+        let error = ProcessConfig::from_file(&file).unwrap_err().to_string();
+        std::fs::remove_file(&file).unwrap();
+        assert!(error.contains("line 2") && error.contains("wokers_max"), "{error}");
+        assert!(!error.contains('\n'));
+    }
+
+    #[test]
+    fn every_range_is_checked() {
+        let refused: [(&str, fn(&mut ProcessConfig)); 6] = [
+            ("workers", |c| c.workers = 0),
+            ("workers_max", |c| c.workers_max = 1),
+            ("arena_bytes", |c| c.arena_bytes = 3 << 20),
+            ("payload_bytes_max", |c| c.payload_bytes_max = 0),
+            ("process", |c| c.process = "a/b".into()),
+            ("start_ms", |c| c.start_ms = 0),
+        ];
+        for (field, spoil) in refused {
+            let mut config = sound();
+            spoil(&mut config);
+            let error = config.validate().unwrap_err().to_string();
+            assert!(error.starts_with(field), "{error}");
+        }
+    }
+
+    #[test]
+    fn only_loopback_is_served_without_keys() {
+        let config = ProcessConfig { listen: "0.0.0.0:1".parse().unwrap(), ..sound() };
+        assert!(matches!(config.validate(), Err(ConfigError::NotLoopback(_))));
+    }
+
+    #[test]
+    fn a_placement_reads_back_as_written() {
+        for text in ["auto", "none", "0,1", "3"] {
+            assert_eq!(text.parse::<Pin>().unwrap().to_string(), text);
+        }
+        assert!("0,x".parse::<Pin>().is_err());
+    }
+}

@@ -1,0 +1,498 @@
+//! The controller decides; it reads no clock, opens no socket and never looks into a payload.
+//!
+//! Events come in as method calls with the time, decisions go out as [`Action`]s in order. A payload `P` passes
+//! through by value: whatever enters with a call leaves in exactly one `Dispatch`, `Answer` or `Discard`.
+//!
+//! | file          | decides                                                        |
+//! |---------------|----------------------------------------------------------------|
+//! | `mod.rs`      | admission, dispatch, deadlines, answers                        |
+//! | `lease.rs`    | which worker may call which without us                         |
+//! | `staff.rs`    | how many workers run, their deaths, replacement and back-off   |
+//! | `circuit.rs`  | which function has killed its workers too often                |
+
+mod circuit;
+mod lease;
+mod staff;
+
+use std::collections::{HashMap, VecDeque};
+
+use slab::Slab;
+
+use crate::wire::Code;
+use circuit::Circuit;
+use lease::Lease;
+pub(crate) use staff::Cause;
+use staff::{Staff, State};
+
+/// Number of a worker, 1..=63: its participant id.
+pub(crate) type WorkerId = u8;
+
+/// A call the controller knows. The low half is a place, the high half how often the place was used.
+pub(crate) type CallKey = u64;
+
+/// Who waits for the answer to a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Caller {
+    /// A connection and the call's number on it.
+    Client { connection: u64, call: u64 },
+    /// A function that called from inside a worker, and the worker's number for the call.
+    Worker { worker: WorkerId, call: u64 },
+}
+
+/// How a call ends without a result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CallError {
+    pub(crate) code: Code,
+    /// Negative status of a function that failed; 0 for every other code.
+    pub(crate) status: i32,
+    pub(crate) text: String,
+}
+
+impl CallError {
+    pub(crate) fn new(code: Code, text: impl Into<String>) -> Self {
+        CallError { code, status: 0, text: text.into() }
+    }
+}
+
+/// What a call ended with.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Outcome<P> {
+    Done { status: i32, payload: P },
+    Failed(CallError),
+}
+
+/// What the runtime has to do, in the order given.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Action<P> {
+    /// Hand the call to a worker.
+    Dispatch { worker: WorkerId, call: CallKey, function: u16, deadline_ns: u64, payload: P },
+    /// Tell the caller how it ended.
+    Answer { to: Caller, outcome: Outcome<P> },
+    /// Nobody wants this payload any more.
+    Discard(P),
+    /// Nobody waits for `call` any more; the function may ask.
+    TellCancelled { worker: WorkerId, call: CallKey },
+    /// Start a worker in this place.
+    Spawn { worker: WorkerId },
+    /// Send a signal to the worker's process group.
+    Signal { worker: WorkerId, signal: Signal },
+    /// Ask an idle worker to exit.
+    Retire { worker: WorkerId },
+    /// Give the caller its end of a lease.
+    Grant { lease: u64, caller: WorkerId, callee: WorkerId },
+    /// The caller is ready: give the callee its end.
+    Open { lease: u64, caller: WorkerId, callee: WorkerId, position: u64 },
+    /// Ask the callee to close.
+    Revoke { lease: u64, callee: WorkerId },
+    /// Tell the caller that the lease is over.
+    End { lease: u64, caller: WorkerId },
+}
+
+/// Signals the controller sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Signal {
+    Terminate,
+    Kill,
+}
+
+/// Bounds of the controller; see [`crate::config::ProcessConfig`] for their meaning.
+#[derive(Debug, Clone)]
+pub(crate) struct Bounds {
+    pub(crate) workers: u8,
+    pub(crate) workers_max: u8,
+    pub(crate) queue_max: usize,
+    pub(crate) connection_calls_max: u32,
+    pub(crate) grace_ns: u64,
+    pub(crate) start_ns: u64,
+    pub(crate) deadline_ns: u64,
+    pub(crate) leases: bool,
+}
+
+/// A request as it arrives.
+#[derive(Debug)]
+pub(crate) struct Request<P> {
+    pub(crate) from: Caller,
+    pub(crate) function: u16,
+    /// CLOCK_MONOTONIC.
+    pub(crate) deadline_ns: u64,
+    /// May be run again when its worker is lost.
+    pub(crate) idempotent: bool,
+    pub(crate) payload: P,
+}
+
+#[derive(Debug)]
+struct Call<P> {
+    from: Caller,
+    function: u16,
+    deadline_ns: u64,
+    idempotent: bool,
+    /// Times it was handed to a worker that died.
+    attempts: u8,
+    uses: u32,
+    /// The caller has its answer already; only the worker is still at it.
+    abandoned: bool,
+    /// Present while queued.
+    payload: Option<P>,
+}
+
+/// Times a call is handed out again after a worker died with it, so that a poisonous call cannot eat workers for ever.
+const ATTEMPTS_MAX: u8 = 3;
+/// How often a stuck queue is looked at, and how long everybody must have been waiting before someone is told `Busy`.
+const STUCK_NS: u64 = 20_000_000;
+const LOOK_NS: u64 = 5_000_000;
+
+/// A worker did what its protocol forbids; it is to be killed.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Violation(pub(crate) &'static str);
+
+#[derive(Debug)]
+pub(crate) struct Controller<P> {
+    bounds: Bounds,
+    functions: Vec<String>,
+    circuits: Vec<Circuit>,
+    calls: Slab<Call<P>>,
+    uses: u32,
+    queue: VecDeque<CallKey>,
+    connections: HashMap<u64, u32>,
+    staff: Staff,
+    leases: HashMap<u64, Lease>,
+    leases_granted: u64,
+    actions: VecDeque<Action<P>>,
+    /// No timer is due before this.
+    wake_ns: u64,
+    stuck_since_ns: Option<u64>,
+    draining: bool,
+}
+
+impl<P> Controller<P> {
+    pub(crate) fn new(bounds: Bounds) -> Self {
+        Controller {
+            bounds,
+            functions: Vec::new(),
+            circuits: Vec::new(),
+            calls: Slab::new(),
+            uses: 0,
+            queue: VecDeque::new(),
+            connections: HashMap::new(),
+            staff: Staff::new(),
+            leases: HashMap::new(),
+            leases_granted: 0,
+            actions: VecDeque::new(),
+            wake_ns: 0,
+            stuck_since_ns: None,
+            draining: false,
+        }
+    }
+
+    /// The next thing to do, oldest first.
+    pub(crate) fn next_action(&mut self) -> Option<Action<P>> {
+        self.actions.pop_front()
+    }
+
+    /// Names of the functions, known once the first worker is ready.
+    pub(crate) fn functions(&self) -> &[String] {
+        &self.functions
+    }
+
+    /// When `tick` has to be called next, CLOCK_MONOTONIC ns.
+    pub(crate) fn wake_ns(&self) -> u64 {
+        self.wake_ns
+    }
+
+    /// Calls that have not ended, and whether anybody is starting: what a drain waits for.
+    pub(crate) fn calls_open(&self) -> usize {
+        self.calls.iter().filter(|(_, call)| !call.abandoned).count()
+    }
+
+    fn wake_by(&mut self, at_ns: u64) {
+        self.wake_ns = self.wake_ns.min(at_ns);
+    }
+
+    fn call(&mut self, key: CallKey) -> Option<&mut Call<P>> {
+        self.calls.get_mut(place(key)).filter(|call| call.uses == uses(key))
+    }
+
+    fn answer(&mut self, to: Caller, outcome: Outcome<P>) {
+        match to {
+            Caller::Client { connection, .. } => {
+                if let Some(open) = self.connections.get_mut(&connection) {
+                    *open = open.saturating_sub(1);
+                }
+            }
+            Caller::Worker { worker, .. } => self.staff.nested_ended(worker),
+        }
+        self.actions.push_back(Action::Answer { to, outcome });
+    }
+
+    fn fail(&mut self, to: Caller, code: Code, text: impl Into<String>) {
+        self.answer(to, Outcome::Failed(CallError::new(code, text)));
+    }
+
+    /// A call arrives. It ends in exactly one answer, unless its caller goes away first.
+    pub(crate) fn request(&mut self, now_ns: u64, request: Request<P>) {
+        let Request { from, function, deadline_ns, idempotent, payload } = request;
+        match from {
+            Caller::Client { connection, .. } => *self.connections.entry(connection).or_default() += 1,
+            Caller::Worker { worker, .. } => self.staff.nested_began(worker),
+        }
+        if let Err(error) = self.admit(now_ns, from, function, deadline_ns) {
+            self.actions.push_back(Action::Discard(payload));
+            self.answer(from, Outcome::Failed(error));
+            return;
+        }
+        self.uses = self.uses.wrapping_add(1);
+        let index = self.calls.insert(Call {
+            from,
+            function,
+            deadline_ns,
+            idempotent,
+            attempts: 0,
+            uses: self.uses,
+            abandoned: false,
+            payload: Some(payload),
+        });
+        let key = key(index, self.uses);
+        self.wake_by(deadline_ns);
+        match self.staff.idle() {
+            Some(worker) if self.queue.is_empty() => self.dispatch(worker, key),
+            _ => {
+                self.queue.push_back(key);
+                self.make_room(now_ns);
+            }
+        }
+    }
+
+    fn admit(&self, now_ns: u64, from: Caller, function: u16, deadline_ns: u64) -> Result<(), CallError> {
+        let refuse = |code, text: String| Err(CallError { code, status: 0, text });
+        if let Caller::Client { connection, .. } = from {
+            if self.draining {
+                return refuse(Code::Draining, "the process is stopping".into());
+            }
+            let open = self.connections.get(&connection).copied().unwrap_or(0);
+            if open > self.bounds.connection_calls_max {
+                let max = self.bounds.connection_calls_max;
+                return refuse(Code::Busy, format!("{max} calls of this connection are in flight, the most it may have"));
+            }
+        }
+        let Some(circuit) = self.circuits.get(usize::from(function)) else {
+            return refuse(
+                Code::UnknownFunction,
+                format!("no function has id {function}; this process has {}", self.functions.len()),
+            );
+        };
+        if let Some(left_ns) = circuit.refuses(now_ns) {
+            return refuse(
+                Code::FunctionBroken,
+                format!(
+                    "`{}` killed {} workers in a row; it is tried again in {} ms",
+                    self.functions[usize::from(function)],
+                    circuit.losses(),
+                    left_ns.div_ceil(1_000_000),
+                ),
+            );
+        }
+        if deadline_ns <= now_ns {
+            return refuse(Code::Timeout, "the deadline had passed when the call arrived".into());
+        }
+        if self.queue.len() >= self.bounds.queue_max {
+            return refuse(Code::Busy, format!("{} calls wait for a worker, the most that may", self.bounds.queue_max));
+        }
+        Ok(())
+    }
+
+    fn dispatch(&mut self, worker: WorkerId, key: CallKey) {
+        let call = self.call(key).expect("a queued call is known");
+        let payload = call.payload.take().expect("a queued call has its payload");
+        let (function, deadline_ns) = (call.function, call.deadline_ns);
+        self.staff.set(worker, State::Running { call: key });
+        self.actions.push_back(Action::Dispatch { worker, call: key, function, deadline_ns, payload });
+    }
+
+    /// Gives a worker that has nothing to do the oldest call that waits.
+    fn employ(&mut self, now_ns: u64, worker: WorkerId) {
+        self.staff.set(worker, State::Idle { since_ns: now_ns });
+        self.stuck_since_ns = None;
+        if let Some(key) = self.queue.pop_front() {
+            self.dispatch(worker, key);
+        } else if self.staff.surplus(self.bounds.workers) {
+            self.wake_by(now_ns + staff::SURPLUS_IDLE_NS);
+        }
+    }
+
+    /// A worker answered the call it was given. Tells whether somebody still waited. `Err`: it had no such call.
+    pub(crate) fn reply(
+        &mut self,
+        now_ns: u64,
+        worker: WorkerId,
+        key: CallKey,
+        outcome: Outcome<P>,
+    ) -> Result<bool, (Violation, Outcome<P>)> {
+        if self.staff.state(worker) != (State::Running { call: key }) {
+            return Err((Violation("an answer to a call it was not given"), outcome));
+        }
+        let call = self.calls.remove(place(key));
+        let answered = !call.abandoned;
+        let panicked = matches!(&outcome, Outcome::Failed(error) if error.code == Code::Panicked);
+        if panicked {
+            self.circuits[usize::from(call.function)].lost(now_ns);
+        } else {
+            self.circuits[usize::from(call.function)].worked();
+        }
+        match outcome {
+            Outcome::Done { payload, .. } if call.abandoned => self.actions.push_back(Action::Discard(payload)),
+            Outcome::Failed(_) if call.abandoned => {}
+            outcome => self.answer(call.from, outcome),
+        }
+        self.staff.on_time(worker);
+        if panicked {
+            // Its memory is in a state the function did not foresee: the worker exits by itself and is replaced.
+            self.staff.set(worker, State::Dying);
+            self.staff.overdue(worker, now_ns + self.bounds.grace_ns);
+            self.wake_by(now_ns + self.bounds.grace_ns);
+            return Ok(answered);
+        }
+        let caller = match call.from {
+            Caller::Worker { worker, .. } if !call.abandoned => Some(worker),
+            _ => None,
+        };
+        self.employ(now_ns, worker);
+        if let Some(caller) = caller {
+            self.offer_lease(caller, worker);
+        }
+        Ok(answered)
+    }
+
+    /// A client no longer waits for a call.
+    pub(crate) fn cancel(&mut self, connection: u64, call: u64) {
+        let from = Caller::Client { connection, call };
+        let found = self.calls.iter().find(|(_, open)| open.from == from && !open.abandoned).map(|(index, open)| key(index, open.uses));
+        if let Some(key) = found {
+            self.abandon(key, Some(CallError::new(Code::Cancelled, "cancelled by its caller")));
+        }
+    }
+
+    /// A connection is gone, and with it everybody who waited on it.
+    pub(crate) fn disconnected(&mut self, connection: u64) {
+        self.abandon_all(|from| matches!(from, Caller::Client { connection: of, .. } if of == connection));
+        self.connections.remove(&connection);
+    }
+
+    fn abandon_all(&mut self, of: impl Fn(Caller) -> bool) {
+        let keys: Vec<CallKey> =
+            self.calls.iter().filter(|(_, call)| of(call.from)).map(|(index, call)| key(index, call.uses)).collect();
+        for key in keys {
+            self.abandon(key, None);
+        }
+    }
+
+    /// Nobody waits for `key` any more: a queued call is forgotten, a running one goes on unheard until its deadline.
+    fn abandon(&mut self, key: CallKey, answer: Option<CallError>) {
+        let Some(call) = self.call(key) else { return };
+        let (from, known) = (call.from, call.abandoned);
+        match call.payload.take() {
+            Some(payload) => {
+                self.calls.remove(place(key));
+                self.queue.retain(|queued| *queued != key);
+                self.actions.push_back(Action::Discard(payload));
+            }
+            None => {
+                call.abandoned = true;
+                if let Some(worker) = self.staff.running(key) {
+                    self.actions.push_back(Action::TellCancelled { worker, call: key });
+                }
+            }
+        }
+        if !known {
+            match answer {
+                Some(error) => self.answer(from, Outcome::Failed(error)),
+                None => {
+                    if let Caller::Worker { worker, .. } = from {
+                        self.staff.nested_ended(worker);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Time passes: deadlines, overdue workers, replacements. Cheap before [`Controller::wake_ns`].
+    pub(crate) fn tick(&mut self, now_ns: u64) {
+        if now_ns < self.wake_ns {
+            return;
+        }
+        self.wake_ns = u64::MAX;
+        let due: Vec<CallKey> = self
+            .calls
+            .iter()
+            .filter(|(_, call)| call.deadline_ns <= now_ns)
+            .map(|(index, call)| key(index, call.uses))
+            .collect();
+        for key in due {
+            let Some(call) = self.call(key) else { continue };
+            let queued = call.payload.is_some();
+            if !call.abandoned {
+                let text = if queued { "the deadline passed before a worker was free" } else { "the deadline passed while the function ran" };
+                self.abandon(key, Some(CallError::new(Code::Timeout, text)));
+            }
+            if !queued {
+                if let Some(worker) = self.staff.running(key) {
+                    self.staff.overdue(worker, now_ns + self.bounds.grace_ns);
+                }
+            }
+        }
+        let next = self.calls.iter().map(|(_, call)| call.deadline_ns).filter(|deadline| *deadline > now_ns).min();
+        self.wake_by(next.unwrap_or(u64::MAX));
+        self.mind_staff(now_ns);
+        if !self.queue.is_empty() {
+            self.wake_by(now_ns + LOOK_NS);
+        }
+    }
+
+    /// Looks for a queue that cannot move because everybody waits for somebody. `waiting` has bit `n` set when
+    /// worker `n` says that it waits for a nested call; without it (`None`) whoever has one open counts as waiting.
+    pub(crate) fn unstick(&mut self, now_ns: u64, waiting: Option<u64>) {
+        if self.queue.is_empty() {
+            self.stuck_since_ns = None;
+            return;
+        }
+        self.wake_by(now_ns + LOOK_NS);
+        let nested = self.queue.iter().rev().copied().find(|key| {
+            self.calls.get(place(*key)).is_some_and(|call| matches!(call.from, Caller::Worker { .. }))
+        });
+        let waiting = waiting.unwrap_or_else(|| self.staff.nesting());
+        let Some(key) = nested.filter(|_| self.staff.all_waiting(waiting)) else {
+            self.stuck_since_ns = None;
+            return;
+        };
+        if self.staff.count() < usize::from(self.bounds.workers_max) && self.hire(now_ns) {
+            self.stuck_since_ns = None;
+            return;
+        }
+        let since = *self.stuck_since_ns.get_or_insert(now_ns);
+        if now_ns - since >= STUCK_NS {
+            let text = format!(
+                "all {} workers wait for nested calls and no more may be started; raise workers_max or nest less deeply",
+                self.staff.count()
+            );
+            self.abandon(key, Some(CallError::new(Code::Busy, text)));
+            self.stuck_since_ns = None;
+        }
+    }
+
+    /// Takes no more calls from clients. What runs goes on.
+    pub(crate) fn drain(&mut self) {
+        self.draining = true;
+    }
+}
+
+fn key(index: usize, uses: u32) -> CallKey {
+    (u64::from(uses) << 32) | index as u64
+}
+
+fn place(key: CallKey) -> usize {
+    (key & 0xffff_ffff) as usize
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the high half is 32 bits")]
+fn uses(key: CallKey) -> u32 {
+    (key >> 32) as u32
+}

@@ -1,0 +1,316 @@
+//! The workers: how many there are, what each is doing, what follows when one dies.
+
+use super::{Action, CallError, CallKey, Code, Controller, Outcome, Signal, Violation, WorkerId, place};
+
+/// A worker beyond `workers` that has had nothing to do for this long is retired.
+pub(super) const SURPLUS_IDLE_NS: u64 = 10_000_000_000;
+/// Pause before a worker that never registered is started again: doubles from the first to the longest.
+const BACK_OFF_NS: u64 = 10_000_000;
+const BACK_OFF_MAX_NS: u64 = 5_000_000_000;
+
+/// What a place for a worker is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    /// Nobody here. Not to be used again before `mourners` have forgotten the last one.
+    Vacant,
+    Starting { since_ns: u64 },
+    Idle { since_ns: u64 },
+    Running { call: CallKey },
+    /// Callee of a lease.
+    Serving { lease: u64 },
+    /// Callee of a lease whose caller died; back when it has forgotten it.
+    Mourning { of: WorkerId },
+    /// On its way out.
+    Dying,
+}
+
+/// Why a worker died.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cause {
+    Exited(i32),
+    Killed(i32),
+    /// We killed it because it broke the protocol.
+    Violation(&'static str),
+    /// We killed it because it ran past a deadline.
+    Overran,
+}
+
+impl std::fmt::Display for Cause {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Cause::Exited(code) => write!(f, "exited with code {code}"),
+            Cause::Killed(signal) => write!(f, "was killed by signal {signal}"),
+            Cause::Violation(what) => write!(f, "was killed for breaking the protocol: {what}"),
+            Cause::Overran => f.write_str("was killed for running past its deadline"),
+        }
+    }
+}
+
+impl Cause {
+    /// SIGKILL comes from outside (an operator, the kernel short of memory); everything else is the function's doing.
+    fn is_the_functions(self) -> bool {
+        const SIGKILL: i32 = 9;
+        const SIGTERM: i32 = 15;
+        !matches!(self, Cause::Killed(SIGKILL | SIGTERM) | Cause::Overran)
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Post {
+    state: State,
+    /// Bit `n`: worker `n` still holds on to this place's last worker.
+    mourners: u64,
+    /// Nested calls of this worker that we have not answered.
+    nested: u32,
+    /// When to do something about a worker past its deadline, and whether it was asked nicely before.
+    overdue: Option<(u64, bool)>,
+}
+
+#[derive(Debug)]
+pub(super) struct Staff {
+    posts: Vec<Post>,
+    failures: u32,
+    hire_after_ns: u64,
+}
+
+impl Staff {
+    pub(super) fn new() -> Self {
+        let post = Post { state: State::Vacant, mourners: 0, nested: 0, overdue: None };
+        Staff { posts: vec![post; 64], failures: 0, hire_after_ns: 0 }
+    }
+
+    pub(super) fn state(&self, worker: WorkerId) -> State {
+        self.posts[usize::from(worker)].state
+    }
+
+    pub(super) fn set(&mut self, worker: WorkerId, state: State) {
+        self.posts[usize::from(worker)].state = state;
+    }
+
+    fn numbered(&self) -> impl Iterator<Item = (WorkerId, &Post)> {
+        (0..).zip(&self.posts).skip(1)
+    }
+
+    fn find(&self, wanted: impl Fn(State) -> bool) -> Option<WorkerId> {
+        self.numbered().find(|(_, post)| wanted(post.state)).map(|(worker, _)| worker)
+    }
+
+    pub(super) fn idle(&self) -> Option<WorkerId> {
+        self.find(|state| matches!(state, State::Idle { .. }))
+    }
+
+    pub(super) fn running(&self, call: CallKey) -> Option<WorkerId> {
+        self.find(|state| state == State::Running { call })
+    }
+
+    /// Workers that are here or coming.
+    pub(super) fn count(&self) -> usize {
+        self.posts.iter().filter(|post| !matches!(post.state, State::Vacant | State::Dying)).count()
+    }
+
+    pub(super) fn surplus(&self, workers: u8) -> bool {
+        self.count() > usize::from(workers)
+    }
+
+    /// Whether every worker waits, with nobody on the way who could help.
+    pub(super) fn all_waiting(&self, waiting: u64) -> bool {
+        self.numbered().all(|(worker, post)| match post.state {
+            State::Vacant => true,
+            State::Starting { .. } | State::Idle { .. } | State::Dying => false,
+            State::Running { .. } | State::Serving { .. } | State::Mourning { .. } => waiting & (1 << worker) != 0,
+        })
+    }
+
+    pub(super) fn nesting(&self) -> u64 {
+        self.numbered().filter(|(_, post)| post.nested > 0).fold(0, |mask, (worker, _)| mask | 1 << worker)
+    }
+
+    pub(super) fn nested_began(&mut self, worker: WorkerId) {
+        self.posts[usize::from(worker)].nested += 1;
+    }
+
+    pub(super) fn nested_ended(&mut self, worker: WorkerId) {
+        let nested = &mut self.posts[usize::from(worker)].nested;
+        *nested = nested.saturating_sub(1);
+    }
+
+    pub(super) fn overdue(&mut self, worker: WorkerId, act_at_ns: u64) {
+        self.posts[usize::from(worker)].overdue.get_or_insert((act_at_ns, false));
+    }
+
+    pub(super) fn on_time(&mut self, worker: WorkerId) {
+        self.posts[usize::from(worker)].overdue = None;
+    }
+}
+
+impl<P> Controller<P> {
+    /// Starts one worker if a place is free and the last failure is long enough ago.
+    pub(super) fn hire(&mut self, now_ns: u64) -> bool {
+        if now_ns < self.staff.hire_after_ns {
+            self.wake_by(self.staff.hire_after_ns);
+            return false;
+        }
+        let vacant = self.staff.numbered().find(|(_, post)| post.state == State::Vacant && post.mourners == 0);
+        let Some(worker) = vacant.map(|(worker, _)| worker) else { return false };
+        self.staff.set(worker, State::Starting { since_ns: now_ns });
+        self.wake_by(now_ns + self.bounds.start_ns);
+        self.actions.push_back(Action::Spawn { worker });
+        true
+    }
+
+    /// A worker registered. Its functions must be those of the first.
+    pub(crate) fn ready(&mut self, now_ns: u64, worker: WorkerId, functions: &[String]) -> Result<(), Violation> {
+        if !matches!(self.staff.state(worker), State::Starting { .. }) {
+            return Err(Violation("registered twice"));
+        }
+        if self.functions.is_empty() {
+            self.functions = functions.to_vec();
+            self.circuits.resize_with(functions.len(), Default::default);
+        } else if self.functions != functions {
+            return Err(Violation("registered other functions than the workers before it; was its program replaced?"));
+        }
+        self.staff.failures = 0;
+        self.staff.on_time(worker);
+        self.employ(now_ns, worker);
+        Ok(())
+    }
+
+    /// Workers that can be given work or are at it.
+    pub(crate) fn ready_count(&self) -> usize {
+        let ready = |state| !matches!(state, State::Vacant | State::Starting { .. } | State::Dying);
+        self.staff.posts.iter().filter(|post| ready(post.state)).count()
+    }
+
+    /// Starts that failed in a row.
+    pub(crate) fn failed_starts(&self) -> u32 {
+        self.staff.failures
+    }
+
+    /// Whether the worker is on its own core's busy list: given a call or serving a lease.
+    pub(crate) fn is_busy(&self, worker: WorkerId) -> bool {
+        matches!(self.staff.state(worker), State::Running { .. } | State::Serving { .. } | State::Mourning { .. })
+    }
+
+    /// A worker is dead, and everything it published before has been taken in. `started` tells whether it had begun
+    /// on the call it was given, `request` gives that call's payload back, `mourners` are the workers who knew it.
+    pub(crate) fn died(
+        &mut self,
+        now_ns: u64,
+        worker: WorkerId,
+        cause: Cause,
+        started: bool,
+        request: Option<P>,
+        mourners: u64,
+    ) {
+        let state = self.staff.state(worker);
+        let post = &mut self.staff.posts[usize::from(worker)];
+        *post = Post { state: State::Vacant, mourners, nested: 0, overdue: None };
+        if let State::Starting { .. } = state {
+            self.staff.failures = self.staff.failures.saturating_add(1);
+            let back_off = BACK_OFF_NS.checked_shl(self.staff.failures - 1).unwrap_or(u64::MAX).min(BACK_OFF_MAX_NS);
+            self.staff.hire_after_ns = now_ns + back_off;
+        }
+        for post in &mut self.staff.posts {
+            // The dead forget at once.
+            post.mourners &= !(1 << worker);
+        }
+        self.abandon_all(|from| matches!(from, super::Caller::Worker { worker: of, .. } if of == worker));
+        match (state, request) {
+            (State::Running { call }, request) => self.judge(now_ns, call, cause, started, request),
+            (_, Some(request)) => self.actions.push_back(Action::Discard(request)),
+            _ => {}
+        }
+        self.leases_of_the_dead(now_ns, worker);
+        let forgotten: Vec<WorkerId> = self
+            .staff
+            .numbered()
+            .filter(|(mourner, post)| post.state == (State::Mourning { of: worker }) && mourners & (1 << mourner) == 0)
+            .map(|(mourner, _)| mourner)
+            .collect();
+        for mourner in forgotten {
+            self.employ(now_ns, mourner);
+        }
+        self.wake_by(now_ns);
+    }
+
+    /// The verdict on the call a dead worker had (faults.md): never started means nothing happened.
+    fn judge(&mut self, now_ns: u64, key: CallKey, cause: Cause, started: bool, request: Option<P>) {
+        let Some(call) = self.call(key) else { return };
+        call.attempts += 1;
+        let again = !call.abandoned && call.attempts <= super::ATTEMPTS_MAX && (!started || call.idempotent);
+        let (from, function, abandoned) = (call.from, usize::from(call.function), call.abandoned);
+        if started && cause.is_the_functions() {
+            self.circuits[function].lost(now_ns);
+        }
+        match request {
+            Some(payload) if again => {
+                self.call(key).expect("looked up above").payload = Some(payload);
+                match self.staff.idle() {
+                    Some(worker) => self.dispatch(worker, key),
+                    None => {
+                        self.queue.push_front(key);
+                        self.make_room(now_ns);
+                    }
+                }
+            }
+            request => {
+                self.calls.remove(place(key));
+                if let Some(payload) = request {
+                    self.actions.push_back(Action::Discard(payload));
+                }
+                if !abandoned {
+                    let what = if started { "may have run" } else { "did not run" };
+                    let text = format!("its worker {cause}; `{}` {what}", self.functions[function]);
+                    self.answer(from, Outcome::Failed(CallError::new(Code::WorkerLost, text)));
+                }
+            }
+        }
+    }
+
+    /// Worker `by` has let go of everything that bound it to the last worker in the place of `gone`.
+    pub(crate) fn forgotten(&mut self, now_ns: u64, by: WorkerId, gone: WorkerId) {
+        self.staff.posts[usize::from(gone)].mourners &= !(1 << by);
+        if self.staff.state(by) == (State::Mourning { of: gone }) {
+            self.staff.on_time(by);
+            self.employ(now_ns, by);
+        }
+        self.wake_by(now_ns);
+    }
+
+    /// Replaces the missing, retires the superfluous, deals with the overdue.
+    pub(super) fn mind_staff(&mut self, now_ns: u64) {
+        let mut due = Vec::new();
+        for (worker, post) in (0..).zip(&mut self.staff.posts).skip(1) {
+            if let State::Starting { since_ns } = post.state {
+                post.overdue.get_or_insert((since_ns + self.bounds.start_ns, true));
+            }
+            if let Some((at_ns, warned)) = post.overdue {
+                if at_ns <= now_ns {
+                    let signal = if warned { Signal::Kill } else { Signal::Terminate };
+                    due.push(Action::Signal { worker, signal });
+                    post.overdue = Some((now_ns + self.bounds.grace_ns, true));
+                }
+            }
+        }
+        self.actions.extend(due);
+        let next = self.staff.posts.iter().filter_map(|post| post.overdue).map(|(at_ns, _)| at_ns).min();
+        self.wake_by(next.unwrap_or(u64::MAX));
+        while self.staff.count() < usize::from(self.bounds.workers) && !self.draining && self.hire(now_ns) {}
+        if self.staff.surplus(self.bounds.workers) {
+            let longest = self.staff.numbered().filter_map(|(worker, post)| match post.state {
+                State::Idle { since_ns } => Some((since_ns + SURPLUS_IDLE_NS, worker)),
+                _ => None,
+            });
+            match longest.max_by_key(|(_, worker)| *worker) {
+                Some((at_ns, worker)) if at_ns <= now_ns => {
+                    self.staff.set(worker, State::Dying);
+                    self.staff.overdue(worker, now_ns + self.bounds.grace_ns);
+                    self.actions.push_back(Action::Retire { worker });
+                    self.wake_by(now_ns + self.bounds.grace_ns);
+                }
+                Some((at_ns, _)) => self.wake_by(at_ns),
+                None => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,337 @@
+//! What functions read and write: inputs, outputs, replies, and memory on loan for them.
+//!
+//! A payload of up to 40 bytes travels inside its record. A longer one stays where it was written and is handed over
+//! by reference; dropping the handle gives the memory back to whoever lent it.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::rc::Rc;
+
+use praas_shm::{Arena, Block, BlockRef, BlockView, Inline, NoSpace, ParticipantId};
+use praas_transport::queue::Buffer;
+
+use crate::error::InvokeError;
+use crate::wire::args;
+
+/// Where a borrowed block came from: it is returned there, and only to that life of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Giver {
+    pub(crate) participant: ParticipantId,
+    pub(crate) incarnation: u64,
+}
+
+/// A worker's payload memory: its own arena (ring channel) or the heap (queue channel).
+#[derive(Debug)]
+pub(crate) struct Memory {
+    pub(crate) arena: Option<RefCell<Arena>>,
+    /// Blocks we are done with, to be told to their givers at the next opportunity.
+    pub(crate) returned: RefCell<Vec<(Giver, BlockRef)>>,
+    pub(crate) payload_bytes_max: u64,
+}
+
+impl Memory {
+    pub(crate) fn loan(self: &Rc<Self>, bytes: usize) -> Result<Loan, InvokeError> {
+        if bytes as u64 > self.payload_bytes_max {
+            let text = format!("{bytes} bytes, the process allows {}", self.payload_bytes_max);
+            return Err(InvokeError::TooLarge { text });
+        }
+        let store = match &self.arena {
+            Some(arena) => Store::Block(arena.borrow_mut().loan(bytes).map_err(no_space)?),
+            None => Store::Heap(Buffer::with_len(bytes)),
+        };
+        Ok(Loan { store: Some(store), memory: Rc::clone(self) })
+    }
+
+    pub(crate) fn adopt(self: &Rc<Self>, block: Block) -> Loan {
+        Loan { store: Some(Store::Block(block)), memory: Rc::clone(self) }
+    }
+}
+
+pub(crate) fn no_space(error: NoSpace) -> InvokeError {
+    InvokeError::NoSpace { text: error.to_string() }
+}
+
+#[derive(Debug)]
+pub(crate) enum Store {
+    Block(Block),
+    Heap(Buffer),
+}
+
+/// Writable payload memory of this worker. Sent as input or output it is handed over without a copy; dropped, it goes back.
+#[derive(Debug)]
+pub struct Loan {
+    /// Taken when the loan is sent.
+    store: Option<Store>,
+    memory: Rc<Memory>,
+}
+
+impl Loan {
+    pub(crate) fn of_heap(buffer: Buffer, memory: &Rc<Memory>) -> Loan {
+        Loan { store: Some(Store::Heap(buffer)), memory: Rc::clone(memory) }
+    }
+
+    pub(crate) fn into_store(mut self) -> Store {
+        self.store.take().expect("a loan has its memory until it is sent")
+    }
+}
+
+impl Deref for Loan {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match &self.store {
+            Some(Store::Block(block)) => block,
+            Some(Store::Heap(buffer)) => buffer.as_ref(),
+            None => &[],
+        }
+    }
+}
+
+impl DerefMut for Loan {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        match &mut self.store {
+            Some(Store::Block(block)) => block,
+            Some(Store::Heap(buffer)) => buffer.as_mut(),
+            None => &mut [],
+        }
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        if let (Some(Store::Block(block)), Some(arena)) = (self.store.take(), &self.memory.arena) {
+            arena.borrow_mut().free(block);
+        }
+    }
+}
+
+/// Somebody else's block, readable until dropped.
+pub(crate) struct Held {
+    view: Option<BlockView>,
+    giver: Giver,
+    memory: Rc<Memory>,
+}
+
+impl Held {
+    pub(crate) fn new(view: BlockView, giver: Giver, memory: &Rc<Memory>) -> Held {
+        Held { view: Some(view), giver, memory: Rc::clone(memory) }
+    }
+
+    pub(crate) fn block(&self) -> BlockRef {
+        *self.view.as_ref().expect("present until dropped").block()
+    }
+
+    pub(crate) fn giver(&self) -> Giver {
+        self.giver
+    }
+
+    /// Lets go without telling the giver, who knows already.
+    pub(crate) fn forget(mut self) {
+        self.view = None;
+    }
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held").field("giver", &self.giver).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(view) = self.view.take() {
+            self.memory.returned.borrow_mut().push((self.giver, *view.block()));
+        }
+    }
+}
+
+/// Bytes that came from somebody, wherever they are.
+#[derive(Debug)]
+pub(crate) enum Bytes {
+    Inline(Inline),
+    Held(Held),
+    Own(Loan),
+    Heap(Buffer),
+}
+
+impl Bytes {
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Bytes::Inline(inline) => inline.as_slice(),
+            Bytes::Held(held) => held.view.as_deref().expect("present until dropped"),
+            Bytes::Own(loan) => loan,
+            Bytes::Heap(buffer) => buffer.as_ref(),
+        }
+    }
+}
+
+/// What a function was given. Reads as a byte slice.
+#[derive(Debug)]
+pub struct Input {
+    pub(crate) bytes: Bytes,
+    pub(crate) is_args: bool,
+}
+
+impl Input {
+    /// The arguments of the call: several when the caller sent several, else the whole input as one.
+    /// A payload whose argument table does not add up is given as one argument, too.
+    pub fn args(&self) -> impl Iterator<Item = &[u8]> {
+        let all: &[u8] = self;
+        let several = if self.is_args { args::decode(all) } else { None };
+        several.unwrap_or_else(|| vec![all]).into_iter()
+    }
+}
+
+impl Deref for Input {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        self.bytes.as_slice()
+    }
+}
+
+/// What a called function answered. Reads as a byte slice.
+#[derive(Debug)]
+pub struct Reply {
+    pub(crate) status: i32,
+    pub(crate) bytes: Bytes,
+}
+
+impl Reply {
+    /// The status the function returned, zero or above.
+    #[must_use]
+    pub fn status(&self) -> i32 {
+        self.status
+    }
+
+    /// The caller's own memory back, when the called function answered with its input (an echo).
+    ///
+    /// # Errors
+    /// The reply itself, when its bytes are somebody else's.
+    pub fn into_loan(self) -> Result<Loan, Reply> {
+        match self.bytes {
+            Bytes::Own(loan) => Ok(loan),
+            bytes => Err(Reply { status: self.status, bytes }),
+        }
+    }
+}
+
+impl Deref for Reply {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        self.bytes.as_slice()
+    }
+}
+
+/// Bytes to send. A [`Loan`], an [`Input`] and a [`Reply`] are handed over without a copy; other bytes are copied
+/// once into payload memory, or into the record itself up to 40 bytes.
+#[derive(Debug)]
+pub struct Payload<'a> {
+    pub(crate) source: Source<'a>,
+    pub(crate) is_args: bool,
+}
+
+#[derive(Debug)]
+pub(crate) enum Source<'a> {
+    Slice(&'a [u8]),
+    Vec(Vec<u8>),
+    Bytes(Bytes),
+}
+
+impl Payload<'_> {
+    /// Several arguments as one payload; [`Input::args`] takes it apart again.
+    #[must_use]
+    pub fn from_args(arguments: &[&[u8]]) -> Payload<'static> {
+        let mut encoded = vec![0; args::encoded_bytes(arguments)];
+        args::encode(arguments, &mut encoded);
+        Payload { source: Source::Vec(encoded), is_args: true }
+    }
+}
+
+macro_rules! payload_from {
+    ($($(<$life:lifetime>)? $type:ty => |$value:ident| $source:expr),+ $(,)?) => {$(
+        impl<'a> From<$type> for Payload<'a> {
+            fn from($value: $type) -> Payload<'a> {
+                Payload { source: $source, is_args: false }
+            }
+        }
+    )+};
+}
+payload_from! {
+    &'a [u8] => |slice| Source::Slice(slice),
+    &'a Vec<u8> => |vec| Source::Slice(vec),
+    Vec<u8> => |vec| Source::Vec(vec),
+    Loan => |loan| Source::Bytes(Bytes::Own(loan)),
+    Reply => |reply| Source::Bytes(reply.bytes),
+}
+
+impl<'a, const N: usize> From<&'a [u8; N]> for Payload<'a> {
+    fn from(array: &'a [u8; N]) -> Payload<'a> {
+        Payload { source: Source::Slice(array), is_args: false }
+    }
+}
+
+impl From<Input> for Payload<'_> {
+    fn from(input: Input) -> Self {
+        Payload { source: Source::Bytes(input.bytes), is_args: input.is_args }
+    }
+}
+
+/// What a function returns: bytes, and a status of zero or above.
+#[derive(Debug)]
+pub struct Output {
+    pub(crate) payload: Payload<'static>,
+    pub(crate) status: i32,
+}
+
+impl Output {
+    /// No bytes, status 0.
+    #[must_use]
+    pub fn empty() -> Output {
+        Output::from(Payload { source: Source::Slice(&[]), is_args: false })
+    }
+
+    /// The same bytes with another status, which is made zero when it is below.
+    #[must_use]
+    pub fn with_status(mut self, status: i32) -> Output {
+        self.status = status.max(0);
+        self
+    }
+}
+
+impl From<Payload<'static>> for Output {
+    fn from(payload: Payload<'static>) -> Output {
+        Output { payload, status: 0 }
+    }
+}
+
+macro_rules! output_from {
+    ($($type:ty),+) => {$(
+        impl From<$type> for Output {
+            fn from(value: $type) -> Output {
+                Output { payload: value.into(), status: 0 }
+            }
+        }
+    )+};
+}
+output_from!(Loan, Input, Reply, Vec<u8>);
+
+impl From<&[u8]> for Output {
+    fn from(slice: &[u8]) -> Output {
+        match Inline::new(slice) {
+            Some(inline) => Payload { source: Source::Bytes(Bytes::Inline(inline)), is_args: false }.into(),
+            None => slice.to_vec().into(),
+        }
+    }
+}
+
+impl<const N: usize> From<&[u8; N]> for Output {
+    fn from(array: &[u8; N]) -> Output {
+        array.as_slice().into()
+    }
+}
+
+impl From<String> for Output {
+    fn from(text: String) -> Output {
+        text.into_bytes().into()
+    }
+}

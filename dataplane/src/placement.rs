@@ -1,0 +1,180 @@
+//! Who runs where, and who may spin there: decided once at start, from counts alone.
+//!
+//! Measured on two-core virtual machines (design §4): a spinning peer on another core answers in 0.3 us, a sleeping one
+//! on the same core in 2.5-4 us, a sleeping one on another, halted core in 85-100 us, and two spinners that share a
+//! core in 8 ms. So nobody spins for a peer on its own core, and those that cannot have a core each sleep.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Pin, WaitMode};
+
+/// How one participant waits for one peer: polls without pause for `spin`, then polls and yields up to `linger`, then sleeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Patience {
+    /// Polling without a system call, ns.
+    pub spin_ns: u64,
+    /// Polling with `sched_yield` in between, ns, counted from the start of the wait.
+    pub linger_ns: u64,
+}
+
+impl Patience {
+    /// Sleeps at once.
+    pub const NONE: Patience = Patience { spin_ns: 0, linger_ns: 0 };
+}
+
+/// Longest spin in `balanced` mode: about what a sleeping core takes to wake (design §4), so that a wait costs at most twice the best choice.
+const BALANCED_SPIN_NS: u64 = 100_000;
+/// Spin without yielding in `latency` mode. Longer than any small function, shorter than harm to one who shares the core.
+const LATENCY_SPIN_NS: u64 = 50_000;
+/// How long an unused lease keeps its core in `latency` mode before it sleeps.
+const LATENCY_LINGER_NS: u64 = 20_000_000;
+
+/// Where the controller and each worker run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placement {
+    wait: WaitMode,
+    /// Cores to choose from; empty when nobody is pinned.
+    cores: Vec<usize>,
+    /// Cores that exist, pinned or not.
+    cores_count: usize,
+}
+
+impl Placement {
+    /// Decides for `allowed` cores (from `sched_getaffinity`) with a quota of `quota_cores`.
+    #[must_use]
+    pub fn new(pin: &Pin, wait: WaitMode, allowed: &[usize], quota_cores: usize) -> Placement {
+        let cores_count = allowed.len().min(quota_cores.max(1));
+        let cores = match pin {
+            Pin::None => Vec::new(),
+            Pin::Auto if wait == WaitMode::Latency => allowed.iter().rev().copied().take(cores_count).collect(),
+            Pin::Auto => Vec::new(),
+            Pin::Cores(cores) => cores.clone(),
+        };
+        Placement { wait, cores, cores_count }
+    }
+
+    /// The controller's core, when pinned.
+    #[must_use]
+    pub fn controller(&self) -> Option<usize> {
+        self.cores.first().copied()
+    }
+
+    /// The core of worker `number` (from 1), when pinned. With a core for everybody the controller has its own;
+    /// with fewer the first worker shares with the controller, which sleeps while that worker works.
+    #[must_use]
+    pub fn worker(&self, number: u8, workers: u8) -> Option<usize> {
+        let cores = self.cores.len();
+        let first = usize::from(cores > usize::from(workers));
+        (cores > 0).then(|| self.cores[(first + usize::from(number) - 1) % cores])
+    }
+
+    /// How a worker waits for the controller, and how two workers under a lease wait for each other, given their cores.
+    #[must_use]
+    pub fn patience(&self, mine: Option<usize>, theirs: Option<usize>, leased: bool, participants: usize) -> Patience {
+        let apart = match (mine, theirs) {
+            (Some(mine), Some(theirs)) => mine != theirs,
+            // Unpinned: the scheduler spreads spinners over cores as long as there is one for each that may be awake.
+            _ => self.cores_count >= if leased { 2 } else { participants + 1 },
+        };
+        if !apart {
+            return Patience::NONE;
+        }
+        match self.wait {
+            WaitMode::Efficient => Patience::NONE,
+            WaitMode::Balanced => Patience { spin_ns: BALANCED_SPIN_NS, linger_ns: BALANCED_SPIN_NS },
+            WaitMode::Latency if leased => Patience { spin_ns: LATENCY_SPIN_NS, linger_ns: LATENCY_LINGER_NS },
+            // A worker that nobody leased spins only where a core is left over for whoever calls us.
+            WaitMode::Latency if self.cores_count > participants => {
+                Patience { spin_ns: LATENCY_SPIN_NS, linger_ns: u64::MAX }
+            }
+            WaitMode::Latency => Patience::NONE,
+        }
+    }
+
+    /// How the controller waits while no worker on its own core is busy.
+    #[must_use]
+    pub fn controller_patience(&self) -> Patience {
+        match self.wait {
+            WaitMode::Efficient => Patience::NONE,
+            _ if self.cores_count < 2 => Patience::NONE,
+            WaitMode::Balanced => Patience { spin_ns: BALANCED_SPIN_NS, linger_ns: BALANCED_SPIN_NS },
+            WaitMode::Latency => Patience { spin_ns: LATENCY_SPIN_NS, linger_ns: u64::MAX },
+        }
+    }
+
+    /// The mode all of this follows from.
+    #[must_use]
+    pub fn wait(&self) -> WaitMode {
+        self.wait
+    }
+}
+
+/// Cores that the cgroup's CPU quota is worth, rounded up; `usize::MAX` without one.
+#[must_use]
+pub fn quota_cores() -> usize {
+    let v2 = std::fs::read_to_string("/sys/fs/cgroup/cpu.max").ok().and_then(|text| {
+        let mut words = text.split_whitespace();
+        Some((words.next()?.parse::<u64>().ok()?, words.next()?.parse::<u64>().ok()?))
+    });
+    let v1 = || {
+        let read = |name: &str| {
+            let text = std::fs::read_to_string(format!("/sys/fs/cgroup/cpu/cpu.cfs_{name}_us")).ok()?;
+            text.trim().parse::<u64>().ok()
+        };
+        Some((read("quota")?, read("period")?))
+    };
+    match v2.or_else(v1) {
+        Some((quota, period)) if period > 0 => usize::try_from(quota.div_ceil(period)).unwrap_or(usize::MAX),
+        _ => usize::MAX,
+    }
+}
+
+/// A deadline or pause as nanoseconds, saturating.
+pub(crate) fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn on_two_cores_leased_workers_are_apart_and_the_first_shares_with_the_controller() {
+        let placement = Placement::new(&Pin::Auto, WaitMode::Latency, &[0, 1], usize::MAX);
+        assert_eq!(placement.controller(), Some(1));
+        assert_eq!((placement.worker(1, 2), placement.worker(2, 2)), (Some(1), Some(0)));
+        let leased = placement.patience(Some(1), Some(0), true, 3);
+        assert!(leased.spin_ns > 0 && leased.linger_ns < u64::MAX);
+        assert_eq!(placement.patience(Some(1), Some(1), false, 3), Patience::NONE);
+        assert_eq!(placement.patience(Some(0), Some(1), false, 3), Patience::NONE);
+    }
+
+    #[test]
+    fn with_cores_to_spare_everybody_has_its_own_and_spins() {
+        let placement = Placement::new(&Pin::Auto, WaitMode::Latency, &[0, 1, 2, 3], usize::MAX);
+        let cores = [placement.controller(), placement.worker(1, 2), placement.worker(2, 2)];
+        assert_eq!(cores, [Some(3), Some(2), Some(1)]);
+        assert_eq!(placement.patience(Some(2), Some(3), false, 3).linger_ns, u64::MAX);
+    }
+
+    #[test]
+    fn nobody_spins_on_a_core_shared_with_the_peer_or_under_a_quota_of_one() {
+        for wait in [WaitMode::Latency, WaitMode::Balanced] {
+            let shared = Placement::new(&Pin::Cores(vec![0]), wait, &[0, 1], usize::MAX);
+            assert_eq!(shared.patience(Some(0), Some(0), true, 3), Patience::NONE);
+            let quota = Placement::new(&Pin::None, wait, &[0, 1], 1);
+            assert_eq!(quota.patience(None, None, true, 3), Patience::NONE);
+            assert_eq!(quota.controller_patience(), Patience::NONE);
+        }
+    }
+
+    #[test]
+    fn efficient_never_spins_and_balanced_is_bounded() {
+        let efficient = Placement::new(&Pin::None, WaitMode::Efficient, &[0, 1, 2, 3], usize::MAX);
+        assert_eq!(efficient.patience(None, None, true, 3), Patience::NONE);
+        let balanced = Placement::new(&Pin::None, WaitMode::Balanced, &[0, 1, 2, 3], usize::MAX);
+        assert!(balanced.patience(None, None, true, 3).linger_ns <= 100_000);
+    }
+}

@@ -1,0 +1,135 @@
+//! Payloads in the controller's hands: where the bytes lie, and to whom they go back. Nobody here looks into them.
+
+use praas_shm::{Arena, Block, BlockView, Inline};
+use praas_transport::Bodies;
+use praas_transport::queue::Buffer;
+
+use crate::controller::WorkerId;
+
+/// A payload on its way through the controller.
+#[derive(Debug)]
+pub(crate) struct Payload {
+    pub(crate) bytes: Bytes,
+    /// Several arguments in one payload.
+    pub(crate) is_args: bool,
+}
+
+#[derive(Debug)]
+pub(crate) enum Bytes {
+    /// Up to 40 bytes, carried along.
+    Inline(Inline),
+    /// A block of the controller's arena: came from TCP, or came back from a worker that echoed it.
+    Own(Block),
+    /// A block in a worker's segment, lent to us.
+    Foreign(Foreign),
+    /// Queue channel: on the heap.
+    Heap(Buffer),
+    /// An error's text, on its way to a client.
+    Text(String),
+}
+
+/// A block lent to us by a worker. It is owed a `RELEASE` unless an answer to that worker says as much.
+#[derive(Debug)]
+pub(crate) struct Foreign {
+    pub(crate) giver: WorkerId,
+    pub(crate) incarnation: u64,
+    pub(crate) view: BlockView,
+}
+
+impl AsRef<[u8]> for Bytes {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Bytes::Inline(inline) => inline.as_slice(),
+            Bytes::Own(block) => block,
+            Bytes::Foreign(foreign) => &foreign.view,
+            Bytes::Heap(buffer) => buffer.as_ref(),
+            Bytes::Text(text) => text.as_bytes(),
+        }
+    }
+}
+
+impl Bytes {
+    pub(crate) const EMPTY: Bytes = Bytes::Inline(Inline::EMPTY);
+}
+
+/// Where a connection receives into: the record itself up to 40 bytes, else the arena (ring) or the heap (queue).
+#[derive(Debug)]
+pub(crate) enum Landing {
+    Small { bytes: [u8; praas_shm::INLINE_BYTES_MAX], len: usize },
+    Block(Block),
+    Heap(Buffer),
+}
+
+impl AsRef<[u8]> for Landing {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Landing::Small { bytes, len } => &bytes[..*len],
+            Landing::Block(block) => block,
+            Landing::Heap(buffer) => buffer.as_ref(),
+        }
+    }
+}
+
+impl AsMut<[u8]> for Landing {
+    fn as_mut(&mut self) -> &mut [u8] {
+        match self {
+            Landing::Small { bytes, len } => &mut bytes[..*len],
+            Landing::Block(block) => block,
+            Landing::Heap(buffer) => buffer.as_mut(),
+        }
+    }
+}
+
+impl From<Landing> for Bytes {
+    fn from(landing: Landing) -> Bytes {
+        match landing {
+            Landing::Small { bytes, len } => {
+                Bytes::Inline(Inline::new(&bytes[..len]).expect("a small landing fits a record"))
+            }
+            Landing::Block(block) => Bytes::Own(block),
+            Landing::Heap(buffer) => Bytes::Heap(buffer),
+        }
+    }
+}
+
+/// The controller's payload memory.
+#[derive(Debug)]
+pub(crate) struct Store {
+    /// Ring channel; without it payloads live on the heap.
+    pub(crate) arena: Option<Arena>,
+}
+
+impl Bodies for Store {
+    type Body = Landing;
+
+    fn loan(&mut self, bytes: usize) -> Option<Landing> {
+        if bytes <= praas_shm::INLINE_BYTES_MAX {
+            return Some(Landing::Small { bytes: [0; praas_shm::INLINE_BYTES_MAX], len: bytes });
+        }
+        match &mut self.arena {
+            Some(arena) => arena.loan(bytes).ok().map(Landing::Block),
+            None => Some(Landing::Heap(Buffer::with_len(bytes))),
+        }
+    }
+
+    fn give_back(&mut self, body: Landing) {
+        if let (Landing::Block(block), Some(arena)) = (body, &mut self.arena) {
+            arena.free(block);
+        }
+    }
+
+    fn truncate(&mut self, mut body: Landing, bytes: usize) -> Landing {
+        if bytes <= praas_shm::INLINE_BYTES_MAX {
+            let mut small = [0; praas_shm::INLINE_BYTES_MAX];
+            small[..bytes].copy_from_slice(&body.as_ref()[..bytes]);
+            self.give_back(body);
+            return Landing::Small { bytes: small, len: bytes };
+        }
+        match &mut body {
+            Landing::Small { len, .. } => *len = bytes,
+            Landing::Block(block) => block.set_len(bytes),
+            Landing::Heap(buffer) => buffer.set_len(bytes),
+        }
+        body
+    }
+}

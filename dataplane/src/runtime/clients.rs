@@ -1,0 +1,321 @@
+//! Connections from clients: hello, requests in, answers out. Knows frames; knows nothing of workers.
+
+use std::collections::HashMap;
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+
+use mio::net::TcpListener;
+use mio::{Interest, Registry, Token};
+use praas_transport::tcp::{Connection, Received, Refusal, TcpConfig};
+use praas_transport::{Frame, Header, Limits};
+use slab::Slab;
+
+use super::body::{Bytes, Landing, Payload, Store};
+use super::error::ProcessError;
+use crate::config::ProcessConfig;
+use crate::wire::{Code, PROTOCOL_VERSION, Welcome, frame};
+
+/// Answers that may wait for a client that does not read them; beyond, its requests are not read either.
+const UNREAD_MAX: usize = 1024;
+/// Requests taken from one connection before the next one's turn.
+const FRAMES_PER_TURN: usize = 256;
+
+/// What a connection brought.
+#[derive(Debug)]
+pub(super) enum Event {
+    Request { connection: u64, call: u64, function: u16, budget_ns: u64, idempotent: bool, payload: Payload },
+    Cancel { connection: u64, call: u64 },
+    Gone { connection: u64 },
+    /// A payload is with the kernel and can go back to its owner.
+    Sent(Bytes),
+}
+
+#[derive(Debug)]
+struct Client {
+    connection: Connection<Landing, Bytes>,
+    /// Unique for the life of the process; a slab index is not.
+    id: u64,
+    greeted: bool,
+    /// Has requests that were not read because of a bound.
+    paused: bool,
+    dirty: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Clients {
+    listener: TcpListener,
+    address: SocketAddr,
+    open: Slab<Client>,
+    by_id: HashMap<u64, usize>,
+    dirty: Vec<usize>,
+    accepted: u64,
+    connections_max: usize,
+    limits: Limits,
+    /// Exchange pages between `Grant` and `Open`.
+    pub(super) leases: HashMap<u64, OwnedFd>,
+}
+
+impl Clients {
+    pub(super) fn listen(config: &ProcessConfig, _registry: &Registry) -> Result<Clients, ProcessError> {
+        let failed = |source| ProcessError::Listen { address: config.listen, source };
+        let listener = TcpListener::bind(config.listen).map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        Ok(Clients {
+            listener,
+            address,
+            open: Slab::new(),
+            by_id: HashMap::new(),
+            dirty: Vec::new(),
+            accepted: 0,
+            connections_max: config.connections_max as usize,
+            limits: Limits { payload_bytes_max: config.payload_bytes_max },
+            leases: HashMap::new(),
+        })
+    }
+
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Lets clients in; until now they waited in the listen queue.
+    pub(super) fn admit(&mut self, registry: &Registry) -> Result<(), ProcessError> {
+        let registered = registry.register(&mut self.listener, super::LISTENER, Interest::READABLE);
+        registered.map_err(super::system("cannot poll the listener"))
+    }
+
+    pub(super) fn accept(&mut self, registry: &Registry, base: usize) {
+        loop {
+            let stream = match self.listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == ErrorKind::ConnectionAborted => continue,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    return;
+                }
+            };
+            if self.open.len() >= self.connections_max {
+                tracing::warn!("{} connections are open, the most that may; one more was closed", self.connections_max);
+                continue;
+            }
+            if let Err(error) = self.enter(stream, registry, base) {
+                tracing::warn!(%error, "cannot set up a connection");
+            }
+        }
+    }
+
+    fn enter(&mut self, stream: mio::net::TcpStream, registry: &Registry, base: usize) -> io::Result<()> {
+        // A client that does not read its answers may leave as much unread as two of the largest.
+        let config = TcpConfig {
+            backlog_frames_max: 2 * UNREAD_MAX,
+            backlog_bytes_max: 2 * self.limits.payload_bytes_max,
+            ..TcpConfig::default()
+        };
+        let mut connection = Connection::new(stream, self.limits, config)?;
+        let entry = self.open.vacant_entry();
+        let token = Token(base + entry.key());
+        registry.register(connection.source(), token, Interest::READABLE | Interest::WRITABLE)?;
+        self.accepted += 1;
+        self.by_id.insert(self.accepted, entry.key());
+        entry.insert(Client { connection, id: self.accepted, greeted: false, paused: false, dirty: false });
+        Ok(())
+    }
+
+    /// Reads what a connection has, writes what it can take.
+    pub(super) fn serve(
+        &mut self,
+        index: usize,
+        readable: bool,
+        store: &mut Store,
+        welcome: &Welcome,
+        events: &mut Vec<Event>,
+    ) {
+        let Some(client) = self.open.get_mut(index) else { return };
+        let mut alive = client.connection.flush(&mut |bytes| events.push(Event::Sent(bytes))).is_ok();
+        if alive && (readable || client.paused) {
+            alive = client.read(store, welcome, events);
+        }
+        if !client.dirty && client.connection.wants_write() {
+            client.dirty = true;
+            self.dirty.push(index);
+        }
+        if !alive {
+            let id = client.id;
+            self.leave(index, store, &mut |bytes| events.push(Event::Sent(bytes)));
+            events.push(Event::Gone { connection: id });
+        }
+    }
+
+    fn leave(&mut self, index: usize, store: &mut Store, done: &mut dyn FnMut(Bytes)) {
+        let mut client = self.open.remove(index);
+        self.by_id.remove(&client.id);
+        client.connection.abandon(store, done);
+    }
+
+    /// Queues an answer. Gives the payload back when nobody is there to take it.
+    pub(super) fn answer(
+        &mut self,
+        connection: u64,
+        call: u64,
+        code: Code,
+        status: i32,
+        payload: Payload,
+    ) -> Option<Bytes> {
+        let Some(index) = self.by_id.get(&connection).copied() else { return Some(payload.bytes) };
+        let client = &mut self.open[index];
+        let aux = u64::from(payload.is_args);
+        let header = Header { kind: frame::REPLY, flags: code as u16, status, call, aux, ..Header::default() };
+        let unsent = client.connection.queue(&header, &[], payload.bytes).err().map(|error| {
+            // It asked for more than it reads. Its connection is closed by the next flush.
+            tracing::warn!(connection, "a client does not read its answers; one was dropped");
+            error.into_body()
+        });
+        if !client.dirty {
+            client.dirty = true;
+            self.dirty.push(index);
+        }
+        unsent
+    }
+
+    /// Writes queued answers, and goes on reading where that had to wait. Returns connections that broke.
+    pub(super) fn flush(&mut self, store: &mut Store, sent: &mut Vec<Bytes>) -> Vec<u64> {
+        let mut gone = Vec::new();
+        for index in std::mem::take(&mut self.dirty) {
+            let Some(client) = self.open.get_mut(index) else { continue };
+            client.dirty = false;
+            if client.connection.flush(&mut |bytes| sent.push(bytes)).is_err() {
+                gone.push(client.id);
+                self.leave(index, store, &mut |bytes| sent.push(bytes));
+            }
+        }
+        gone
+    }
+
+    /// Whether a connection has requests that were not read yet.
+    pub(super) fn unfinished(&self) -> bool {
+        self.open.iter().any(|(_, client)| client.paused && client.connection.backlog().0 < UNREAD_MAX)
+    }
+
+    /// Whether answers wait to be written.
+    pub(super) fn unsent(&self) -> bool {
+        self.open.iter().any(|(_, client)| client.connection.wants_write())
+    }
+
+    /// Connections to go on reading from, though no event says so.
+    pub(super) fn paused(&self) -> Vec<usize> {
+        let ready = |client: &Client| client.paused && client.connection.backlog().0 < UNREAD_MAX;
+        self.open.iter().filter(|(_, client)| ready(client)).map(|(index, _)| index).collect()
+    }
+
+    /// The last flush before the end.
+    pub(super) fn goodbye(&mut self) {
+        for (_, client) in &mut self.open {
+            let _ = client.connection.flush(&mut drop);
+        }
+    }
+}
+
+impl Client {
+    /// False when the connection is of no more use.
+    fn read(&mut self, store: &mut Store, welcome: &Welcome, events: &mut Vec<Event>) -> bool {
+        self.paused = false;
+        for _ in 0..FRAMES_PER_TURN {
+            if self.connection.backlog().0 >= UNREAD_MAX {
+                self.paused = true;
+                return true;
+            }
+            match self.connection.receive(store) {
+                Ok(None) => {
+                    self.paused = self.connection.unfinished();
+                    return true;
+                }
+                Ok(Some(frame)) => {
+                    if let Err(text) = self.take(frame, store, welcome, events) {
+                        tracing::warn!(connection = self.id, text, "connection closed");
+                        return false;
+                    }
+                }
+                Err(error) => {
+                    if !matches!(error, praas_transport::tcp::ConnectionError::Closed { mid_frame: false }) {
+                        tracing::info!(connection = self.id, %error, "connection lost");
+                    }
+                    return false;
+                }
+            }
+        }
+        self.paused = true;
+        true
+    }
+
+    fn take(
+        &mut self,
+        frame: Frame<Landing>,
+        store: &mut Store,
+        welcome: &Welcome,
+        events: &mut Vec<Event>,
+    ) -> Result<(), &'static str> {
+        use praas_transport::Bodies;
+        let Frame { header, body, .. } = frame;
+        let connection = self.id;
+        if !self.greeted {
+            if let Received::Whole(body) = body {
+                store.give_back(body);
+            }
+            if header.kind != frame::HELLO || header.payload_bytes != 0 {
+                return Err("the first frame is not a hello");
+            }
+            self.greeted = true;
+            let body = serde_json::to_string(welcome).expect("our own messages are serialisable");
+            let header = Header { kind: frame::WELCOME, aux: u64::from(PROTOCOL_VERSION), ..Header::default() };
+            let _ = self.connection.send(&header, &[], Bytes::Text(body));
+            // A client of another version reads our version in the welcome, and the connection ends here.
+            return if header_version(&frame.header) == PROTOCOL_VERSION { Ok(()) } else { Err("another version of the protocol") };
+        }
+        match (header.kind, body) {
+            (frame::REQUEST, Received::Whole(body)) => {
+                let is_args = header.flags & frame::FLAG_ARGS != 0;
+                events.push(Event::Request {
+                    connection,
+                    call: header.call,
+                    function: header.function,
+                    budget_ns: header.budget_ns,
+                    idempotent: header.flags & frame::FLAG_IDEMPOTENT != 0,
+                    payload: Payload { bytes: body.into(), is_args },
+                });
+                Ok(())
+            }
+            (frame::REQUEST, Received::Refused { bytes, why }) => {
+                let (code, text) = match why {
+                    Refusal::TooLarge => {
+                        let max = welcome.payload_bytes_max;
+                        (Code::TooLarge, format!("{bytes} bytes of input, the process allows {max}"))
+                    }
+                    Refusal::NoSpace => {
+                        (Code::NoSpace, format!("{bytes} bytes of input do not fit the controller's free payload memory"))
+                    }
+                };
+                let header = Header { kind: frame::REPLY, flags: code as u16, call: header.call, ..Header::default() };
+                let _ = self.connection.send(&header, &[], Bytes::Text(text));
+                Ok(())
+            }
+            (frame::CANCEL, body) => {
+                if let Received::Whole(body) = body {
+                    store.give_back(body);
+                }
+                events.push(Event::Cancel { connection, call: header.call });
+                Ok(())
+            }
+            (_, body) => {
+                if let Received::Whole(body) = body {
+                    store.give_back(body);
+                }
+                Err("a frame of unknown kind")
+            }
+        }
+    }
+}
+
+fn header_version(header: &Header) -> u32 {
+    u32::try_from(header.aux).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,170 @@
+//! One worker as the controller has it before it: its OS process, its channel, the call it was given.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use praas_shm::child::Child;
+use praas_shm::{BlockRef, Body, Descriptor, Inline, Link, PeerSegment, SegmentFile};
+use praas_transport::Flush;
+use praas_transport::queue::{Buffer, Message, Receiver, Sender};
+
+use super::body::Foreign;
+use crate::controller::{CallKey, Cause};
+
+/// Records that may wait for a worker that does not read. It is sent one request at a time; the rest are answers to
+/// its own calls (at most 1024) and returns of blocks it lent us.
+const BACKLOG_MAX: usize = 4096;
+
+#[derive(Debug)]
+pub(crate) struct Seat {
+    pub(crate) incarnation: u64,
+    pub(crate) child: Child,
+    pub(crate) control: OwnedFd,
+    pub(crate) channel: Channel,
+    /// Bit `n`: this worker has the segment of worker `n`.
+    pub(crate) knows: u64,
+    pub(crate) cpu: Option<usize>,
+    pub(crate) given: Option<Given>,
+    backlog: VecDeque<(Descriptor, Option<Buffer>)>,
+    /// Why we killed it, if we did.
+    pub(crate) verdict: Option<Cause>,
+}
+
+#[derive(Debug)]
+pub(crate) enum Channel {
+    /// Ring: waiting for the worker to map its segment.
+    Mapping { file: SegmentFile, eventfd: OwnedFd },
+    Ring { file: SegmentFile, eventfd: OwnedFd, segment: Arc<PeerSegment>, link: Box<Link> },
+    Queue { sender: Box<Sender>, receiver: Box<Receiver> },
+}
+
+/// The call a worker has been given, and what it was given with it.
+#[derive(Debug)]
+pub(crate) struct Given {
+    pub(crate) call: CallKey,
+    /// Of its record in our ring, once it is there.
+    pub(crate) position: Option<u64>,
+    pub(crate) request: Request,
+    pub(crate) is_args: bool,
+}
+
+#[derive(Debug)]
+pub(crate) enum Request {
+    Inline(Inline),
+    /// A block of ours, lent to the worker.
+    Lent(BlockRef),
+    /// A caller's block, passed on.
+    Foreign(Foreign),
+    /// Queue: the buffer, once it is with the kernel.
+    Heap(Option<Buffer>),
+}
+
+/// The worker takes nothing any more; it is to be killed.
+#[derive(Debug)]
+pub(crate) struct Deaf;
+
+impl Seat {
+    pub(crate) fn new(incarnation: u64, child: Child, control: OwnedFd, channel: Channel, cpu: Option<usize>) -> Seat {
+        Seat { incarnation, child, control, channel, knows: 0, cpu, given: None, backlog: VecDeque::new(), verdict: None }
+    }
+
+    /// Sends a record, or keeps it until there is room.
+    pub(crate) fn send(&mut self, descriptor: Descriptor, heap: Option<Buffer>) -> Result<(), Deaf> {
+        if self.backlog.len() >= BACKLOG_MAX {
+            return Err(Deaf);
+        }
+        self.backlog.push_back((descriptor, heap));
+        self.flush()
+    }
+
+    /// Whether something waits to be sent.
+    pub(crate) fn wants_flush(&self) -> bool {
+        !self.backlog.is_empty() || matches!(&self.channel, Channel::Queue { sender, .. } if sender.wants_write())
+    }
+
+    /// Sends what waits, as far as there is room.
+    pub(crate) fn flush(&mut self) -> Result<(), Deaf> {
+        match &mut self.channel {
+            Channel::Mapping { .. } => {}
+            Channel::Ring { link, .. } => {
+                let mut sent = false;
+                while let Some((descriptor, _)) = self.backlog.front() {
+                    let Ok(position) = link.producer.try_send(descriptor) else { break };
+                    let call = descriptor.id;
+                    if let Some(given) = self.given.as_mut().filter(|given| given.call == call) {
+                        given.position.get_or_insert(position);
+                    }
+                    sent = true;
+                    self.backlog.pop_front();
+                }
+                if sent {
+                    link.bell.ring();
+                }
+            }
+            Channel::Queue { sender, .. } => loop {
+                match self.backlog.pop_front() {
+                    Some((descriptor, heap)) => {
+                        let body = heap.unwrap_or_else(|| Buffer::with_len(0));
+                        if let Err(full) = sender.queue(Message { head: descriptor.to_bytes(), body }) {
+                            self.backlog.push_front((descriptor, Some(full.0.body)));
+                            return sender.flush().map(drop).map_err(|_| Deaf);
+                        }
+                    }
+                    None if !sender.wants_write() => break,
+                    None => {}
+                }
+                let flushed = sender.flush().map_err(|_| Deaf)?;
+                while let Some(message) = sender.take_sent() {
+                    // Kept in case the worker dies without having begun; an answer's body is of no more use.
+                    let is_request = Descriptor::from_bytes(&message.head).ok().map(|descriptor| descriptor.id);
+                    if let Some(given) = self.given.as_mut().filter(|given| Some(given.call) == is_request) {
+                        if let Request::Heap(kept @ None) = &mut given.request {
+                            *kept = Some(message.body);
+                        }
+                    }
+                }
+                if flushed == Flush::Blocked {
+                    break;
+                }
+            },
+        }
+        Ok(())
+    }
+
+    /// The body of a record to this worker, from what a call was given.
+    pub(crate) fn body_of(request: &Request) -> Body {
+        match request {
+            Request::Inline(inline) => Body::Inline(*inline),
+            Request::Lent(block) => Body::Block(*block),
+            Request::Foreign(foreign) => Body::Block(*foreign.view.block()),
+            Request::Heap(_) => Body::Inline(Inline::EMPTY),
+        }
+    }
+
+    /// Whether the worker had begun on the call it was given, as far as one can tell from outside.
+    pub(crate) fn had_begun(&self) -> bool {
+        let Some(given) = &self.given else { return false };
+        match &self.channel {
+            Channel::Mapping { .. } => false,
+            Channel::Ring { link, .. } => given.position.is_some_and(|position| position < link.peer_taken()),
+            // A request that is still partly with us, or untouched in the kernel, cannot have been read.
+            Channel::Queue { sender, .. } => {
+                let untouched = sender.kernel_queue().queued().is_ok_and(|queued| queued > 0);
+                !(sender.wants_write() || untouched)
+            }
+        }
+    }
+
+    /// What this worker says it is doing; rings only.
+    pub(crate) fn activity(&self) -> u64 {
+        match &self.channel {
+            Channel::Ring { segment, .. } => segment.activity(),
+            _ => 0,
+        }
+    }
+
+    pub(crate) fn pidfd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.child.pidfd()
+    }
+}

@@ -1,0 +1,241 @@
+//! The words of the protocol: kinds of frames between client and process, kinds of records between controller and
+//! workers, and the codes a call can end with. Numbers here are on the wire; adding is fine, changing is a new version.
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::Ipc;
+use crate::placement::Patience;
+
+/// Version of everything in this file. Both sides of a hello must agree.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Frames between a client and a process ([`praas_transport::frame::Header::kind`]).
+pub mod frame {
+    /// Client → process, first frame: `aux` is the protocol version.
+    pub const HELLO: u8 = 1;
+    /// Process → client: `aux` is the protocol version, the body a [`super::Welcome`] in JSON.
+    pub const WELCOME: u8 = 2;
+    /// Client → process: `call`, `function`, `budget_ns`, flags, body.
+    pub const REQUEST: u8 = 3;
+    /// Process → client: `call`, `flags` = [`super::Code`], `status`, body (result, or the error's text).
+    pub const REPLY: u8 = 4;
+    /// Client → process: nobody waits for `call` any more.
+    pub const CANCEL: u8 = 5;
+
+    /// Flag of a request: the body is several arguments (see [`super::args`]).
+    pub const FLAG_ARGS: u16 = 1;
+    /// Flag of a request: running it twice does no harm, so it is sent again when a worker is lost.
+    pub const FLAG_IDEMPOTENT: u16 = 2;
+}
+
+/// Records on a channel between two participants of a process (descriptor kind).
+pub(crate) mod record {
+    /// tag = function, id = call, aux = deadline (CLOCK_MONOTONIC ns), body = input.
+    pub(crate) const REQUEST: u8 = 1;
+    /// tag = code, id = call, aux = status, body = output or text. Ends the loan of the request's block,
+    /// except for `Timeout` and `Cancelled`, where a `RELEASE` follows when the worker has let go.
+    pub(crate) const REPLY: u8 = 2;
+    /// body = a block the receiver gave us: we are done with it.
+    pub(crate) const RELEASE: u8 = 3;
+    /// A message waits on the control socket, to be read before whatever follows here.
+    pub(crate) const NOTICE: u8 = 4;
+    /// tag = participant, aux = cause: it died. Answered with `FORGOTTEN`.
+    pub(crate) const PEER_GONE: u8 = 5;
+    /// id = lease: the callee is to close it as soon as it is idle. Answered with `CLOSED`.
+    pub(crate) const REVOKE: u8 = 6;
+    /// id = lease: to its caller, who falls back to the controller. Answered with `DROPPED`.
+    pub(crate) const ENDED: u8 = 7;
+    /// id = lease, aux = first position the caller will use in its ring to the callee.
+    pub(crate) const TAKEN: u8 = 8;
+    /// id = lease: callee → controller.
+    pub(crate) const CLOSED: u8 = 9;
+    /// id = lease: caller → controller.
+    pub(crate) const DROPPED: u8 = 10;
+    /// tag = participant: whatever bound us to its dead incarnation is gone.
+    pub(crate) const FORGOTTEN: u8 = 11;
+    /// id = lease: a leased call ran past its deadline; the callee may hang.
+    pub(crate) const OVERRUN: u8 = 12;
+    /// Finish and exit.
+    pub(crate) const SHUTDOWN: u8 = 13;
+    /// id = call: nobody waits for it any more; the function may ask.
+    pub(crate) const CANCEL: u8 = 14;
+
+    /// Bit of the kind: the body holds several arguments.
+    pub(crate) const ARGS: u8 = 0x80;
+}
+
+/// How a call ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Code {
+    /// The function returned; the body is its output.
+    Ok = 0,
+    /// The function returned a negative status; the body is its text.
+    Failed = 1,
+    /// The function panicked; the body is the panic's message. Its worker is replaced.
+    Panicked = 2,
+    /// No such function.
+    UnknownFunction = 3,
+    /// A bound is reached; try again later.
+    Busy = 4,
+    /// Input or output above the process's limit.
+    TooLarge = 5,
+    /// The payload memory of a participant is full.
+    NoSpace = 6,
+    /// The deadline passed.
+    Timeout = 7,
+    /// The caller cancelled.
+    Cancelled = 8,
+    /// The worker died; the function may have run.
+    WorkerLost = 9,
+    /// The function killed its workers too often and is refused for a while.
+    FunctionBroken = 10,
+    /// The process is stopping.
+    Draining = 11,
+    /// A message broke the protocol.
+    Protocol = 12,
+}
+
+impl Code {
+    /// The code of a number from the wire.
+    #[must_use]
+    pub fn from_wire(number: u16) -> Option<Code> {
+        use Code::*;
+        const ALL: [Code; 13] = [
+            Ok, Failed, Panicked, UnknownFunction, Busy, TooLarge, NoSpace, Timeout, Cancelled, WorkerLost, FunctionBroken,
+            Draining, Protocol,
+        ];
+        ALL.get(usize::from(number)).copied()
+    }
+
+    /// Whether the request's block stays lent after this answer, until a `RELEASE`.
+    pub(crate) fn leaves_block_lent(self) -> bool {
+        matches!(self, Code::Timeout | Code::Cancelled)
+    }
+}
+
+/// What a process tells a client at the start of a connection.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Welcome {
+    /// Name of the process.
+    pub process: String,
+    /// Which life of that process this is.
+    pub incarnation: u64,
+    /// Largest input or output, bytes.
+    pub payload_bytes_max: u64,
+    /// Calls this connection may have in flight.
+    pub calls_max: u32,
+    /// Names of the functions; the index is the function's id.
+    pub functions: Vec<String>,
+}
+
+/// Controller → worker, on the control socket, with file descriptors.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum ToWorker {
+    /// First message. Ring: own segment, own eventfd, controller's eventfd. Queue: queue in, queue out.
+    Welcome(Box<WorkerWelcome>),
+    /// Ring only, after `Mapped`: the controller is linked; its segment comes along.
+    Attached { incarnation: u64 },
+    /// Another worker's segment and eventfd: blocks of its arena may follow.
+    Peer { participant: u8, incarnation: u64 },
+    /// You may call `callee` directly; comes with the exchange page.
+    Lease { lease: u64, callee: u8, patience: Patience },
+    /// `caller` may call you directly, from `position` of its ring to you on; comes with the exchange page.
+    Serve { lease: u64, caller: u8, position: u64, patience: Patience },
+}
+
+/// The first message to a worker.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct WorkerWelcome {
+    pub(crate) version: u32,
+    pub(crate) participant: u8,
+    pub(crate) incarnation: u64,
+    pub(crate) process_id: [u8; 16],
+    pub(crate) process: String,
+    pub(crate) ipc: Ipc,
+    pub(crate) patience: Patience,
+    pub(crate) ring_slots: u32,
+    pub(crate) arena_bytes: u64,
+    pub(crate) payload_bytes_max: u64,
+}
+
+/// Worker → controller, on the control socket.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum FromWorker {
+    /// Ring only: the worker mapped its segment, which can be sealed now.
+    Mapped,
+    /// The worker serves these functions.
+    Ready { version: u32, functions: Vec<String> },
+}
+
+/// Several arguments in one payload: `u32` count, `u32` length of each, then the bytes, little-endian.
+pub mod args {
+    /// Most arguments of one call.
+    pub const ARGS_MAX: usize = 255;
+
+    /// Bytes that `encode` will write.
+    #[must_use]
+    pub fn encoded_bytes(args: &[&[u8]]) -> usize {
+        4 + args.iter().map(|arg| 4 + arg.len()).sum::<usize>()
+    }
+
+    /// Writes `args` into `out`, which is [`encoded_bytes`] long.
+    ///
+    /// # Panics
+    /// When `out` is shorter, or there are more than [`ARGS_MAX`] arguments, or one is over 4 GiB.
+    pub fn encode(args: &[&[u8]], out: &mut [u8]) {
+        assert!(args.len() <= ARGS_MAX, "{} arguments, at most {ARGS_MAX}", args.len());
+        let word = |length: usize| u32::try_from(length).expect("an argument is below 4 GiB").to_le_bytes();
+        out[..4].copy_from_slice(&word(args.len()));
+        let mut at = 4 + 4 * args.len();
+        for (index, arg) in args.iter().enumerate() {
+            out[4 + 4 * index..8 + 4 * index].copy_from_slice(&word(arg.len()));
+            out[at..at + arg.len()].copy_from_slice(arg);
+            at += arg.len();
+        }
+    }
+
+    /// The arguments in `payload`, or `None` when the lengths do not add up.
+    #[must_use]
+    pub fn decode(payload: &[u8]) -> Option<Vec<&[u8]>> {
+        let word = |at: usize| Some(u32::from_le_bytes(payload.get(at..at + 4)?.try_into().ok()?) as usize);
+        let count = word(0)?;
+        if count > ARGS_MAX {
+            return None;
+        }
+        let mut at = 4 + 4 * count;
+        let mut args = Vec::with_capacity(count);
+        for index in 0..count {
+            let bytes = word(4 + 4 * index)?;
+            args.push(payload.get(at..at.checked_add(bytes)?)?);
+            at += bytes;
+        }
+        (at == payload.len()).then_some(args)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn p6_arguments_read_back_and_every_truncation_is_refused() {
+        let args: [&[u8]; 4] = [b"one", b"", b"three", &[7; 100]];
+        let mut payload = vec![0; args::encoded_bytes(&args)];
+        args::encode(&args, &mut payload);
+        assert_eq!(args::decode(&payload).unwrap(), args);
+        for bytes in 0..payload.len() {
+            assert_eq!(args::decode(&payload[..bytes]), None, "{bytes} bytes");
+        }
+        payload.push(0);
+        assert_eq!(args::decode(&payload), None);
+    }
+
+    #[test]
+    fn codes_keep_their_numbers() {
+        for number in 0..13 {
+            assert_eq!(Code::from_wire(number).unwrap() as u16, number);
+        }
+        assert_eq!(Code::from_wire(13), None);
+    }
+}

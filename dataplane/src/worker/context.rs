@@ -1,0 +1,225 @@
+//! What a function sees of its invocation.
+
+use std::time::Duration;
+
+use praas_shm::ParticipantId;
+
+use super::session::{Origin, Session};
+use crate::clock::now_ns;
+use crate::error::InvokeError;
+use crate::payload::{Loan, Payload, Reply};
+
+/// A function by its number, looked up once with [`Context::function_id`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FunctionId(pub(crate) u16);
+
+/// How the next nested call travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lease {
+    /// Through the controller.
+    None,
+    /// Straight into the leased worker's ring.
+    Ring,
+    /// Over the exchange line shared with the leased worker.
+    Exchange,
+}
+
+/// A nested call that was started. Wait for it with [`Context::wait`]; dropped, its answer is thrown away.
+#[derive(Debug)]
+#[must_use = "a call nobody waits for still runs"]
+pub struct Pending(u64);
+
+/// Names a function of the same process.
+pub trait Callee {
+    /// Its number among `functions`, if it is there.
+    fn resolve(&self, functions: &[String]) -> Option<FunctionId>;
+    /// What the caller wrote, for errors.
+    fn name(&self) -> String;
+}
+
+impl Callee for FunctionId {
+    #[inline]
+    fn resolve(&self, functions: &[String]) -> Option<FunctionId> {
+        (usize::from(self.0) < functions.len()).then_some(*self)
+    }
+    fn name(&self) -> String {
+        format!("#{}", self.0)
+    }
+}
+
+impl Callee for &str {
+    fn resolve(&self, functions: &[String]) -> Option<FunctionId> {
+        let index = functions.iter().position(|name| name == self)?;
+        u16::try_from(index).ok().map(FunctionId)
+    }
+    fn name(&self) -> String {
+        (*self).to_owned()
+    }
+}
+
+/// The invocation a function runs in: who called, how long there is, and the way to memory and to other functions.
+#[derive(Debug)]
+pub struct Context<'a> {
+    session: &'a mut Session,
+    origin: Origin,
+    call: u64,
+    function: u16,
+    deadline_ns: u64,
+    scratch: Vec<Loan>,
+}
+
+impl<'a> Context<'a> {
+    #[inline]
+    pub(super) fn new(session: &'a mut Session, origin: Origin, call: u64, function: u16, deadline_ns: u64) -> Self {
+        Context { session, origin, call, function, deadline_ns, scratch: Vec::new() }
+    }
+
+    /// Ends the invocation: scratch goes back, calls nobody waited for are let go.
+    #[inline]
+    pub(super) fn finish(self) {
+        self.session.dismiss_all();
+    }
+
+    /// Number of this invocation, unique on its channel.
+    #[must_use]
+    pub fn invocation_id(&self) -> u64 {
+        self.call
+    }
+
+    /// Name of the cloud process.
+    #[must_use]
+    pub fn process_id(&self) -> &str {
+        &self.session.welcome.process
+    }
+
+    /// Name of the function that runs.
+    #[must_use]
+    pub fn function(&self) -> &str {
+        &self.session.functions[usize::from(self.function)]
+    }
+
+    /// Number of the worker it runs on, from 1.
+    #[must_use]
+    pub fn worker(&self) -> u8 {
+        self.session.me.get()
+    }
+
+    /// Time left until the caller stops waiting; zero when it has.
+    #[must_use]
+    pub fn deadline_left(&self) -> Duration {
+        Duration::from_nanos(self.deadline_ns.saturating_sub(now_ns()))
+    }
+
+    /// Whether nobody waits for this invocation any more: its deadline passed, or its caller cancelled or went away.
+    /// Long functions ask now and then and return early; one that goes on past its deadline is killed after a grace.
+    pub fn is_cancelled(&mut self) -> bool {
+        now_ns() >= self.deadline_ns || self.session.is_cancelled(self.origin, self.call)
+    }
+
+    /// Names of the processes of this application that run. Until processes talk to each other: this one.
+    #[must_use]
+    pub fn active_processes(&self) -> &[String] {
+        std::slice::from_ref(&self.session.welcome.process)
+    }
+
+    /// Names of the processes that are swapped out. Until there is swapping: none.
+    #[must_use]
+    pub fn swapped_processes(&self) -> &[String] {
+        &[]
+    }
+
+    /// Memory for an output or for the input of a nested call: handed over without a copy. Its content is arbitrary.
+    ///
+    /// # Errors
+    /// `TooLarge` above the process's limit, `NoSpace` when this worker's payload memory is full.
+    pub fn loan(&self, bytes: usize) -> Result<Loan, InvokeError> {
+        self.session.memory.loan(bytes)
+    }
+
+    /// Memory for this invocation only; it goes back when the function returns. Its content is arbitrary.
+    ///
+    /// # Errors
+    /// As [`Context::loan`].
+    pub fn scratch(&mut self, bytes: usize) -> Result<&mut [u8], InvokeError> {
+        let loan = self.session.memory.loan(bytes)?;
+        self.scratch.push(loan);
+        Ok(self.scratch.last_mut().expect("pushed above"))
+    }
+
+    /// The number of a function, for calls that should not look up a name each time.
+    #[must_use]
+    pub fn function_id(&self, name: &str) -> Option<FunctionId> {
+        name.resolve(&self.session.functions)
+    }
+
+    fn find(&self, callee: &impl Callee) -> Result<u16, InvokeError> {
+        match callee.resolve(&self.session.functions) {
+            Some(FunctionId(function)) => Ok(function),
+            None => {
+                let text = format!("`{}`; this process has {}", callee.name(), self.session.functions.join(", "));
+                Err(InvokeError::UnknownFunction { text })
+            }
+        }
+    }
+
+    /// Calls a function of this process on another worker and waits for its reply. The deadline is this invocation's.
+    ///
+    /// The first call goes through the controller, which then leases the worker: the next calls go to it directly.
+    ///
+    /// # Errors
+    /// Every way a call can fail; this invocation goes on. `Busy` when every worker waits for a nested call and no
+    /// more may be started.
+    #[inline]
+    pub fn invoke<'p>(&mut self, callee: impl Callee, payload: impl Into<Payload<'p>>) -> Result<Reply, InvokeError> {
+        let function = self.find(&callee)?;
+        self.session.invoke(function, self.deadline_ns, payload.into())
+    }
+
+    /// Starts a call and returns at once. Calls to a leased worker run in the order submitted.
+    ///
+    /// # Errors
+    /// `Busy` at the bounds (192 leased, 1024 in all); nothing was sent then.
+    #[inline]
+    pub fn submit<'p>(&mut self, callee: impl Callee, payload: impl Into<Payload<'p>>) -> Result<Pending, InvokeError> {
+        let function = self.find(&callee)?;
+        self.session.submit(function, self.deadline_ns, payload.into()).map(Pending)
+    }
+
+    /// Waits for a call.
+    ///
+    /// # Errors
+    /// Every way a call can fail.
+    #[inline]
+    pub fn wait(&mut self, pending: Pending) -> Result<Reply, InvokeError> {
+        self.session.collect(pending.0)
+    }
+
+    /// The outcome of a call if it is there, else the handle back. Does not block.
+    ///
+    /// # Errors
+    /// The handle, when the call is not done.
+    pub fn try_wait(&mut self, pending: Pending) -> Result<Result<Reply, InvokeError>, Pending> {
+        self.session.try_collect(pending.0).ok_or(pending)
+    }
+
+    /// How the next call would travel.
+    #[must_use]
+    pub fn lease_state(&self) -> Lease {
+        match self.session.leased() {
+            None => Lease::None,
+            Some((_, true)) => Lease::Exchange,
+            Some((_, false)) => Lease::Ring,
+        }
+    }
+
+    /// The worker leased to this one, if any.
+    #[must_use]
+    pub fn leased_worker(&self) -> Option<u8> {
+        self.session.leased().map(|(worker, _): (ParticipantId, bool)| worker.get())
+    }
+
+    /// Whether synchronous calls use the exchange line of a lease (default) or its rings.
+    pub fn prefer_exchange(&mut self, wanted: bool) {
+        self.session.prefer_exchange(wanted);
+    }
+}

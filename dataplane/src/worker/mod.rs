@@ -1,0 +1,193 @@
+//! A worker: an OS process that runs functions.
+//!
+//! ```no_run
+//! use praas_dataplane::{Output, Worker};
+//!
+//! fn main() -> std::process::ExitCode {
+//!     Worker::new().function("echo", |_context, input| Ok(Output::from(input))).serve()
+//! }
+//! ```
+
+mod context;
+mod session;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use praas_shm::{Identity, Link, OwnSegment, ParticipantId, PeerSegment, SegmentConfig, SegmentFile, child, handover};
+use praas_transport::queue::{Queue, Receiver, Sender};
+
+use crate::config::Ipc;
+use crate::error::{Failure, InvokeError};
+use crate::payload::{Input, Output};
+use crate::wire::{Code, FromWorker, PROTOCOL_VERSION, ToWorker, WorkerWelcome};
+pub use context::{Context, FunctionId, Lease, Pending};
+pub(crate) use session::ACTIVITY_WAITING;
+use session::{Channel, Fatal, Incoming, Session, fatal};
+
+type Handler = Box<dyn FnMut(&mut Context<'_>, Input) -> Result<Output, Failure>>;
+
+/// The functions of a worker program, to be registered and then served.
+#[derive(Default)]
+pub struct Worker {
+    functions: Vec<(String, Handler)>,
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.functions.iter().map(|(name, _)| name)).finish()
+    }
+}
+
+impl Worker {
+    /// No functions yet.
+    #[must_use]
+    pub fn new() -> Worker {
+        Worker::default()
+    }
+
+    /// Registers a function under a name of 1..=255 bytes. What it captures lives as long as the worker (warm state).
+    ///
+    /// # Panics
+    /// When the name is empty, too long or taken, or with more than 65 535 functions.
+    #[must_use]
+    pub fn function<F>(mut self, name: &str, function: F) -> Worker
+    where
+        F: FnMut(&mut Context<'_>, Input) -> Result<Output, Failure> + 'static,
+    {
+        assert!((1..=255).contains(&name.len()), "a function's name has 1 to 255 bytes, `{name}` has {}", name.len());
+        assert!(self.functions.iter().all(|(known, _)| known != name), "function `{name}` is registered twice");
+        assert!(self.functions.len() < usize::from(u16::MAX), "65 535 functions are the most");
+        self.functions.push((name.to_owned(), Box::new(function)));
+        self
+    }
+
+    /// Serves until the process ends. To be called from the program's first thread, which is the one that runs the functions.
+    ///
+    /// Started by anything but `praas-process` it says so on stderr and returns exit code 2.
+    #[must_use]
+    pub fn serve(self) -> ExitCode {
+        let Ok(control) = child::inherited_control() else {
+            let program = std::env::args().next().unwrap_or_else(|| "this program".into());
+            eprintln!("{program} is a PraaS worker: it is started by a process, not by hand. Try: praas-process --worker {program}");
+            return exit_code(crate::exit::USAGE);
+        };
+        match self.run(control) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(Fatal(text)) => {
+                eprintln!("praas-worker: {text}");
+                exit_code(crate::exit::WORKER_PROTOCOL)
+            }
+        }
+    }
+
+    fn run(self, control: OwnedFd) -> Result<(), Fatal> {
+        let (names, mut handlers): (Vec<String>, Vec<Handler>) = self.functions.into_iter().unzip();
+        let mut session = register(control, names)?;
+        while let Some(incoming) = session.next_request()? {
+            run_function(&mut session, &mut handlers, incoming)?;
+        }
+        Ok(())
+    }
+}
+
+fn exit_code(code: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
+}
+
+#[inline]
+fn run_function(session: &mut Session, handlers: &mut [Handler], incoming: Incoming) -> Result<(), Fatal> {
+    session.begin(&incoming);
+    let Incoming { origin, call, function, deadline_ns, input, block } = incoming;
+    let Some(handler) = handlers.get_mut(usize::from(function)) else {
+        drop(input);
+        let text = format!("no function has id {function}; this worker has {}", session.functions.len());
+        return session.reply_error(origin, call, block, &InvokeError::UnknownFunction { text });
+    };
+    let mut context = Context::new(session, origin, call, function, deadline_ns);
+    // Whatever the panic left half-done is never looked at again: the worker exits below.
+    let result = catch_unwind(AssertUnwindSafe(|| handler(&mut context, input)));
+    context.finish();
+    match result {
+        Ok(Ok(output)) => session.reply(origin, call, block, Code::Ok, output.status, output.payload)?,
+        Ok(Err(Failure { status, text })) => {
+            session.reply_error(origin, call, block, &InvokeError::Failed { status, text })?;
+        }
+        Err(panic) => {
+            let text = panic_text(&*panic);
+            session.reply_error(origin, call, block, &InvokeError::Panicked { text })?;
+            std::process::exit(crate::exit::WORKER_PANICKED);
+        }
+    }
+    session.return_blocks()
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a text".into())
+}
+
+fn segment_config(welcome: &WorkerWelcome) -> SegmentConfig {
+    SegmentConfig { ring_slots: welcome.ring_slots, arena_bytes: welcome.arena_bytes }
+}
+
+/// Maps another participant's segment, after checking that it is the one the controller meant.
+fn attach(welcome: &WorkerWelcome, number: u8, incarnation: u64, fd: OwnedFd) -> Result<Arc<PeerSegment>, Fatal> {
+    let participant = ParticipantId::new(number).ok_or_else(|| fatal("participant out of range", number))?;
+    let identity = Identity { participant, incarnation, process: welcome.process_id };
+    PeerSegment::attach(&SegmentFile::from_fd(fd), &identity, &segment_config(welcome))
+        .map_err(|e| fatal("cannot attach a segment", e))
+}
+
+/// Introduces this worker to its controller: maps, links, names its functions.
+fn register(control: OwnedFd, functions: Vec<String>) -> Result<Session, Fatal> {
+    let mut buffer = vec![0; 64 << 10];
+    let mut next = |control: &OwnedFd| -> Result<(ToWorker, std::vec::IntoIter<OwnedFd>), Fatal> {
+        let (bytes, fds) =
+            handover::receive(control.as_fd(), &mut buffer).map_err(|e| fatal("cannot read the control socket", e))?;
+        let message = serde_json::from_slice(&buffer[..bytes]).map_err(|e| fatal("bad message from the controller", e))?;
+        Ok((message, fds.into_iter()))
+    };
+    let say = |control: &OwnedFd, message: &FromWorker| -> Result<(), Fatal> {
+        let bytes = serde_json::to_vec(message).expect("our own messages are serialisable");
+        handover::send(control.as_fd(), &bytes, &[]).map_err(|e| fatal("cannot write the control socket", e))
+    };
+    let (ToWorker::Welcome(welcome), mut fds) = next(&control)? else {
+        return Err(Fatal("the controller did not greet".into()));
+    };
+    let welcome = *welcome;
+    if welcome.version != PROTOCOL_VERSION {
+        let text = format!("the process speaks version {}, this worker {PROTOCOL_VERSION}: rebuild the worker", welcome.version);
+        return Err(Fatal(text));
+    }
+    let mut fd = || fds.next().ok_or(Fatal("a greeting without its file descriptors".into()));
+    let me = ParticipantId::new(welcome.participant).ok_or_else(|| fatal("participant out of range", welcome.participant))?;
+    let (channel, controller) = match welcome.ipc {
+        Ipc::Ring => {
+            let (file, own_eventfd, controller_eventfd) = (SegmentFile::from_fd(fd()?), fd()?, fd()?);
+            let identity = Identity { participant: me, incarnation: welcome.incarnation, process: welcome.process_id };
+            let own = OwnSegment::map(&file, &identity, &segment_config(&welcome))
+                .map_err(|e| fatal("cannot map our segment", e))?;
+            let doorbell = own.doorbell(own_eventfd);
+            say(&control, &FromWorker::Mapped)?;
+            let (ToWorker::Attached { incarnation }, mut fds) = next(&control)? else {
+                return Err(Fatal("the controller did not attach".into()));
+            };
+            let fd = fds.next().ok_or(Fatal("the controller's segment is missing".into()))?;
+            let segment = attach(&welcome, 0, incarnation, fd)?;
+            let link = Link::establish(&own, Arc::clone(&segment), controller_eventfd)
+                .map_err(|e| fatal("cannot link to the controller", e))?;
+            (Channel::Ring { link, own, doorbell }, Some((segment, incarnation)))
+        }
+        Ipc::Queue => {
+            let queue = |fd| Queue::from_fd(fd).map_err(|e| fatal("cannot use a queue", e));
+            let (receiver, sender) = (queue(fd()?)?, queue(fd()?)?);
+            let receiver = Receiver::new(receiver, welcome.payload_bytes_max);
+            (Channel::Queue { sender: Sender::new(sender), receiver }, None)
+        }
+    };
+    say(&control, &FromWorker::Ready { version: PROTOCOL_VERSION, functions: functions.clone() })?;
+    Session::new(welcome, me, functions, control, channel, controller)
+}
