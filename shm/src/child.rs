@@ -73,9 +73,11 @@ impl Spawn<'_> {
             .collect::<io::Result<Vec<_>>>()?;
         let (argv, envp) = (pointers(&argv_owned), pointers(&envp_owned));
         let cpus = self.cpus.map(cpu_set).transpose()?;
-        let (report, report_in_child) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        let (report, low) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         // Descriptor 3 is about to be replaced in the child: the pipe must not be there.
-        let report_in_child = rustix::io::fcntl_dupfd_cloexec(&report_in_child, CONTROL_FD + 1)?;
+        let report_in_child = rustix::io::fcntl_dupfd_cloexec(&low, CONTROL_FD + 1)?;
+        // Or the pipe would never end.
+        drop(low);
         let plan = Plan {
             program: program.as_ptr(),
             argv: argv.as_ptr(),

@@ -36,7 +36,7 @@ const _: () = assert!(size_of::<SleepLine>() == 128 && align_of::<SleepLine>() =
 // SAFETY: `repr(C)` of 16 `AtomicU64`: any bits are a value, all of it is atomics, no padding (asserted above).
 unsafe impl SharedLayout for SleepLine {}
 
-#[cfg(test)]
+#[cfg(all(test, loom))]
 impl SleepLine {
     pub(crate) fn blank() -> Self {
         Self { epoch: AtomicU64::new(0), _reserved: std::array::from_fn(|_| AtomicU64::new(0)) }
@@ -44,13 +44,17 @@ impl SleepLine {
 }
 
 /// The sleeper's half of the handshake, without the eventfd: what the model checks.
-struct Sleeper {
+pub(crate) struct Sleeper {
     line: Window<SleepLine>,
     epoch: Cell<u64>,
 }
 
 impl Sleeper {
-    fn arm(&self) {
+    pub(crate) fn new(line: Window<SleepLine>) -> Self {
+        Self { line, epoch: Cell::new(0) }
+    }
+
+    pub(crate) fn arm(&self) {
         // The next odd number: awake at `2n`, asleep at `2n + 1`.
         let epoch = (self.epoch.get() + 1) | 1;
         self.epoch.set(epoch);
@@ -59,7 +63,7 @@ impl Sleeper {
         fence(Ordering::SeqCst);
     }
 
-    fn disarm(&self) {
+    pub(crate) fn disarm(&self) {
         let epoch = self.epoch.get();
         if epoch % 2 == 1 {
             self.epoch.set(epoch + 1);
@@ -71,16 +75,20 @@ impl Sleeper {
 }
 
 /// The ringer's half, without the eventfd.
-struct Ringer {
+pub(crate) struct Ringer {
     line: Window<SleepLine>,
     /// The epoch in which we rang last.
     rung: Cell<u64>,
 }
 
 impl Ringer {
+    pub(crate) fn new(line: Window<SleepLine>) -> Self {
+        Self { line, rung: Cell::new(0) }
+    }
+
     /// Whether the peer sleeps and has not been rung by us since it lay down.
     #[inline]
-    fn must_ring(&self) -> bool {
+    pub(crate) fn must_ring(&self) -> bool {
         // asleep (SeqCst fence): see the module. What we published stands before this.
         fence(Ordering::SeqCst);
         let epoch = self.line.epoch.load(Ordering::Relaxed);
@@ -104,7 +112,7 @@ pub struct Doorbell {
 
 impl Doorbell {
     pub(crate) fn new(line: Window<SleepLine>, eventfd: OwnedFd) -> Self {
-        Self { sleeper: Sleeper { line, epoch: Cell::new(0) }, eventfd }
+        Self { sleeper: Sleeper::new(line), eventfd }
     }
 
     /// Says "I am about to sleep". Poll everything once more after it.
@@ -157,7 +165,7 @@ pub struct Bell {
 
 impl Bell {
     pub(crate) fn new(line: Window<SleepLine>, eventfd: OwnedFd) -> Self {
-        Self { ringer: Ringer { line, rung: Cell::new(0) }, eventfd }
+        Self { ringer: Ringer::new(line), eventfd }
     }
 
     /// Wakes the peer if it sleeps; call after publishing. Whether a system call was made.

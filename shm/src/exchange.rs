@@ -31,7 +31,7 @@ const CLOSED: u32 = 1 << 31;
 const SEQUENCE: u32 = CLOSED - 1;
 
 #[repr(C, align(64))]
-struct ExchangeLine {
+pub(crate) struct ExchangeLine {
     words: [AtomicU64; DESCRIPTOR_WORDS],
 }
 
@@ -211,14 +211,21 @@ impl fmt::Debug for ExchangeCallee {
     }
 }
 
+#[cfg(test)]
+impl ExchangeLine {
+    pub(crate) fn blank() -> Self {
+        Self { words: std::array::from_fn(|_| AtomicU64::new(0)) }
+    }
+}
+
 impl ExchangeCaller {
-    fn on(line: Window<ExchangeLine>) -> Self {
+    pub(crate) fn on(line: Window<ExchangeLine>) -> Self {
         Self { line, sequence: 0, busy: false }
     }
 }
 
 impl ExchangeCallee {
-    fn on(line: Window<ExchangeLine>) -> Self {
+    pub(crate) fn on(line: Window<ExchangeLine>) -> Self {
         Self { line, taken: 0, answered: 0, head: 0, closed: false }
     }
 }

@@ -13,6 +13,9 @@ pub mod doorbell;
 pub mod exchange;
 pub mod ring;
 
+#[cfg(all(test, loom))]
+mod models;
+
 // Under loom the atomics have another layout: what maps memory is left out, what reasons about it stays.
 #[cfg(not(loom))]
 pub mod arena;

@@ -340,6 +340,11 @@ pub(crate) mod on_heap {
             ring
         }
 
+        #[cfg(loom)]
+        pub(crate) fn relink(&self) {
+            self.producer_line.link(NONCE);
+        }
+
         pub(crate) fn producer(&self) -> Producer {
             Producer::new(self.slots.clone(), self.consumer_line.clone(), NONCE)
         }

@@ -3,12 +3,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::descriptor::tests::any_descriptor;
 
-fn blank() -> Window<ExchangeLine> {
-    Window::on_heap(ExchangeLine { words: std::array::from_fn(|_| AtomicU64::new(0)) })
-}
-
 fn pair() -> (ExchangeCaller, ExchangeCallee) {
-    let line = blank();
+    let line = Window::on_heap(ExchangeLine::blank());
     (ExchangeCaller::on(line.clone()), ExchangeCallee::on(line))
 }
 
