@@ -212,3 +212,96 @@ fn write(stream: &mut dyn Write, slices: &[IoSlice<'_>], stats: &mut OutboundSta
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A kernel that takes at most `most` bytes a call, and nothing at every other call if `blocks`.
+    struct Miser {
+        taken: Vec<u8>,
+        most: usize,
+        blocks: bool,
+        calls: u32,
+    }
+
+    impl Write for Miser {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.write_vectored(&[IoSlice::new(bytes)])
+        }
+
+        fn write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+            self.calls += 1;
+            if self.blocks && self.calls % 2 == 1 {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            let all: Vec<u8> = pieces.iter().flat_map(|piece| piece.iter().copied()).take(self.most).collect();
+            self.taken.extend_from_slice(&all);
+            Ok(all.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    const LENGTHS: [(usize, usize); 5] = [(5, 100), (0, 0), (60, 2), (0, 300), (1, 0)];
+
+    fn header(call: usize) -> Header {
+        Header { call: call as u64, ..Header::default() }
+    }
+
+    fn expected() -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (call, (key, payload)) in LENGTHS.into_iter().enumerate() {
+            let key_bytes = u32::try_from(key).expect("a short key");
+            bytes.extend_from_slice(&Header { key_bytes, payload_bytes: payload as u64, ..header(call) }.encode());
+            bytes.resize(bytes.len() + key, 1);
+            bytes.resize(bytes.len() + payload, 2);
+        }
+        bytes
+    }
+
+    #[test]
+    fn n3_short_writes_of_every_length_give_the_same_bytes() {
+        let expected = expected();
+        for most in 1..=expected.len() {
+            for (blocks, at_once) in [(false, false), (false, true), (true, false), (true, true)] {
+                let mut kernel = Miser { taken: Vec::new(), most, blocks, calls: 0 };
+                let mut outbound = Outbound::new(100, 1 << 20);
+                let mut done = Vec::new();
+                for (call, (key, payload)) in LENGTHS.into_iter().enumerate() {
+                    let stream = if at_once { Some(&mut kernel as &mut dyn Write) } else { None };
+                    outbound.send(stream, &header(call), &vec![1; key], vec![2; payload]).expect("room");
+                }
+                while outbound.flush(&mut kernel, &mut |body| done.push(body.len())).expect("a kernel") != Flush::Done {
+                }
+                assert!(kernel.taken == expected, "at most {most}, blocks {blocks}, at once {at_once}");
+                assert_eq!(done, LENGTHS.map(|(_, payload)| payload), "each body comes back once, in order");
+                assert_eq!(outbound.backlog(), (0, 0));
+                assert_eq!((outbound.stats.bytes, outbound.stats.frames), (expected.len() as u64, 5));
+            }
+        }
+    }
+
+    #[test]
+    fn n4_a_kernel_that_fails_gives_every_body_back() {
+        struct Broken;
+        impl Write for Broken {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut outbound = Outbound::new(100, 1 << 20);
+        outbound.send(None, &header(0), b"", vec![0]).expect("room");
+        outbound.send(None, &header(1), b"", vec![1]).expect("room");
+        assert!(matches!(outbound.flush(&mut Broken, &mut drop), Err(ConnectionError::Io(_))));
+        assert!(matches!(outbound.send(None, &header(2), b"", vec![2]), Err(SendError::Closed(body)) if body == [2]));
+        let mut back = Vec::new();
+        outbound.abandon(&mut |body| back.push(body));
+        assert_eq!(back, [[0], [1]]);
+    }
+}

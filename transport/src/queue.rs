@@ -902,6 +902,10 @@ impl Receiver {
     /// The next message: asks again and again for `spin` (a system call each time), then sleeps until `deadline`,
     /// or without end when there is none. `None`: the deadline has passed.
     ///
+    /// Without a deadline a blocking descriptor sleeps inside its one receive call; with one it takes two calls
+    /// more, because only `ppoll` knows the monotonic clock (8 B there and back on one core: 2.7 µs against 4.3).
+    /// Who is told of timeouts through the queue itself does better without.
+    ///
     /// # Errors
     /// As [`Receiver::receive`].
     pub fn receive_until(&mut self, spin: Duration, deadline: Option<Instant>) -> Result<Option<Message>, QueueError> {
@@ -919,7 +923,7 @@ impl Receiver {
             }
         }
         if deadline.is_none() && !self.queue.nonblocking {
-            // One system call instead of two: the kernel hands the sender's record to the sleeper directly.
+            // One system call instead of three: the kernel hands the sender's record to the sleeper directly.
             return self.receive_all(Wait::Descriptor);
         }
         loop {
