@@ -17,7 +17,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::channel::{Channel, Pair};
 use crate::end::Block;
-use crate::placement::{Placement, Wait, allowed_cores};
+use crate::placement::{Placement, Wait, startup_cores};
 use crate::plan::{Plan, WARM_UP};
 use crate::recorder::Recorder;
 use crate::row::{Row, RowSink};
@@ -72,7 +72,7 @@ pub(crate) fn run(args: &FloorsArgs) -> Result<()> {
     };
     let channels = if args.channels.is_empty() { &Channel::ALL[..] } else { &args.channels };
     let waits = if args.wait.is_empty() { &Wait::ALL[..] } else { &args.wait };
-    let cores = allowed_cores()?;
+    let cores = startup_cores()?;
     let mut sink = RowSink::open(args.json.as_deref())?;
     eprintln!("tcp: TCP_NODELAY, congestion control {}; cores {cores:?}", crate::stream::CONGESTION_CONTROL);
 

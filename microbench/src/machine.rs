@@ -63,7 +63,7 @@ impl Machine {
         Ok(Self {
             cpu_model: field("model name"),
             cores_online: cpuinfo.lines().filter(|line| line.starts_with("processor")).count(),
-            cores_allowed: crate::placement::allowed_cores()?,
+            cores_allowed: crate::placement::startup_cores()?,
             threads_per_core: (siblings / cores.max(1)).max(1),
             cgroup_cpu_quota: one_line("/sys/fs/cgroup/cpu.max"),
             governor: one_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),

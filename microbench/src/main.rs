@@ -3,8 +3,11 @@
 
 mod channel;
 mod copy;
+mod death;
 mod end;
 mod floors;
+mod idle;
+mod invoke;
 mod line;
 mod machine;
 mod owed;
@@ -21,8 +24,10 @@ mod report;
 mod row;
 mod size;
 mod stream;
+mod subject;
 mod table;
 mod turn;
+mod worker;
 
 use std::process::ExitCode;
 
@@ -41,12 +46,18 @@ pub(crate) const EXIT_FAILED: u8 = 1;
     version,
     after_help = "\
 Start here:
-  praas-bench floors                       what this machine charges for a round trip
-  praas-bench floors --sizes 64,1MiB --wait efficient --json floors.jsonl
+  praas-bench floors                                   what this machine charges for a round trip
+  praas-bench invoke                                   our invocations beside their floors
+  praas-bench invoke --path local --via exchange,ring --sizes 8,64,5MiB
+  praas-bench invoke --path local --sizes 8 --in-flight 64      calls per second
+  praas-bench death --kills 1000                       from SIGKILL of a worker to the caller's error
+  praas-bench idle                                     processor time and memory of an idle process
+  praas-bench floors --json floors.jsonl && praas-bench report --rows floors.jsonl --out results/mine
 
 Exit codes:
   0  done
-  1  a run failed: a wrong answer, a process that died, a limit in the way
+  1  a run failed: a wrong answer, a process that died, a limit in the way (an owed figure that is missed is
+     a result, not a failure)
   2  wrong usage"
 )]
 struct Cli {
@@ -58,16 +69,35 @@ struct Cli {
 enum Command {
     /// Round trips of two plain processes over every raw channel.
     Floors(floors::FloorsArgs),
+    /// Invocations of a real process, each beside its floor.
+    Invoke(invoke::InvokeArgs),
+    /// Kills workers and times how soon their callers know.
+    Death(death::DeathArgs),
+    /// Processor time and memory of a process that nobody calls.
+    Idle(idle::IdleArgs),
     /// A report with plots from rows written by the other commands.
     Report(report::ReportArgs),
     /// The second process of a floor; started by praas-bench itself.
     #[command(name = peer::SUBCOMMAND, hide = true)]
     FloorPeer,
+    /// The functions of the process under test; started by praas-process.
+    #[command(name = worker::SUBCOMMAND, hide = true)]
+    Worker,
 }
 
 fn main() -> ExitCode {
-    let done = match Cli::parse().command {
+    let command = Cli::parse().command;
+    // Asked before anything is pinned, so that the answer is what the user allowed.
+    if let Err(error) = placement::startup_cores() {
+        eprintln!("error: {error:#}");
+        return ExitCode::from(EXIT_FAILED);
+    }
+    let done = match command {
         Command::Floors(args) => floors::run(&args),
+        Command::Invoke(args) => invoke::run(&args),
+        Command::Death(args) => death::run(&args),
+        Command::Idle(args) => idle::run(&args),
+        Command::Worker => return worker::serve(),
         Command::Report(args) => report::run(&args),
         Command::FloorPeer => peer::run(),
     };

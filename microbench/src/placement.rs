@@ -5,6 +5,7 @@
 //! virtual machine).
 
 use std::fmt;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -77,9 +78,19 @@ impl fmt::Display for Placement {
 }
 
 /// The cores this process may use, from `sched_getaffinity`: `nproc` counts cores we may not run on.
-pub(crate) fn allowed_cores() -> Result<Vec<usize>> {
+fn allowed_cores() -> Result<Vec<usize>> {
     let set = rustix::thread::sched_getaffinity(None).context("sched_getaffinity")?;
     Ok((0..CpuSet::MAX_CPU).filter(|&core| set.is_set(core)).collect())
+}
+
+/// The cores this process could use when it was first asked, before anything was pinned.
+pub(crate) fn startup_cores() -> Result<Vec<usize>> {
+    static CORES: OnceLock<Vec<usize>> = OnceLock::new();
+    if let Some(cores) = CORES.get() {
+        return Ok(cores.clone());
+    }
+    let cores = allowed_cores()?;
+    Ok(CORES.get_or_init(|| cores).clone())
 }
 
 /// Pins the calling thread.

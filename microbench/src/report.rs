@@ -341,14 +341,12 @@ fn paper_convention(rows: &[Row]) -> Option<Section> {
     })
 }
 
-fn floors(rows: &[Row]) -> Result<Option<Section>> {
+fn floors(rows: &[Row]) -> Result<Vec<Section>> {
     let channels = ["shared_copy", "pipe", "unix_stream", "posix_queue", "tcp"];
-    let mut series = Vec::new();
-    for wait in ["latency", "efficient"] {
-        series.extend(floor_series(rows, wait, &channels));
-    }
-    if series.is_empty() {
-        return Ok(None);
+    let spinning = floor_series(rows, "latency", &channels);
+    let mut blocking = floor_series(rows, "efficient", &channels);
+    if spinning.is_empty() && blocking.is_empty() {
+        return Ok(Vec::new());
     }
     for platform in ["ec2", "fargate"] {
         for system in ["mq", "uds"] {
@@ -357,16 +355,31 @@ fn floors(rows: &[Row]) -> Result<Option<Section>> {
                 .filter(|row| row.platform == platform && row.system == system)
                 .map(|row| (row.payload_bytes as f64, row.median_us))
                 .collect();
-            series.push(Series { label: format!("published: {system}, {platform}"), kind: Kind::Published, points });
+            blocking.push(Series { label: format!("published: {system}, {platform}"), kind: Kind::Published, points });
         }
     }
-    Ok(Some(Section {
-        heading: "Floors: what this machine charges two plain processes".to_owned(),
-        paragraphs: vec!["Ping-pong with nothing of ours in between. Words (cache lines, eventfd, futex) carry 8 B and stand in the table.".to_owned()],
-        figure: Some(figure("floors", "Floors over message size", |title| plot::over_size(title, Vertical::Time, &series))?),
-        table: Some(rows_table(rows.iter().filter(|row| row.experiment == "floor"))),
-        folded: true,
-    }))
+    let draw = |file: &str, title: &str, series: &[Series]| {
+        figure(file, title, |title| plot::over_size(title, Vertical::Time, series))
+    };
+    Ok(vec![
+        Section {
+            heading: "Floors: what this machine charges two plain processes".to_owned(),
+            paragraphs: vec!["Ping-pong with nothing of ours in between, both ends spinning on two cores.".to_owned()],
+            figure: Some(draw("floors_latency", "Floors over message size, spinning on two cores", &spinning)?),
+            ..Section::default()
+        },
+        Section {
+            paragraphs: vec![
+                "The same, both ends blocking on one core; beside it the published ping-pongs, which blocked. Words \
+                 (cache lines, eventfd, futex) carry 8 B and stand in the table."
+                    .to_owned(),
+            ],
+            figure: Some(draw("floors_efficient", "Floors over message size, blocking on one core", &blocking)?),
+            table: Some(rows_table(rows.iter().filter(|row| row.experiment == "floor"))),
+            folded: true,
+            ..Section::default()
+        },
+    ])
 }
 
 fn every_row(rows: &[Row]) -> Section {
