@@ -2,3 +2,8 @@
 #![deny(unsafe_code)]
 
 pub mod doctor;
+
+/// The programs in the project's README, compiled so that they stay true.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct ProjectReadme;

@@ -384,7 +384,7 @@ fn idle(facts: &Facts) -> Finding {
     let found = Finding::new("idle", "idle states", format!("{value}; {qos}"));
     let halts = facts.host.virtual_machine || deepest.is_some_and(|s| s.latency_us >= IDLE_DEEP_US);
     match (idle.pm_qos, halts) {
-        (PmQos::Allowed, _) => found.ok("wake-ups of a sleeping core can be kept short by holding it at 0"),
+        (PmQos::Allowed, _) => found.ok("held at 0 in `--wait latency`, so that a sleeping core wakes quickly"),
         (_, false) => found.ok("cores that wake quickly as they are"),
         (PmQos::Refused(_), true) => found
             .note("a blocked participant on another core wakes slowly; put those that talk on one core, or spin (`--wait latency`)")
