@@ -95,12 +95,12 @@ const COLUMNS_UNKNOWN: u16 = 120;
 /// When `out` cannot be written.
 pub fn print_table(report: &Report, out: &mut impl Write) -> io::Result<()> {
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic).set_header([
-        "",
-        "subject",
-        "found",
-        "used because of it",
-    ]);
+    table
+        .load_preset(presets::UTF8_HORIZONTAL_ONLY)
+        .remove_style(TableComponent::HorizontalLines)
+        .remove_style(TableComponent::MiddleIntersections)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_header(["", "subject", "found", "used because of it"]);
     if std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) {
         table.force_no_tty();
     }
