@@ -358,9 +358,8 @@ impl Arena {
     #[inline]
     fn assert_ours(&self, block: &Block) {
         let entry = self.ledger.entry(block.index);
-        let ours = entry.is_some_and(|entry| {
-            self.base.as_ptr().wrapping_add(host(entry.offset())) == block.start.as_ptr()
-        });
+        let ours =
+            entry.is_some_and(|entry| self.base.as_ptr().wrapping_add(host(entry.offset())) == block.start.as_ptr());
         assert!(ours, "block {} is another arena's", block.index);
     }
 }

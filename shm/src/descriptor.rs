@@ -231,11 +231,7 @@ impl Descriptor {
     /// Checks words that a peer may change at any time: `load` is asked for each word once at most, and only for
     /// those that the head says are meant.
     #[inline]
-    pub(crate) fn decode_with(
-        head: u64,
-        id: u64,
-        mut load: impl FnMut(usize) -> u64,
-    ) -> Result<Self, BadDescriptor> {
+    pub(crate) fn decode_with(head: u64, id: u64, mut load: impl FnMut(usize) -> u64) -> Result<Self, BadDescriptor> {
         let [_, _, _, _, kind, length, tag_low, tag_high] = head.to_le_bytes();
         let tag = u16::from_le_bytes([tag_low, tag_high]);
         let aux = load(2);

@@ -92,7 +92,7 @@ impl Ringer {
         // asleep (SeqCst fence): see the module. What we published stands before this.
         fence(Ordering::SeqCst);
         let epoch = self.line.epoch.load(Ordering::Relaxed);
-        if epoch % 2 == 0 || epoch == self.rung.get() {
+        if epoch.is_multiple_of(2) || epoch == self.rung.get() {
             return false;
         }
         self.rung.set(epoch);

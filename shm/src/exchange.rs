@@ -20,7 +20,7 @@ use std::fmt;
 
 use crate::descriptor::{BadDescriptor, DESCRIPTOR_WORDS, Descriptor};
 use crate::mapping::{SharedLayout, Window};
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering, Shadow};
 use crate::width::low_half;
 
 /// Bytes of an exchange page. Only the first line is used; a page is what the kernel can seal and share.
@@ -33,22 +33,26 @@ const SEQUENCE: u32 = CLOSED - 1;
 #[repr(C, align(64))]
 pub(crate) struct ExchangeLine {
     words: [AtomicU64; DESCRIPTOR_WORDS],
+    shadow: Shadow,
 }
 
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<ExchangeLine>() == 64 && align_of::<ExchangeLine>() == 64);
 
-// SAFETY: `repr(C)` of 8 `AtomicU64`: any bits are a value, all of it is atomics, no padding (asserted above).
+// SAFETY: `repr(C)` of 8 `AtomicU64`: any bits are a value, all of it is atomics, no padding (asserted above; a
+// `Shadow` has no size).
 unsafe impl SharedLayout for ExchangeLine {}
 
 impl ExchangeLine {
     #[inline]
     fn write_rest(&self, descriptor: &Descriptor) {
+        self.shadow.write();
         descriptor.store_rest(|at, word| self.words[at].store(word, Ordering::Relaxed));
     }
 
     #[inline]
     fn read(&self, head: u64, sequence: u32) -> Result<Descriptor, BadDescriptor> {
+        self.shadow.read();
         Descriptor::decode_with(head, sequence.into(), |at| self.words[at].load(Ordering::Relaxed))
     }
 }
@@ -214,7 +218,7 @@ impl fmt::Debug for ExchangeCallee {
 #[cfg(test)]
 impl ExchangeLine {
     pub(crate) fn blank() -> Self {
-        Self { words: std::array::from_fn(|_| AtomicU64::new(0)) }
+        Self { words: std::array::from_fn(|_| AtomicU64::new(0)), shadow: Shadow::default() }
     }
 }
 

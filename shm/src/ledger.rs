@@ -24,7 +24,10 @@ pub(crate) enum State {
     /// In our own program's hands, writable.
     Loaned,
     /// Readable by one borrower, writable by nobody.
-    Lent { holder: ParticipantId, bytes: u64 },
+    Lent {
+        holder: ParticipantId,
+        bytes: u64,
+    },
 }
 
 #[derive(Copy, Clone, Debug)]

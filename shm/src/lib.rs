@@ -4,7 +4,9 @@
 pub mod descriptor;
 pub mod participant;
 
+#[cfg_attr(loom, allow(dead_code, reason = "models look at the heap"))]
 mod mapping;
+#[cfg_attr(loom, allow(dead_code, reason = "models cover the words with edges"))]
 mod peer_line;
 mod sync;
 mod width;
@@ -43,6 +45,6 @@ pub use participant::{PARTICIPANTS_MAX, ParticipantId};
 pub use ring::{BadPosition, Consumer, Full, Producer};
 #[cfg(not(loom))]
 pub use segment::{
-    AttachError, BadBlock, BlockView, Identity, LAYOUT_VERSION, OwnSegment, PeerSegment, SegmentConfig,
-    SegmentError, SegmentFile,
+    AttachError, BadBlock, BlockView, Identity, LAYOUT_VERSION, OwnSegment, PeerSegment, SegmentConfig, SegmentError,
+    SegmentFile,
 };

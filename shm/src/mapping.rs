@@ -66,9 +66,7 @@ impl Mapping {
         // - in bounds: a null hint lets the kernel choose a free range; it overlaps nothing of ours.
         // - unshared:  nothing refers to the new range yet.
         // - unique:    not claimed: the range is shared by intent and reached through atomics and guards only.
-        let base = unsafe {
-            rustix::mm::mmap(std::ptr::null_mut(), host(bytes), protection, MapFlags::SHARED, fd, 0)
-        }?;
+        let base = unsafe { rustix::mm::mmap(std::ptr::null_mut(), host(bytes), protection, MapFlags::SHARED, fd, 0) }?;
         let base = NonNull::new(base.cast::<u8>()).ok_or_else(|| io::Error::other("mmap returned address zero"))?;
         let mapping = Self { base, bytes, access };
         // SAFETY:
@@ -115,10 +113,7 @@ impl Mapping {
     /// As [`Mapping::window`].
     pub(crate) fn window_slice<T: SharedLayout>(self: &Arc<Self>, offset: u64, count: u64) -> Window<[T]> {
         let first = self.locate::<T>(offset, count);
-        Window {
-            target: NonNull::slice_from_raw_parts(first, host(count)),
-            _keeper: Arc::clone(self) as Keeper,
-        }
+        Window { target: NonNull::slice_from_raw_parts(first, host(count)), _keeper: Arc::clone(self) as Keeper }
     }
 
     fn locate<T>(&self, offset: u64, count: u64) -> NonNull<T> {

@@ -21,7 +21,7 @@ use std::fmt;
 use crate::descriptor::{BadDescriptor, DESCRIPTOR_WORDS, Descriptor};
 use crate::mapping::{SharedLayout, Window};
 use crate::peer_line::PeerLine;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering, Shadow};
 use crate::width::{host, low_half};
 
 /// Bytes of a slot: one cache line.
@@ -31,17 +31,20 @@ pub(crate) const SLOT_BYTES: u64 = 64;
 #[repr(C, align(64))]
 pub(crate) struct Slot {
     words: [AtomicU64; DESCRIPTOR_WORDS],
+    shadow: Shadow,
 }
 
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<Slot>() as u64 == SLOT_BYTES && align_of::<Slot>() == 64);
 
-// SAFETY: `repr(C)` of 8 `AtomicU64`: any bits are a value, all of it is atomics, no padding (asserted above).
+// SAFETY: `repr(C)` of 8 `AtomicU64`: any bits are a value, all of it is atomics, no padding (asserted above; a
+// `Shadow` has no size).
 unsafe impl SharedLayout for Slot {}
 
 impl Slot {
     /// Back to "never written". The reader of the ring believes it after the *linked* edge.
     pub(crate) fn clear(&self) {
+        self.shadow.write();
         for word in &self.words {
             word.store(0, Ordering::Relaxed);
         }
@@ -49,6 +52,7 @@ impl Slot {
 
     #[inline]
     fn write(&self, stamp: u32, descriptor: &Descriptor) {
+        self.shadow.write();
         self.words[1].store(descriptor.id, Ordering::Relaxed);
         descriptor.store_rest(|at, word| self.words[at].store(word, Ordering::Relaxed));
         // published (release): the other words, and the block they name, become visible before the stamp.
@@ -65,6 +69,7 @@ impl Slot {
 
     #[inline]
     fn read(&self, head: u64) -> Result<Descriptor, BadDescriptor> {
+        self.shadow.read();
         let id = self.words[1].load(Ordering::Relaxed);
         Descriptor::decode_with(head, id, |at| self.words[at].load(Ordering::Relaxed))
     }
@@ -257,7 +262,8 @@ impl Consumer {
     #[inline]
     pub fn ready(&self) -> bool {
         let slot = &self.slots[self.shape.index(self.head)];
-        slot.head_if(self.shape.stamp(self.head)).is_some() && (self.peer.is_about_us || self.peer.line.is_about(self.peer.nonce))
+        slot.head_if(self.shape.stamp(self.head)).is_some()
+            && (self.peer.is_about_us || self.peer.line.is_about(self.peer.nonce))
     }
 
     /// Tells the producer how far we are, now instead of at the next quarter of the ring.
@@ -329,7 +335,7 @@ pub(crate) mod on_heap {
 
     impl Ring {
         pub(crate) fn new(slots: usize) -> Self {
-            let blank = || Slot { words: std::array::from_fn(|_| AtomicU64::new(0)) };
+            let blank = || Slot { words: std::array::from_fn(|_| AtomicU64::new(0)), shadow: Shadow::default() };
             let ring = Self {
                 slots: Window::slice_on_heap((0..slots).map(|_| blank()).collect()),
                 consumer_line: Window::on_heap(PeerLine::blank()),

@@ -586,11 +586,7 @@ impl PeerSegment {
     ///
     /// # Errors
     /// [`AttachError`] says which check failed.
-    pub fn attach(
-        file: &SegmentFile,
-        expected: &Identity,
-        config: &SegmentConfig,
-    ) -> Result<Arc<Self>, AttachError> {
+    pub fn attach(file: &SegmentFile, expected: &Identity, config: &SegmentConfig) -> Result<Arc<Self>, AttachError> {
         config.check().map_err(AttachError::Config)?;
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE;
         inspect(file.fd(), config.segment_bytes(), seals)?;

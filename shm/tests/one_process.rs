@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use praas_shm::{
-    Body, Descriptor, Identity, Inline, Link, LinkError, OwnSegment, ParticipantId, PeerSegment, SegmentConfig, SegmentError,
-    SegmentFile, eventfd,
+    Body, Descriptor, Identity, Inline, Link, LinkError, OwnSegment, ParticipantId, PeerSegment, SegmentConfig,
+    SegmentError, SegmentFile, eventfd,
 };
 
 const CONFIG: SegmentConfig = SegmentConfig { ring_slots: 64, arena_bytes: 4 << 20 };

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use praas_shm::child::{self, Child, Exit, Spawn};
 use praas_shm::{
-    AttachError, BadBlock, Body, Descriptor, Doorbell, ExchangeCallee, ExchangeCaller, ExchangeReply, Identity, Inline, Link,
-    OwnSegment, ParticipantId, PeerSegment, SegmentConfig, SegmentFile, eventfd, exchange, handover,
+    AttachError, BadBlock, Body, Descriptor, Doorbell, ExchangeCallee, ExchangeCaller, ExchangeReply, Identity, Inline,
+    Link, OwnSegment, ParticipantId, PeerSegment, SegmentConfig, SegmentFile, eventfd, exchange, handover,
 };
 
 const CONFIG: SegmentConfig = SegmentConfig { ring_slots: 64, arena_bytes: 64 << 20 };
@@ -509,7 +509,9 @@ fn w8_what_a_child_forked_is_killed_with_its_group() {
     assert_eq!(child.try_reap().unwrap(), Some(exit), "asking again gives the same answer");
     assert_eq!(child.signal_group(libc::SIGKILL).unwrap_err().raw_os_error(), Some(libc::ESRCH));
     // The shell is an orphan now, and we are its reaper.
-    wait_until("the shell's end", || child::reap_pid(shell).is_ok_and(|exit| exit == Some(Exit::Signal(libc::SIGKILL))));
+    wait_until("the shell's end", || {
+        child::reap_pid(shell).is_ok_and(|exit| exit == Some(Exit::Signal(libc::SIGKILL)))
+    });
     assert!(!child::stray_children(&[]).contains(&shell));
 }
 
@@ -601,9 +603,8 @@ fn part_full_disk() {
         return say("skipped: needs user and mount name spaces");
     }
     // SAFETY: null-terminated literals.
-    let mounted = unsafe {
-        libc::mount(c"none".as_ptr(), c"/tmp".as_ptr(), c"tmpfs".as_ptr(), 0, c"size=3m".as_ptr().cast())
-    };
+    let mounted =
+        unsafe { libc::mount(c"none".as_ptr(), c"/tmp".as_ptr(), c"tmpfs".as_ptr(), 0, c"size=3m".as_ptr().cast()) };
     if mounted != 0 {
         return say("skipped: needs to mount a tmpfs");
     }
@@ -687,5 +688,8 @@ fn g5_segments_have_no_names() {
     let mut maps = String::new();
     std::fs::File::open("/proc/self/maps").unwrap().read_to_string(&mut maps).unwrap();
     let ours: Vec<&str> = maps.lines().filter(|line| line.contains("praas")).collect();
-    assert!(!ours.is_empty() && ours.iter().all(|line| line.contains("/memfd:") && line.ends_with("(deleted)")), "{ours:?}");
+    assert!(
+        !ours.is_empty() && ours.iter().all(|line| line.contains("/memfd:") && line.ends_with("(deleted)")),
+        "{ours:?}"
+    );
 }

@@ -27,7 +27,14 @@ enum Operation {
     Relend(usize, u8),
     Reclaim(u8),
     /// A peer's claim about a block, made of parts of true ones.
-    Claim { who: u8, block: usize, index: u32, generation: u32, offset: u64, len: u64 },
+    Claim {
+        who: u8,
+        block: usize,
+        index: u32,
+        generation: u32,
+        offset: u64,
+        len: u64,
+    },
 }
 
 fn operations() -> impl Strategy<Value = Vec<Operation>> {

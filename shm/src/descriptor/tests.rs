@@ -5,9 +5,10 @@ use super::*;
 pub(crate) fn any_descriptor() -> impl Strategy<Value = Descriptor> {
     let inline = prop::collection::vec(any::<u8>(), 0..=INLINE_BYTES_MAX)
         .prop_map(|bytes| Body::Inline(Inline::new(&bytes).unwrap()));
-    let block = (0_u8..64, any::<[u32; 2]>(), any::<[u64; 2]>()).prop_map(|(owner, [index, generation], [offset, len])| {
-        Body::Block(BlockRef { owner: ParticipantId::new(owner).unwrap(), index, generation, offset, len })
-    });
+    let block =
+        (0_u8..64, any::<[u32; 2]>(), any::<[u64; 2]>()).prop_map(|(owner, [index, generation], [offset, len])| {
+            Body::Block(BlockRef { owner: ParticipantId::new(owner).unwrap(), index, generation, offset, len })
+        });
     (any::<u8>(), any::<u16>(), any::<u64>(), any::<u64>(), prop_oneof![inline, block])
         .prop_map(|(kind, tag, id, aux, body)| Descriptor { kind, tag, id, aux, body })
 }
@@ -61,7 +62,8 @@ fn r1_every_boundary_of_every_checked_field_is_decided() {
             _ => assert_eq!(decoded, Err(BadDescriptor::InlineLength { claimed: length })),
         }
     }
-    let boundaries = (0..64).flat_map(|bit| [1_u64 << bit, (1 << bit) - 1, !(1 << bit), (1 << bit) + 1]).chain([0, u64::MAX]);
+    let boundaries =
+        (0..64).flat_map(|bit| [1_u64 << bit, (1 << bit) - 1, !(1 << bit), (1 << bit) + 1]).chain([0, u64::MAX]);
     for value in boundaries {
         let mut words = [u64::from(BODY_IS_A_BLOCK) << 40, 0, 0, value, value, value, 0, 0];
         assert!(Descriptor::decode(&words).is_ok(), "offsets and lengths are for the segment to check");
