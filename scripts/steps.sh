@@ -2,6 +2,7 @@
 #
 #   step "name" command...   runs it; output goes to the log, and to the screen when it fails
 #   step_shown "name" ...    the same, with the output on the screen as it comes
+#   some_tests command...    fails when no test ran; loom_models is such a command
 #   summary                  prints every step with its result and seconds; returns 1 when one failed
 #
 # Needs LOGS, a folder for the logs. Colours only on a terminal and without NO_COLOR.
@@ -56,6 +57,21 @@ step_shown() {
     [ "$status" -eq 0 ] || say "${red}$name failed (exit $status)${plain}: $*"
     _record "$name" "$status" $((SECONDS - start))
     return 0
+}
+
+# Runs a command whose tests must not be none: a filter that matches nothing passes, and shows nothing.
+some_tests() {
+    local out status=0
+    out=$("$@" 2>&1) || status=$?
+    printf '%s\n' "$out"
+    [ "$status" -eq 0 ] || return "$status"
+    grep -Eq '^running [1-9]' <<<"$out" || { say "no test ran"; return 1; }
+}
+
+# Every interleaving of the lock-free parts, up to three preemptions (the bound stands in shm/src/models.rs).
+loom_models() {
+    some_tests env RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom \
+        timeout 900 cargo test -p praas-shm --release --lib --locked models
 }
 
 summary() {

@@ -15,6 +15,7 @@ const NAMED: &[&str] = &[
     "shm/src/peer_line.rs",
     "shm/src/ring.rs",
     "shm/src/segment.rs",
+    "shm/src/sync.rs",
     "transport/src/queue.rs",
 ];
 

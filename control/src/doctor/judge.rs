@@ -4,8 +4,8 @@ use super::facts::{Cores, Facts, Host, Limit, MemfdTrial, PmQos, QueueLimits, Se
 use super::report::{Finding, Report};
 
 /// Oldest kernel on which everything the process needs exists: `F_SEAL_FUTURE_WRITE` (5.1), `waitid(P_PIDFD)` (5.4),
-/// `close_range` (5.9).
-const KERNEL_OLDEST: (u32, u32) = (5, 9);
+/// `close_range` that marks instead of closing (5.11).
+const KERNEL_OLDEST: (u32, u32) = (5, 11);
 
 /// A participant of a process is the controller (0) or a worker (1..=63): design of the segment.
 const WORKERS_MAX: u64 = 63;
@@ -146,7 +146,7 @@ fn memfd(trial: &MemfdTrial) -> Finding {
         }
         MemfdTrial::Failed { step, errno } => found(format!("{step}: {}", errno_text(errno)))
             .problem("nothing: without sealed segments a worker could hurt the others")
-            .change("boot Linux 5.9 or newer with CONFIG_MEMFD_CREATE, and allow memfd_create and fcntl(F_ADD_SEALS) in the seccomp profile"),
+            .change("boot Linux 5.11 or newer with CONFIG_MEMFD_CREATE, and allow memfd_create and fcntl(F_ADD_SEALS) in the seccomp profile"),
         MemfdTrial::NotSealed { step } => found(format!("{step} was not refused"))
             .problem("nothing: this kernel takes seals and does not keep them")
             .change("run on a Linux kernel rather than an emulation of one (gVisor: `docker run --runtime runc ...`)"),
