@@ -1,0 +1,138 @@
+//! The worker of the integration tests: functions that behave, and functions that do what the fault catalogue lists.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use praas_dataplane::{Context, Failure, Input, Output, Payload, Worker};
+
+fn main() -> ExitCode {
+    let mut calls = 0_u64;
+    Worker::new()
+        .function("echo", |_, input| Ok(input.into()))
+        .function("empty", |_, _| Ok(Output::empty()))
+        .function("status", |_, input| Ok(Output::from(b"status").with_status(number(&input))))
+        .function("fail", |_, input| Err(Failure::new(number(&input), "failed as asked")))
+        .function("panic", |_, _| panic!("panicked as asked"))
+        .function("abort", |_, _| std::process::abort())
+        .function("exit", |_, input| std::process::exit(number(&input)))
+        .function("hang", |_, _| loop {
+            std::thread::sleep(Duration::from_millis(10));
+        })
+        .function("sleep", sleep)
+        .function("count", move |_, _| {
+            calls += 1;
+            Ok(calls.to_string().into())
+        })
+        .function("pid", |context, _| Ok(format!("{} {}", context.worker(), std::process::id()).into()))
+        .function("power", power)
+        .function("nested", nested)
+        .function("args", |_, input| Ok(input.args().map(|arg| arg.len().to_string()).collect::<Vec<_>>().join(" ").into()))
+        .function("context", context)
+        .function("large", |context, input| {
+            let bytes = usize::try_from(number(&input)).map_err(|_| Failure::new(-22, "below zero"))?;
+            let mut loan = context.loan(bytes)?;
+            loan.fill(7);
+            Ok(loan.into())
+        })
+        .function("fork", |_, _| {
+            // A grandchild that holds on to everything it inherited (W8).
+            let child = std::process::Command::new("sleep").arg("1000").spawn()?;
+            Ok(child.id().to_string().into())
+        })
+        .serve()
+}
+
+fn number(input: &[u8]) -> i32 {
+    String::from_utf8_lossy(input).trim().parse().unwrap_or(0)
+}
+
+fn sleep(context: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
+    let until = Instant::now() + Duration::from_millis(u64::try_from(number(&input)).unwrap_or(0));
+    while Instant::now() < until {
+        if context.is_cancelled() {
+            return Ok(Output::from(b"cancelled"));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(Output::from(b"slept"))
+}
+
+fn power(context: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
+    let text = String::from_utf8_lossy(&input).into_owned();
+    let (base, exponent) = text.split_once(' ').ok_or_else(|| Failure::new(-22, "two numbers"))?;
+    let exponent: u32 = exponent.parse().map_err(|_| Failure::new(-22, "two numbers"))?;
+    if exponent == 0 {
+        return Ok(Output::from(b"1"));
+    }
+    let rest = context.invoke("power", format!("{base} {}", exponent - 1).into_bytes())?;
+    let product = i64::from(number(base.as_bytes())) * i64::from(number(&rest));
+    Ok(product.to_string().into())
+}
+
+/// `FUNCTION COUNT MODE BYTES`: calls FUNCTION so often, with inputs of that size, and checks each answer.
+/// MODE is `exchange`, `ring` (prefer rings), `async` (submit all, then wait) or `loan` (one block, handed to and fro).
+fn nested(context: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
+    let text = String::from_utf8_lossy(&input).into_owned();
+    let mut words = text.split(' ');
+    let function = words.next().unwrap_or_default().to_owned();
+    let mut number = || words.next().unwrap_or_default().to_owned();
+    let (count, mode, bytes) = (number(), number(), number());
+    let (count, bytes): (u32, usize) = (count.parse().unwrap_or(1), bytes.parse().unwrap_or(8));
+    context.prefer_exchange(mode != "ring" && mode != "async");
+    let expected = |at: u32| -> Vec<u8> { (0..bytes).map(|i| (i as u32).wrapping_mul(31).wrapping_add(at) as u8).collect() };
+    match mode.as_str() {
+        "async" => {
+            let mut open = std::collections::VecDeque::new();
+            for at in 0..count {
+                if open.len() >= 64 {
+                    let (at, call) = open.pop_front().expect("not empty");
+                    check(&context.wait(call)?, &expected(at))?;
+                }
+                open.push_back((at, context.submit(function.as_str(), expected(at))?));
+            }
+            for (at, call) in open {
+                check(&context.wait(call)?, &expected(at))?;
+            }
+        }
+        "loan" => {
+            let mut loan = context.loan(bytes)?;
+            for at in 0..count {
+                loan.copy_from_slice(&expected(at));
+                let reply = context.invoke(function.as_str(), loan)?;
+                check(&reply, &expected(at))?;
+                loan = reply.into_loan().map_err(|_| Failure::new(-1, "not our own block"))?;
+            }
+        }
+        _ => {
+            for at in 0..count {
+                let reply = context.invoke(function.as_str(), Payload::from(expected(at)))?;
+                if function == "echo" {
+                    check(&reply, &expected(at))?;
+                }
+            }
+        }
+    }
+    Ok(format!("{:?} {:?}", context.lease_state(), context.leased_worker()).into())
+}
+
+fn check(got: &[u8], expected: &[u8]) -> Result<(), Failure> {
+    if got == expected { Ok(()) } else { Err(Failure::new(-5, "a wrong answer")) }
+}
+
+fn context(context: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
+    let scratch = context.scratch(1 << 20)?;
+    scratch.fill(1);
+    let cancelled = context.is_cancelled();
+    Ok(format!(
+        "{} {} {} {} {} {:?} {:?} {}",
+        context.invocation_id(),
+        context.process_id(),
+        context.function(),
+        context.deadline_left().as_millis(),
+        cancelled,
+        context.active_processes(),
+        context.swapped_processes(),
+        input.len(),
+    )
+    .into())
+}
