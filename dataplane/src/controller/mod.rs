@@ -338,26 +338,24 @@ impl<P> Controller<P> {
         } else {
             self.circuits[usize::from(call.function)].worked();
         }
+        self.staff.on_time(worker);
+        if !panicked {
+            self.employ(now_ns, worker);
+            // Before the answer, so that the caller finds its lease when it wakes and the next call goes directly.
+            if let (Caller::Worker { worker: caller, .. }, true) = (call.from, answered) {
+                self.offer_lease(caller, worker);
+            }
+        }
         match outcome {
             Outcome::Done { payload, .. } if call.abandoned => self.actions.push_back(Action::Discard(payload)),
             Outcome::Failed(_) if call.abandoned => {}
             outcome => self.answer(call.from, outcome),
         }
-        self.staff.on_time(worker);
         if panicked {
             // Its memory is in a state the function did not foresee: the worker exits by itself and is replaced.
             self.staff.set(worker, State::Dying);
             self.staff.overdue(worker, now_ns + self.bounds.grace_ns);
             self.wake_by(now_ns + self.bounds.grace_ns);
-            return Ok(answered);
-        }
-        let caller = match call.from {
-            Caller::Worker { worker, .. } if !call.abandoned => Some(worker),
-            _ => None,
-        };
-        self.employ(now_ns, worker);
-        if let Some(caller) = caller {
-            self.offer_lease(caller, worker);
         }
         Ok(answered)
     }

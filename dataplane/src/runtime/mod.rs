@@ -818,8 +818,9 @@ impl Process {
                 self.seated.sort_unstable();
             }
             Err(error) => {
-                tracing::error!(worker, %error, "cannot start a worker");
-                if !self.announced {
+                if self.announced {
+                    tracing::error!(worker, %error, "cannot start a worker");
+                } else {
                     self.start_error.get_or_insert(error);
                 }
                 self.controller.died(now, worker, Cause::Exited(127), false, None, 0);

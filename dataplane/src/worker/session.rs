@@ -237,6 +237,7 @@ impl Session {
     // ---- waiting ----------------------------------------------------------------------------------------------
 
     /// Looks until `look` finds something or the deadline passes: spins, then yields, then sleeps, as patience has it.
+    /// A look must take everything that is there: what it leaves behind rings no bell.
     #[inline]
     fn wait<T>(
         &mut self,
@@ -601,7 +602,7 @@ impl Session {
                 return Ok(Some(Some(incoming)));
             }
             let leased = session.serving.is_some();
-            session.poll_controller()?;
+            while session.inbox.is_empty() && session.poll_controller()? {}
             if let Some(lease) = session.revoked.take() {
                 session.close_lease(lease)?;
             }
@@ -634,19 +635,18 @@ impl Session {
             }
             Err(_) => return self.distrust(caller),
         }
-        let link = self.link(caller);
-        match link.consumer.poll() {
-            Ok(None) => Ok(None),
-            Ok(Some(descriptor)) if descriptor.kind & !record::ARGS == record::REQUEST => {
-                let head = link.consumer.head();
-                link.mark_taken(head);
-                self.incoming(Origin::Ring(caller), descriptor.id, &descriptor)
+        loop {
+            let link = self.link(caller);
+            match link.consumer.poll() {
+                Ok(None) => return Ok(None),
+                Ok(Some(descriptor)) if descriptor.kind & !record::ARGS == record::REQUEST => {
+                    let head = link.consumer.head();
+                    link.mark_taken(head);
+                    return self.incoming(Origin::Ring(caller), descriptor.id, &descriptor);
+                }
+                Ok(Some(descriptor)) => self.released(Some(caller), descriptor.body),
+                Err(_) => return self.distrust(caller),
             }
-            Ok(Some(descriptor)) => {
-                self.released(Some(caller), descriptor.body);
-                Ok(None)
-            }
-            Err(_) => self.distrust(caller),
         }
     }
 
@@ -832,7 +832,7 @@ impl Session {
                 }
             }
             if polls % POLLS_PER_CONTROLLER == 0 {
-                session.poll_controller()?;
+                while session.poll_controller()? {}
                 if session.parted.is_some() {
                     return Ok(Some(None));
                 }
@@ -941,9 +941,9 @@ impl Session {
         let deadline_ns = if call.route == Route::Controller { u64::MAX - 1 } else { call.deadline_ns };
         let patience = self.calling.as_ref().map_or(self.welcome.patience, |calling| calling.patience);
         let found = self.wait(patience, deadline_ns, |session, polls| {
-            session.poll_callee()?;
+            while session.poll_callee()? {}
             if polls % POLLS_PER_CONTROLLER == 0 {
-                session.poll_controller()?;
+                while session.poll_controller()? {}
             }
             let call = session.nested.get(number);
             Ok(call.and_then(|call| call.outcome.take()))
