@@ -40,6 +40,9 @@ const TURNS: usize = 4;
 /// Calls made, and not recorded, at the start of each turn: the other one had the caches.
 const TURN_WARM_UP: Duration = Duration::from_millis(2);
 
+/// How often to ask for more calls, twice as many each time, before giving up on a lease.
+const LEASE_ATTEMPTS: usize = 12;
+
 /// Most samples one answer of the driving function carries.
 const TURN_SAMPLES_MAX: usize = 1_000_000;
 
@@ -210,7 +213,7 @@ fn floor_of(way: Way, reached_via: &str) -> (channel::Channel, u32, &'static str
 fn round_trips(way: Way, placement: Placement, sizes: &[Size], plan: &Plan, bar: &ProgressBar) -> Result<Vec<Row>> {
     let subject = Subject::start(way.ipc, way.wait, way.workers)?;
     let mut caller = Caller::new(way, placement, &subject)?;
-    let (_, reached_via) = caller.calls(sizes[0].0, 0, 200)?;
+    let reached_via = caller.reach(&subject, sizes[0].0)?;
     if way.via == Via::Exchange || way.via == Via::Ring {
         let wanted = if way.via == Via::Exchange { "exchange" } else { "ring" };
         let reached = reached_via.as_deref().unwrap_or("controller");
@@ -441,6 +444,20 @@ impl Caller {
             }
         }
         Ok(samples_ns)
+    }
+
+    /// Calls until a worker is leased, which takes the controller a while, and says how calls travel then.
+    fn reach(&mut self, subject: &Subject, bytes: usize) -> Result<Option<String>> {
+        let mut reached_via = None;
+        for attempt in 0..LEASE_ATTEMPTS {
+            let (_, via) = self.calls(bytes, 0, 1 << attempt)?;
+            reached_via = via;
+            if reached_via.as_deref() != Some("controller") || self.way.ipc == Channel::Mq {
+                break;
+            }
+            subject.settle();
+        }
+        Ok(reached_via)
     }
 
     /// Calls until warm; what a call takes then, in nanoseconds.
