@@ -589,7 +589,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_judges_what_is_owed_and_names_what_was_not_measured() {
+    fn b3_a_report_sets_figures_beside_the_published_and_judges_what_is_owed() {
         let page = compose(&rows(), &Machine::look(vec!["praas-bench".into()]).unwrap()).unwrap();
         let (html, markdown) = (page.html(), page.markdown());
         assert!(html.contains("1 met, 0 missed") && html.contains("not measured"));

@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn b1_a_row_carries_the_promised_names_and_comes_back_whole() {
+    fn b3_a_row_carries_its_floor_under_the_promised_names_and_comes_back_whole() {
         let row = Row { experiment: "floor".into(), payload_bytes: 8, ..Row::default() }.against("two_lines", 0.29);
         let json = serde_json::to_value(&row).unwrap();
         for name in [
