@@ -227,7 +227,7 @@ impl ProcessConfig {
             .map_err(|source| ConfigError::Read { path: shown.clone(), source })?;
         toml::from_str(&text).map_err(|error| ConfigError::Parse {
             path: shown,
-            line: error.span().map_or(1, |span| text[..span.start].lines().count().max(1)),
+            line: error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count()),
             text: error.message().replace('\n', " "),
         })
     }

@@ -118,6 +118,13 @@ impl<P> Controller<P> {
         }
     }
 
+    /// The callee was never told to serve: as if its caller had not taken the lease up yet.
+    pub(super) fn lease_unopened(&mut self, id: u64) {
+        if let Some(lease) = self.leases.get_mut(&id) {
+            lease.phase = Phase::Granted;
+        }
+    }
+
     /// `dead` was one end of leases. Its callers learn of it as of any death; its callees are watched until they let go.
     pub(super) fn leases_of_the_dead(&mut self, now_ns: u64, dead: WorkerId) {
         let touched: Vec<u64> = self
@@ -128,6 +135,10 @@ impl<P> Controller<P> {
             .collect();
         for id in touched {
             let lease = self.leases.remove(&id).expect("listed above");
+            if lease.phase == Phase::Granted {
+                // What was made for the callee's end is of no more use.
+                self.actions.push_back(Action::End { lease: id, caller: lease.caller });
+            }
             if lease.caller != dead || lease.phase == Phase::Ended {
                 continue;
             }

@@ -13,6 +13,8 @@
 mod circuit;
 mod lease;
 mod staff;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, VecDeque};
 
@@ -224,10 +226,6 @@ impl<P> Controller<P> {
         self.actions.push_back(Action::Answer { to, outcome });
     }
 
-    fn fail(&mut self, to: Caller, code: Code, text: impl Into<String>) {
-        self.answer(to, Outcome::Failed(CallError::new(code, text)));
-    }
-
     /// A call arrives. It ends in exactly one answer, unless its caller goes away first.
     pub(crate) fn request(&mut self, now_ns: u64, request: Request<P>) {
         let Request { from, function, deadline_ns, idempotent, payload } = request;
@@ -280,16 +278,8 @@ impl<P> Controller<P> {
                 format!("no function has id {function}; this process has {}", self.functions.len()),
             );
         };
-        if let Some(left_ns) = circuit.refuses(now_ns) {
-            return refuse(
-                Code::FunctionBroken,
-                format!(
-                    "`{}` killed {} workers in a row; it is tried again in {} ms",
-                    self.functions[usize::from(function)],
-                    circuit.losses(),
-                    left_ns.div_ceil(1_000_000),
-                ),
-            );
+        if circuit.refuses(now_ns).is_some() {
+            return Err(self.broken(now_ns, usize::from(function)));
         }
         if deadline_ns <= now_ns {
             return refuse(Code::Timeout, "the deadline had passed when the call arrived".into());
@@ -298,6 +288,28 @@ impl<P> Controller<P> {
             return refuse(Code::Busy, format!("{} calls wait for a worker, the most that may", self.bounds.queue_max));
         }
         Ok(())
+    }
+
+    fn broken(&self, now_ns: u64, function: usize) -> CallError {
+        let circuit = &self.circuits[function];
+        let left_ms = circuit.refuses(now_ns).unwrap_or(0).div_ceil(1_000_000);
+        let (name, losses) = (&self.functions[function], circuit.losses());
+        let text = format!("`{name}` killed {losses} workers in a row; it is tried again in {left_ms} ms");
+        CallError::new(Code::FunctionBroken, text)
+    }
+
+    /// A worker died of `function`. When that was once too often, calls of it that wait are refused with those to come.
+    fn lost_to(&mut self, now_ns: u64, function: usize) {
+        self.circuits[function].lost(now_ns);
+        if self.circuits[function].refuses(now_ns).is_none() {
+            return;
+        }
+        let waiting: Vec<CallKey> = self.queue.iter().copied().collect();
+        for key in waiting {
+            if self.call(key).is_some_and(|call| usize::from(call.function) == function) {
+                self.abandon(key, Some(self.broken(now_ns, function)));
+            }
+        }
     }
 
     fn dispatch(&mut self, worker: WorkerId, key: CallKey) {
@@ -334,7 +346,7 @@ impl<P> Controller<P> {
         let answered = !call.abandoned;
         let panicked = matches!(&outcome, Outcome::Failed(error) if error.code == Code::Panicked);
         if panicked {
-            self.circuits[usize::from(call.function)].lost(now_ns);
+            self.lost_to(now_ns, usize::from(call.function));
         } else {
             self.circuits[usize::from(call.function)].worked();
         }

@@ -203,11 +203,17 @@ impl<P> Controller<P> {
         mourners: u64,
     ) {
         let state = self.staff.state(worker);
+        // A request it was about to be given is one it never saw.
+        let (request, started) = match self.recall(worker) {
+            Some(unsent) => (Some(unsent), false),
+            None => (request, started),
+        };
         let post = &mut self.staff.posts[usize::from(worker)];
         *post = Post { state: State::Vacant, mourners, nested: 0, overdue: None };
         if let State::Starting { .. } = state {
             self.staff.failures = self.staff.failures.saturating_add(1);
-            let back_off = BACK_OFF_NS.checked_shl(self.staff.failures - 1).unwrap_or(u64::MAX).min(BACK_OFF_MAX_NS);
+            let doublings = (self.staff.failures - 1).min(32);
+            let back_off = (BACK_OFF_NS << doublings).min(BACK_OFF_MAX_NS);
             self.staff.hire_after_ns = now_ns + back_off;
         }
         for post in &mut self.staff.posts {
@@ -233,14 +239,34 @@ impl<P> Controller<P> {
         self.wake_by(now_ns);
     }
 
+    /// Takes back what was decided about a worker that died before anybody did it. Returns the request among it.
+    fn recall(&mut self, dead: WorkerId) -> Option<P> {
+        let mut request = None;
+        for action in std::mem::take(&mut self.actions) {
+            match action {
+                Action::Dispatch { worker, payload, .. } if worker == dead => request = Some(payload),
+                Action::TellCancelled { worker, .. } | Action::Signal { worker, .. } | Action::Retire { worker }
+                    if worker == dead => {}
+                Action::Revoke { callee, .. } if callee == dead => {}
+                Action::Grant { caller, callee, .. } if caller == dead || callee == dead => {}
+                Action::Open { lease, caller, callee, .. } if caller == dead || callee == dead => {
+                    self.lease_unopened(lease);
+                }
+                action => self.actions.push_back(action),
+            }
+        }
+        request
+    }
+
     /// The verdict on the call a dead worker had (faults.md): never started means nothing happened.
     fn judge(&mut self, now_ns: u64, key: CallKey, cause: Cause, started: bool, request: Option<P>) {
         let Some(call) = self.call(key) else { return };
         call.attempts += 1;
-        let again = !call.abandoned && call.attempts <= super::ATTEMPTS_MAX && (!started || call.idempotent);
+        let mut again = !call.abandoned && call.attempts <= super::ATTEMPTS_MAX && (!started || call.idempotent);
         let (from, function, abandoned) = (call.from, usize::from(call.function), call.abandoned);
         if started && cause.is_the_functions() {
-            self.circuits[function].lost(now_ns);
+            self.lost_to(now_ns, function);
+            again &= self.circuits[function].refuses(now_ns).is_none();
         }
         match request {
             Some(payload) if again => {
@@ -295,7 +321,9 @@ impl<P> Controller<P> {
         self.actions.extend(due);
         let next = self.staff.posts.iter().filter_map(|post| post.overdue).map(|(at_ns, _)| at_ns).min();
         self.wake_by(next.unwrap_or(u64::MAX));
-        while self.staff.count() < usize::from(self.bounds.workers) && !self.draining && self.hire(now_ns) {}
+        // While draining, only calls that wait are worth a new worker.
+        let wanted = !self.draining || !self.queue.is_empty();
+        while wanted && self.staff.count() < usize::from(self.bounds.workers) && self.hire(now_ns) {}
         if self.staff.surplus(self.bounds.workers) {
             let longest = self.staff.numbered().filter_map(|(worker, post)| match post.state {
                 State::Idle { since_ns } => Some((since_ns + SURPLUS_IDLE_NS, worker)),

@@ -1,0 +1,468 @@
+//! Everything at once, thousands of times faster than life: simulated clients, workers that behave, compute, nest, hang,
+//! panic and die at any moment, messages that arrive late. One seed, one history.
+//!
+//! Checked all along: an action never speaks to or of somebody who is gone; a worker is given one call at a time; every
+//! call is answered exactly once unless its caller went. Checked at the end, when nobody does anything new: nothing is
+//! open, every worker is back, no payload was lost.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::*;
+
+/// A splitmix64 generator: small, seeded, ours.
+struct Dice(u64);
+
+impl Dice {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    fn one_in(&mut self, chances: u64) -> bool {
+        self.below(chances) == 0
+    }
+}
+
+/// Controller to worker, in order.
+#[derive(Debug)]
+enum ToWorker {
+    Request { call: CallKey, function: u16, payload: Token },
+    Answer { call: u64 },
+    Cancelled,
+    Lease { lease: u64, callee: WorkerId },
+    Serve { lease: u64, caller: WorkerId },
+    Revoke { lease: u64 },
+    Ended { lease: u64 },
+    PeerGone { gone: WorkerId },
+    Shutdown,
+}
+
+/// Worker to controller, in order.
+#[derive(Debug)]
+enum ToController {
+    Reply { call: CallKey, outcome: Reply },
+    Nested { call: u64, function: u16, deadline_ns: u64 },
+    Taken { lease: u64 },
+    Closed { lease: u64 },
+    Dropped { lease: u64 },
+    Forgotten { gone: WorkerId },
+    Overrun { lease: u64 },
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Reply {
+    Done,
+    Failed,
+    Panicked,
+}
+
+#[derive(Debug)]
+struct Running {
+    call: CallKey,
+    function: u16,
+    payload: Token,
+    nested_left: u64,
+    /// The nested call it waits for.
+    waits: Option<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Worker {
+    registered: bool,
+    /// Nobody will ever hear of it again: it left by itself or was signalled.
+    doomed: Option<Cause>,
+    inbox: VecDeque<ToWorker>,
+    outbox: VecDeque<ToController>,
+    running: Option<Running>,
+    calling: Option<(u64, WorkerId)>,
+    serving: Option<(u64, WorkerId)>,
+    /// It is inside a leased call and reads nothing.
+    leased_busy: bool,
+    knows: BTreeSet<WorkerId>,
+    calls: u64,
+}
+
+struct World {
+    dice: Dice,
+    now_ns: u64,
+    bounds: Bounds,
+    controller: Controller<Token>,
+    ledger: Ledger,
+    workers: BTreeMap<WorkerId, Worker>,
+    /// Calls of clients that wait for an answer.
+    open: BTreeSet<(u64, u64)>,
+    gone: BTreeSet<u64>,
+    calls: u64,
+    answered: u64,
+    deaths: u64,
+    leases: u64,
+    kills: bool,
+    /// Functions that misbehave do so.
+    evil: bool,
+}
+
+const FUNCTIONS: u16 = 3;
+
+impl World {
+    fn new(seed: u64) -> World {
+        let mut dice = Dice(seed);
+        let workers = 1 + dice.below(4) as u8;
+        let bounds = Bounds {
+            workers,
+            workers_max: workers + dice.below(3) as u8,
+            queue_max: 1 + dice.below(30) as usize,
+            connection_calls_max: 1 + dice.below(20) as u32,
+            grace_ns: 100 * MS,
+            start_ns: S,
+            deadline_ns: 2 * S,
+            leases: !dice.one_in(4),
+        };
+        World {
+            dice,
+            now_ns: S,
+            controller: Controller::new(bounds.clone()),
+            bounds,
+            ledger: Ledger::default(),
+            workers: BTreeMap::new(),
+            open: BTreeSet::new(),
+            gone: BTreeSet::new(),
+            calls: 0,
+            answered: 0,
+            deaths: 0,
+            leases: 0,
+            kills: true,
+            evil: true,
+        }
+    }
+
+    fn worker(&mut self, worker: WorkerId) -> &mut Worker {
+        self.workers.get_mut(&worker).unwrap_or_else(|| panic!("an action for worker {worker}, who is not there"))
+    }
+
+    fn act(&mut self) {
+        while let Some(action) = self.controller.next_action() {
+            match action {
+                Action::Dispatch { worker, call, function, payload, .. } => {
+                    let seat = self.worker(worker);
+                    assert!(seat.registered && seat.running.is_none(), "{worker} was given a second call");
+                    assert!(!seat.inbox.iter().any(|message| matches!(message, ToWorker::Request { .. })));
+                    seat.inbox.push_back(ToWorker::Request { call, function, payload });
+                }
+                Action::Answer { to: Caller::Client { connection, call }, outcome } => {
+                    if let Outcome::Done { payload, .. } = outcome {
+                        payload.spend();
+                    }
+                    self.answered += 1;
+                    let waited = self.open.remove(&(connection, call));
+                    assert!(waited || self.gone.contains(&connection), "{connection}/{call} was answered twice");
+                }
+                Action::Answer { to: Caller::Worker { worker, call }, outcome } => {
+                    if let Outcome::Done { payload, .. } = outcome {
+                        payload.spend();
+                    }
+                    // The dead do not hear it.
+                    if let Some(seat) = self.workers.get_mut(&worker) {
+                        seat.inbox.push_back(ToWorker::Answer { call });
+                    }
+                }
+                Action::Discard(payload) => drop(payload.spend()),
+                Action::TellCancelled { worker, .. } => self.worker(worker).inbox.push_back(ToWorker::Cancelled),
+                Action::Spawn { worker } => {
+                    assert!(!self.workers.contains_key(&worker), "{worker} was started twice");
+                    assert!(self.workers.values().all(|other| !other.knows.contains(&worker)), "its place is still mourned");
+                    if self.dice.one_in(10) {
+                        self.controller.died(self.now_ns, worker, Cause::Exited(127), false, None, 0);
+                    } else {
+                        self.workers.insert(worker, Worker::default());
+                    }
+                }
+                Action::Signal { worker, .. } => self.worker(worker).doomed = Some(Cause::Overran),
+                Action::Retire { worker } => self.worker(worker).inbox.push_back(ToWorker::Shutdown),
+                Action::Grant { lease, caller, callee } => {
+                    self.leases += 1;
+                    assert!(self.workers.contains_key(&callee), "a lease with a stranger");
+                    let seat = self.worker(caller);
+                    seat.knows.insert(callee);
+                    seat.inbox.push_back(ToWorker::Lease { lease, callee });
+                }
+                Action::Open { lease, caller, callee, .. } => {
+                    assert!(self.workers.contains_key(&caller), "serving a stranger");
+                    let seat = self.worker(callee);
+                    seat.knows.insert(caller);
+                    seat.inbox.push_back(ToWorker::Serve { lease, caller });
+                }
+                Action::Revoke { lease, callee } => self.worker(callee).inbox.push_back(ToWorker::Revoke { lease }),
+                Action::End { lease, caller } => {
+                    if let Some(seat) = self.workers.get_mut(&caller) {
+                        seat.inbox.push_back(ToWorker::Ended { lease });
+                    }
+                }
+            }
+        }
+    }
+
+    /// The controller takes one record of a worker.
+    fn take(&mut self, worker: WorkerId) -> bool {
+        let Some(record) = self.workers.get_mut(&worker).and_then(|seat| seat.outbox.pop_front()) else { return false };
+        let now_ns = self.now_ns;
+        match record {
+            ToController::Reply { call, outcome } => {
+                let outcome = match outcome {
+                    Reply::Done => Outcome::Done { status: 0, payload: self.ledger.token() },
+                    Reply::Failed => Outcome::Failed(CallError::new(Code::Failed, "")),
+                    Reply::Panicked => Outcome::Failed(CallError::new(Code::Panicked, "")),
+                };
+                assert!(self.controller.reply(now_ns, worker, call, outcome).is_ok());
+            }
+            ToController::Nested { call, function, deadline_ns } => {
+                let payload = self.ledger.token();
+                let from = Caller::Worker { worker, call };
+                self.controller.request(now_ns, Request { from, function, deadline_ns, idempotent: false, payload });
+            }
+            ToController::Taken { lease } => self.controller.lease_taken(worker, lease, 0).unwrap(),
+            ToController::Closed { lease } => self.controller.lease_closed(now_ns, worker, lease).unwrap(),
+            ToController::Dropped { lease } => self.controller.lease_dropped(worker, lease),
+            ToController::Forgotten { gone } => self.controller.forgotten(now_ns, worker, gone),
+            ToController::Overrun { lease } => self.controller.lease_overrun(now_ns, worker, lease),
+        }
+        true
+    }
+
+    /// Buries a worker as the runtime does: what it published first, then the verdict.
+    fn bury(&mut self, worker: WorkerId, cause: Cause) {
+        self.deaths += 1;
+        while self.take(worker) {}
+        if self.dice.one_in(2) {
+            self.act();
+        }
+        let mut seat = self.workers.remove(&worker).expect("it lived");
+        let unread = seat.inbox.drain(..).find_map(|message| match message {
+            ToWorker::Request { payload, .. } => Some(payload),
+            _ => None,
+        });
+        let (started, request) = match (seat.running.take(), unread) {
+            (Some(running), None) => (true, Some(running.payload)),
+            (None, unread) => (false, unread),
+            (Some(_), Some(_)) => panic!("two calls at once"),
+        };
+        let mut mourners = 0;
+        for (number, other) in &mut self.workers {
+            if other.knows.contains(&worker) {
+                mourners |= 1 << number;
+                other.inbox.push_back(ToWorker::PeerGone { gone: worker });
+            }
+        }
+        self.controller.died(self.now_ns, worker, cause, started, request, mourners);
+    }
+
+    /// One worker does one thing.
+    fn work(&mut self, worker: WorkerId) {
+        let (evil, now_ns) = (self.evil, self.now_ns);
+        let roll = self.dice.next();
+        let seat = self.workers.get_mut(&worker).expect("listed");
+        if let Some(cause) = seat.doomed {
+            return self.bury(worker, cause);
+        }
+        if !seat.registered {
+            if evil && roll % 8 == 0 {
+                return self.bury(worker, Cause::Exited(1));
+            }
+            seat.registered = true;
+            self.controller.ready(now_ns, worker, &functions()).unwrap();
+            return;
+        }
+        if seat.leased_busy {
+            seat.leased_busy = roll % 3 != 0;
+            if evil && roll % 40 == 1 {
+                return self.bury(worker, Cause::Killed(11));
+            }
+            return;
+        }
+        // Inside a function, with no nested call to wait for: it goes on.
+        if let Some(running) = &mut seat.running {
+            if running.waits.is_none() {
+                match (running.function, roll % 8) {
+                    (ABORT, 0) if evil => return self.bury(worker, Cause::Killed(6)),
+                    (ABORT, 1) if evil => return self.reply(worker, Reply::Panicked),
+                    (SLOW, 0..=5) if evil => {} // hangs, sometimes past its deadline
+                    (_, 0..=3) if running.nested_left > 0 => {
+                        running.nested_left -= 1;
+                        seat.calls += 1;
+                        running.waits = Some(seat.calls);
+                        let function = (roll >> 32) as u16 % FUNCTIONS;
+                        let deadline_ns = now_ns + 1 + (roll >> 40) % (300 * MS);
+                        seat.outbox.push_back(ToController::Nested { call: seat.calls, function, deadline_ns });
+                    }
+                    (_, 4) => return self.reply(worker, Reply::Failed),
+                    _ => return self.reply(worker, Reply::Done),
+                }
+                return;
+            }
+            if let (Some((lease, _)), 0) = (seat.calling, roll % 50) {
+                seat.outbox.push_back(ToController::Overrun { lease });
+            }
+        }
+        let Some(message) = seat.inbox.pop_front() else {
+            if seat.serving.is_some() && seat.running.is_none() && roll % 4 == 0 {
+                seat.leased_busy = true;
+            }
+            return;
+        };
+        match message {
+            ToWorker::Request { call, function, payload } => {
+                assert!(seat.running.is_none() && seat.serving.is_none(), "a request while it serves a lease");
+                seat.running = Some(Running { call, function, payload, nested_left: roll % 4, waits: None });
+            }
+            ToWorker::Answer { call } => {
+                if let Some(running) = seat.running.as_mut().filter(|running| running.waits == Some(call)) {
+                    running.waits = None;
+                }
+            }
+            ToWorker::Cancelled => {}
+            ToWorker::Lease { lease, callee } => {
+                assert!(seat.calling.is_none(), "two leases at once");
+                seat.calling = Some((lease, callee));
+                seat.outbox.push_back(ToController::Taken { lease });
+            }
+            ToWorker::Serve { lease, caller } => {
+                assert!(seat.serving.is_none() && seat.running.is_none(), "serves two");
+                seat.serving = Some((lease, caller));
+            }
+            ToWorker::Revoke { lease } => {
+                seat.serving.take_if(|(serving, _)| *serving == lease);
+                seat.outbox.push_back(ToController::Closed { lease });
+            }
+            ToWorker::Ended { lease } => {
+                seat.calling.take_if(|(calling, _)| *calling == lease);
+                seat.outbox.push_back(ToController::Dropped { lease });
+            }
+            ToWorker::PeerGone { gone } => {
+                seat.calling.take_if(|(_, callee)| *callee == gone);
+                seat.serving.take_if(|(_, caller)| *caller == gone);
+                seat.knows.remove(&gone);
+                seat.outbox.push_back(ToController::Forgotten { gone });
+            }
+            ToWorker::Shutdown => seat.doomed = Some(Cause::Exited(0)),
+        }
+    }
+
+    fn reply(&mut self, worker: WorkerId, outcome: Reply) {
+        let seat = self.worker(worker);
+        let running = seat.running.take().expect("it runs");
+        running.payload.spend();
+        seat.outbox.push_back(ToController::Reply { call: running.call, outcome });
+        if matches!(outcome, Reply::Panicked) {
+            seat.doomed = Some(Cause::Exited(71));
+        }
+    }
+
+    fn client(&mut self) {
+        let connection = 1 + self.dice.below(3);
+        match self.dice.below(12) {
+            0 => {
+                if let Some((connection, call)) = self.open.iter().nth(self.dice.below(8) as usize).copied() {
+                    self.controller.cancel(connection, call);
+                }
+            }
+            1 if self.dice.one_in(20) => {
+                // It goes, and comes back under a new number.
+                self.controller.disconnected(connection);
+                self.gone.insert(connection);
+                self.open.retain(|(of, _)| *of != connection);
+                self.gone.remove(&connection);
+            }
+            _ => {
+                self.calls += 1;
+                let payload = self.ledger.token();
+                let from = Caller::Client { connection, call: self.calls };
+                self.open.insert((connection, self.calls));
+                let function = self.dice.below(u64::from(FUNCTIONS) + 1) as u16;
+                let deadline_ns = self.now_ns + self.dice.below(500 * MS);
+                let idempotent = self.dice.one_in(3);
+                self.controller.request(self.now_ns, Request { from, function, deadline_ns, idempotent, payload });
+            }
+        }
+    }
+
+    fn step(&mut self, with_clients: bool) {
+        self.now_ns += self.dice.below(2 * MS);
+        if self.dice.one_in(50) {
+            self.now_ns = self.now_ns.max(self.controller.wake_ns().min(self.now_ns + S));
+        }
+        if with_clients && self.dice.one_in(4) {
+            self.client();
+        }
+        let alive: Vec<WorkerId> = self.workers.keys().copied().collect();
+        for worker in alive {
+            if self.dice.one_in(2) && self.workers.contains_key(&worker) {
+                self.work(worker);
+            }
+            if self.kills && self.dice.one_in(300) && self.workers.contains_key(&worker) {
+                self.bury(worker, Cause::Killed(9));
+            }
+            if self.dice.one_in(2) {
+                self.take(worker);
+            }
+        }
+        self.controller.tick(self.now_ns);
+        let exact = self.workers.iter().fold(0, |mask, (worker, seat)| {
+            if seat.running.as_ref().is_some_and(|running| running.waits.is_some()) { mask | 1 << worker } else { mask }
+        });
+        self.controller.unstick(self.now_ns, self.bounds.leases.then_some(exact));
+        self.act();
+    }
+
+    fn quiet(&self) -> bool {
+        self.workers.values().all(|seat| seat.inbox.is_empty() && seat.outbox.is_empty() && seat.running.is_none())
+    }
+}
+
+fn simulate(seed: u64, steps: u32) -> (u64, u64, u64) {
+    let mut world = World::new(seed);
+    for _ in 0..steps {
+        world.step(true);
+    }
+    // Nobody calls any more, nobody misbehaves: within the longest deadline and back-off all is quiet.
+    world.kills = false;
+    world.evil = false;
+    for _ in 0..40_000 {
+        world.step(false);
+        let whole = world.controller.ready_count() >= usize::from(world.bounds.workers);
+        if world.open.is_empty() && world.controller.calls.is_empty() && world.quiet() && whole {
+            break;
+        }
+    }
+    assert!(world.open.is_empty(), "calls without an answer: {:?}", world.open);
+    assert!(world.controller.calls.is_empty() && world.controller.queue.is_empty(), "{:?}", world.controller);
+    assert!(world.quiet(), "{:?}", world.workers);
+    assert!(world.controller.ready_count() >= usize::from(world.bounds.workers), "{:?}", world.controller);
+    assert_eq!(world.ledger.lost.get(), 0, "payloads that left in no action");
+    assert_eq!(world.controller.staff.nesting(), 0, "nested calls counted and never ended");
+    assert!(world.controller.connections.values().all(|open| *open == 0), "{:?}", world.controller.connections);
+    (world.answered, world.deaths, world.leases)
+}
+
+/// W1 W2 W5 W7 W9 P10 P11 P14 in any order. `PRAAS_SEEDS` runs more of them, `PRAAS_SEED` one.
+#[test]
+fn w2_whatever_happens_every_call_is_answered_once_and_nothing_stays() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seeds = match number("PRAAS_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("PRAAS_SEEDS").unwrap_or(150),
+    };
+    let mut sums = (0, 0, 0);
+    for seed in seeds {
+        let ran = std::panic::catch_unwind(|| simulate(seed, 4_000));
+        let Ok((answered, deaths, leases)) = ran else { panic!("seed {seed} fails; run it alone with PRAAS_SEED={seed}") };
+        sums = (sums.0 + answered, sums.1 + deaths, sums.2 + leases);
+    }
+    println!("{} answers, {} deaths, {} leases", sums.0, sums.1, sums.2);
+    assert!(sums.0 > 0 && sums.1 > 0 && sums.2 > 0, "the simulation did nothing: {sums:?}");
+}
