@@ -51,13 +51,16 @@ pub(crate) enum Vertical {
     Share,
 }
 
-const OURS: [RGBColor; 6] = [
+const OURS: [RGBColor; 9] = [
     RGBColor(0x1F, 0x6F, 0xEB),
     RGBColor(0xD2, 0x56, 0x1C),
     RGBColor(0x1A, 0x9B, 0x5B),
     RGBColor(0x9A, 0x4F, 0xD8),
     RGBColor(0xC9, 0x2C, 0x6D),
     RGBColor(0x11, 0x96, 0xA8),
+    RGBColor(0xA3, 0x8A, 0x00),
+    RGBColor(0x5B, 0x5B, 0xC9),
+    RGBColor(0x8C, 0x56, 0x4B),
 ];
 const FLOORS: [RGBColor; 9] = [
     RGBColor(0x6E, 0x9F, 0xE8),
@@ -238,8 +241,9 @@ fn draw(title: &str, series: &[Series], chart: impl FnOnce(&Area<'_>) -> Result<
         let (picture, legend) = whole.split_horizontally(WIDTH.cast_signed() - LEGEND_WIDTH);
         chart(&picture)?;
         let font = ("sans-serif", LABEL).into_font().color(&TEXT).pos(Pos::new(HPos::Left, VPos::Center));
+        let step = (HEIGHT.cast_signed() - 80) / i32::try_from(series.len().max(1))?;
         for (line, (one, color)) in (0i32..).zip(with_colors(series)) {
-            let y = 52 + 24 * line;
+            let y = 52 + step.min(24) * line;
             let sample = vec![(6, y), (34, y)];
             match one.kind {
                 Kind::Floor => {

@@ -206,7 +206,7 @@ fn local(rows: &[Row]) -> Result<Option<Section>> {
         return Ok(None);
     }
     let mut series = ours;
-    series.extend(floor_series(rows, "latency", &["posix_queue", "shared_copy"]));
+    series.extend(floor_series(rows, "latency", &["shared_copy"]));
     series.extend(standing_on(rows, "local"));
     series.extend(published_series(&published::invocations(), &["praas_local_mq"]));
     Ok(Some(Section {
@@ -440,7 +440,8 @@ fn measured_on(machine: &Machine) -> Section {
 /// One series per way of calling, in the order the rows came.
 fn invocations(rows: &[Row], path: &str) -> Vec<Series> {
     let mut series: Vec<Series> = Vec::new();
-    for row in rows.iter().filter(|row| row.experiment == "invocation" && row.path == path) {
+    let is_drawn = |row: &&Row| row.experiment == "invocation" && row.path == path && row.touched != Some(false);
+    for row in rows.iter().filter(is_drawn) {
         let label = format!("{}, {}", what(row), row.wait);
         let point = (row.payload_bytes as f64, row.times.p50_us);
         match series.iter_mut().find(|one| one.label == label) {
@@ -456,6 +457,10 @@ fn standing_on(rows: &[Row], path: &str) -> Vec<Series> {
     let mut series: Vec<Series> = Vec::new();
     for row in rows.iter().filter(|row| row.experiment == "invocation" && row.path == path) {
         let (Some(floor), Some(p50)) = (&row.floor, row.floor_p50_us) else { continue };
+        // A line is spun on in every mode: drawn once.
+        if floor.contains("_line") && row.wait != "latency" {
+            continue;
+        }
         let label = format!("floor: {floor}, {}", row.wait);
         let point = (row.payload_bytes as f64, p50);
         match series.iter_mut().find(|one| one.label == label) {
