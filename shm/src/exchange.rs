@@ -118,6 +118,13 @@ impl ExchangeCaller {
         Ok(None)
     }
 
+    /// Whether [`ExchangeCaller::poll`] would find something. Looks at one word; may be stale at once.
+    #[inline(always)]
+    pub fn ready(&self) -> bool {
+        let stamp = low_half(self.line.words[1].load(Ordering::Acquire));
+        self.busy && (stamp & SEQUENCE == self.sequence || stamp & CLOSED != 0)
+    }
+
     /// A request is in flight, possibly abandoned: its end was not polled yet, and the line is the callee's.
     #[inline]
     pub fn busy(&self) -> bool {

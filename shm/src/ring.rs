@@ -25,6 +25,7 @@ use crate::sync::{AtomicU64, Ordering, Shadow};
 use crate::width::{host, low_half};
 
 /// Bytes of a slot: one cache line.
+#[cfg(not(loom))]
 pub(crate) const SLOT_BYTES: u64 = 64;
 
 /// One descriptor in shared memory.
