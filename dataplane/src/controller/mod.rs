@@ -343,7 +343,9 @@ impl<P> Controller<P> {
             return Err((Violation("an answer to a call it was not given"), outcome));
         }
         let call = self.calls.remove(place(key));
-        let answered = !call.abandoned;
+        // Late is late, also when the timer has not fired yet.
+        let late = !call.abandoned && call.deadline_ns <= now_ns;
+        let answered = !call.abandoned && !late;
         let panicked = matches!(&outcome, Outcome::Failed(error) if error.code == Code::Panicked);
         if panicked {
             self.lost_to(now_ns, usize::from(call.function));
@@ -359,9 +361,13 @@ impl<P> Controller<P> {
             }
         }
         match outcome {
-            Outcome::Done { payload, .. } if call.abandoned => self.actions.push_back(Action::Discard(payload)),
-            Outcome::Failed(_) if call.abandoned => {}
-            outcome => self.answer(call.from, outcome),
+            outcome if answered => self.answer(call.from, outcome),
+            Outcome::Done { payload, .. } => self.actions.push_back(Action::Discard(payload)),
+            Outcome::Failed(_) => {}
+        }
+        if late {
+            let text = "the deadline passed before the function answered";
+            self.answer(call.from, Outcome::Failed(CallError::new(Code::Timeout, text)));
         }
         if panicked {
             // Its memory is in a state the function did not foresee: the worker exits by itself and is replaced.

@@ -344,6 +344,19 @@ fn p14_a_function_that_comes_back_within_the_grace_keeps_its_worker() {
     assert!(matches!(bench.did()[..], [Did::Dispatch { worker: 1, .. }]));
 }
 
+/// A function that is told of its deadline returns at once, and its answer overtook the timer.
+#[test]
+fn p14_an_answer_at_the_deadline_is_late_even_when_the_timer_has_not_fired() {
+    let mut bench = Bench::ready(bounds());
+    bench.ask(client(1), SLOW, S, false);
+    let key = bench.dispatched();
+    bench.now_ns += S;
+    bench.reply(1, key);
+    let did = bench.did();
+    assert!(matches!(did[..], [Did::Discard, Did::Failed { code: Code::Timeout, .. }]), "{did:?}");
+    assert_eq!((bench.tick(S), bench.controller.calls_open()), (vec![], 0));
+}
+
 #[test]
 fn p12_cancel_ends_a_queued_call_and_tells_a_running_one() {
     let mut bench = Bench::ready(bounds());

@@ -1,5 +1,11 @@
-//! What the integration tests share: a process with the test worker, and a client.
+//! What the integration tests share: a process with the test worker, a client, and a look at what the system says of them.
 #![allow(dead_code, reason = "each test binary uses its part")]
+
+pub(crate) mod raw;
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use praas_dataplane::{Client, ClientConfig, Ipc, LaunchConfig, LocalProcess, WaitMode};
 
@@ -8,12 +14,23 @@ pub(crate) fn test_worker() -> String {
     env!("CARGO_BIN_EXE_praas-test-worker").into()
 }
 
+/// The worker that attacks when it is asked to (`tests/evil/main.rs`).
+pub(crate) fn evil_worker() -> String {
+    env!("CARGO_BIN_EXE_praas-evil-worker").into()
+}
+
+pub(crate) fn process_program() -> String {
+    env!("CARGO_BIN_EXE_praas-process").into()
+}
+
 pub(crate) fn launch_config(ipc: Ipc) -> LaunchConfig {
     LaunchConfig {
-        process_binary: Some(env!("CARGO_BIN_EXE_praas-process").into()),
+        process_binary: Some(process_program().into()),
         worker: vec![test_worker()],
         ipc,
         wait: WaitMode::Balanced,
+        args: vec!["--log=error".into()],
+        quiet: true,
         ..LaunchConfig::default()
     }
 }
@@ -28,8 +45,19 @@ pub(crate) fn start_with(config: &LaunchConfig) -> (LocalProcess, Client) {
     (process, client)
 }
 
+/// `workers` workers and never more, with further arguments of `praas-process`.
+pub(crate) fn start_workers(ipc: Ipc, workers: u8, args: &[&str]) -> (LocalProcess, Client) {
+    let mut config = LaunchConfig { workers, workers_max: workers, ..launch_config(ipc) };
+    config.args.extend(args.iter().map(|arg| (*arg).to_owned()));
+    start_with(&config)
+}
+
 pub(crate) fn connect(process: &LocalProcess) -> Client {
-    Client::connect(process.addr(), &ClientConfig::default()).expect("the process answers")
+    connect_with(process, &ClientConfig::default())
+}
+
+pub(crate) fn connect_with(process: &LocalProcess, config: &ClientConfig) -> Client {
+    Client::connect(process.addr(), config).expect("the process answers")
 }
 
 /// Runs a test on both channels.
@@ -37,4 +65,97 @@ pub(crate) fn on_both_channels(test: impl Fn(Ipc)) {
     for ipc in [Ipc::Ring, Ipc::Queue] {
         test(ipc);
     }
+}
+
+/// Looks every millisecond until `look` is content; panics with `what` after `longest`.
+pub(crate) fn wait_until(what: &str, longest: Duration, mut look: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !look() {
+        assert!(begun.elapsed() < longest, "not within {longest:?}: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Long enough for anything on a busy machine; tests that wait this long fail.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Pids of the children of `pid`, dead ones that nobody reaped included.
+pub(crate) fn children(pid: u32) -> Vec<u32> {
+    let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let lists = tasks.flatten().filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
+}
+
+/// The state letter of a process (`R`, `S`, `T`, `Z`), or `None` when it is gone.
+pub(crate) fn state(pid: u32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.trim_start().chars().next()
+}
+
+/// Whether the process runs: a zombie does not.
+pub(crate) fn lives(pid: u32) -> bool {
+    state(pid).is_some_and(|state| state != 'Z')
+}
+
+/// File descriptors that a process has open.
+pub(crate) fn fds(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
+}
+
+/// CPU time a process has used, in seconds.
+pub(crate) fn cpu_seconds(pid: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields: Vec<&str> = stat.rsplit_once(')').map_or(vec![], |(_, rest)| rest.split_whitespace().collect());
+    let ticks: f64 = fields.iter().skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum();
+    ticks / 100.0
+}
+
+/// Sends a signal by number.
+pub(crate) fn signal(pid: u32, signal: i32) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).expect("a pid")).expect("not zero");
+    let signal = rustix::process::Signal::from_named_raw(signal).expect("a signal");
+    let _ = rustix::process::kill_process(pid, signal);
+}
+
+/// Everything that has a name where we could have left one.
+pub(crate) fn names() -> Vec<PathBuf> {
+    let folders = ["/dev/shm", "/dev/mqueue"];
+    let entries = folders.iter().filter_map(|folder| std::fs::read_dir(folder).ok()).flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.to_string_lossy().contains("praas")).collect()
+}
+
+/// Runs `praas-process` with these arguments to its end, or for so long, and returns what it said.
+pub(crate) fn run_process(args: &[&str]) -> Output {
+    let longest = "20";
+    Command::new("timeout").arg(longest).arg(process_program()).args(args).output().expect("timeout runs")
+}
+
+/// A seeded sequence of numbers (splitmix64).
+pub(crate) struct Dice(pub(crate) u64);
+
+impl Dice {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % bound
+    }
+}
+
+/// Bytes that say which call they belong to.
+pub(crate) fn content(call: u64, bytes: usize) -> Vec<u8> {
+    let mut dice = Dice(call);
+    let mut content = vec![0; bytes];
+    for chunk in content.chunks_mut(8) {
+        let word = dice.below(u64::MAX).to_le_bytes();
+        chunk.copy_from_slice(&word[..chunk.len()]);
+    }
+    content
+}
+
+/// Whether POSIX queues for so many workers fit `RLIMIT_MSGQUEUE` (two of 10 messages of 8192 bytes each).
+pub(crate) fn queues_for(workers: u64) -> bool {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Msgqueue).current;
+    limit.is_none_or(|bytes| bytes >= workers * 2 * 84_000)
 }

@@ -1,6 +1,8 @@
 //! The worker of the integration tests: functions that behave, and functions that do what the fault catalogue lists.
 
-use std::process::ExitCode;
+use std::cell::Cell;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use praas_dataplane::{Context, Failure, Input, Output, Payload, Worker};
@@ -18,6 +20,26 @@ fn main() -> ExitCode {
         .function("hang", |_, _| loop {
             std::thread::sleep(Duration::from_millis(10));
         })
+        .function("spin", |_, _| loop {
+            std::hint::spin_loop();
+        })
+        .function("raise", |_, input| {
+            raise(number(&input));
+            Ok(Output::from(b"survived"))
+        })
+        .function("exec", |_, _| Err(Command::new("sleep").arg("0.01").exec().into()))
+        .function("cancels", |_, _| Ok(CANCELS.get().to_string().into()))
+        .function("relay", relay)
+        .function("survivor", survivor)
+        .function("chain", chain)
+        .function("scratch", scratch)
+        .function("fill", fill)
+        .function("touch", touch)
+        .function("unknown", |context, _| {
+            let error = context.invoke("no such function", b"x").expect_err("there is none");
+            Ok(error.to_string().into())
+        })
+        .function("deadline", |context, _| Ok(context.deadline_left().as_millis().to_string().into()))
         .function("sleep", sleep)
         .function("count", move |_, _| {
             calls += 1;
@@ -34,12 +56,18 @@ fn main() -> ExitCode {
             loan.fill(7);
             Ok(loan.into())
         })
-        .function("fork", |_, _| {
-            // A grandchild that holds on to everything it inherited (W8).
-            let child = std::process::Command::new("sleep").arg("1000").spawn()?;
+        .function("fork", |_, input| {
+            // A grandchild that holds on to everything it inherited (W8); with `setsid` in a session of its own.
+            let mut command = if input.is_empty() { Command::new("sleep") } else { Command::new("setsid") };
+            let child = if input.is_empty() { command.arg("1000") } else { command.args(["sleep", "1000"]) }.spawn()?;
             Ok(child.id().to_string().into())
         })
         .serve()
+}
+
+thread_local! {
+    /// Calls of `sleep` that were told in time that nobody waits.
+    static CANCELS: Cell<u64> = const { Cell::new(0) };
 }
 
 fn number(input: &[u8]) -> i32 {
@@ -50,11 +78,90 @@ fn sleep(context: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
     let until = Instant::now() + Duration::from_millis(u64::try_from(number(&input)).unwrap_or(0));
     while Instant::now() < until {
         if context.is_cancelled() {
+            CANCELS.set(CANCELS.get() + 1);
+            // So that its answer comes after the timeout for sure.
+            std::thread::sleep(Duration::from_millis(5));
             return Ok(Output::from(b"cancelled"));
         }
         std::thread::sleep(Duration::from_millis(1));
     }
     Ok(Output::from(b"slept"))
+}
+
+fn raise(signal: i32) {
+    kill(std::process::id(), signal);
+}
+
+fn kill(pid: u32, signal: i32) {
+    let _ = Command::new("kill").arg(format!("-{signal}")).arg(pid.to_string()).status();
+}
+
+/// `FUNCTION INPUT`: calls it and passes on what it answered, block and all.
+fn relay(context: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
+    let text = String::from_utf8_lossy(&input).into_owned();
+    let (function, input) = text.split_once(' ').unwrap_or((&text, ""));
+    Ok(context.invoke(function, input.as_bytes())?.into())
+}
+
+/// `return` or `pass`: keeps the answer of a worker, kills that worker, sees it replaced and its memory reused, and then
+/// returns the answer, or passes it to `echo`.
+fn survivor(context: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
+    let pid = |context: &mut Context<'_>| -> Result<u32, Failure> {
+        let reply = context.invoke("pid", b"")?;
+        let text = String::from_utf8_lossy(&reply).into_owned();
+        Ok(text.split(' ').nth(1).and_then(|pid| pid.parse().ok()).unwrap_or(0))
+    };
+    let victim = pid(context)?;
+    let kept = context.invoke("fill", b"7 100000")?;
+    kill(victim, 9);
+    let replaced = Instant::now();
+    while pid(context).is_ok_and(|pid| pid == victim) || pid(context).is_err() {
+        if replaced.elapsed() > Duration::from_secs(5) {
+            return Err(Failure::new(-9, "nobody replaced the dead"));
+        }
+    }
+    let _reused = context.invoke("fill", b"9 100000")?;
+    check(&kept, &[7; 100_000])?;
+    if &*input == b"pass" {
+        return Ok(context.invoke("echo", kept)?.into());
+    }
+    Ok(kept.into())
+}
+
+/// `DEPTH BYTES`: a call of itself inside a call of itself, the innermost of which makes the bytes.
+fn chain(context: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
+    let text = String::from_utf8_lossy(&input).into_owned();
+    let (depth, bytes) = text.split_once(' ').unwrap_or(("0", "0"));
+    match number(depth.as_bytes()) {
+        0 => Ok(vec![5; bytes.parse().unwrap_or(0)].into()),
+        depth => Ok(context.invoke("chain", format!("{} {bytes}", depth - 1).into_bytes())?.into()),
+    }
+}
+
+/// `BYTES`: takes that much scratch, writes it, and returns nothing of it.
+fn scratch(context: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
+    let bytes = usize::try_from(number(&input)).unwrap_or(0);
+    context.scratch(bytes)?.fill(1);
+    context.scratch(bytes / 2)?.fill(2);
+    Ok(Output::empty())
+}
+
+/// `BYTE BYTES`: that many of that byte.
+fn fill(context: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
+    let text = String::from_utf8_lossy(&input).into_owned();
+    let (byte, bytes) = text.split_once(' ').unwrap_or(("0", "0"));
+    let mut loan = context.loan(bytes.parse().unwrap_or(0))?;
+    loan.fill(byte.parse().unwrap_or(0));
+    Ok(loan.into())
+}
+
+/// `BYTES`: loans them, writes half of them and then waits to be killed in the middle of it (W3).
+fn touch(context: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
+    let mut loan = context.loan(usize::try_from(number(&input)).unwrap_or(0))?;
+    let half = loan.len() / 2;
+    loan[..half].fill(3);
+    raise(9);
+    Ok(loan.into())
 }
 
 fn power(context: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
