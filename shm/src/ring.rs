@@ -1,7 +1,7 @@
 //! The ring: descriptors from one participant to one other, one cache line each.
 //!
 //! The ring stands in the producer's segment; the consumer maps it read-only and says how far it got in a line of
-//! its own segment ([`PeerLine`]). So each word has one writer, and a dead or hostile end cannot break the other.
+//! its own segment (`peer_line.rs`). So each word has one writer, and a dead or hostile end cannot break the other.
 //!
 //! A slot carries its own lap: the low half of word 0 is `lap + 1`, where `lap = position / slots`. A consumer that
 //! spins reads that one word of the one line it waits for; when it changes, the same transfer brought the message.

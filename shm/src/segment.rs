@@ -2,7 +2,7 @@
 //!
 //! | part       | offset        | bytes               | content                                                      |
 //! |------------|---------------|---------------------|--------------------------------------------------------------|
-//! | identity   | 0             | 128                 | see [`Header`]; the magic is stored last                     |
+//! | identity   | 0             | 128                 | see `Header`; the magic is stored last                     |
 //! | activity   | 128           | 128                 | a hint for anyone: what the owner is doing                   |
 //! | sleep line | 256           | 128                 | whether the owner sleeps (`doorbell.rs`)                     |
 //! | peer lines | 4096          | 64 × 128            | what the owner says about each peer (`peer_line.rs`)         |
