@@ -24,7 +24,8 @@ pub fn socketpair() -> io::Result<(OwnedFd, OwnedFd)> {
 /// Sends one message, whole or not at all. Never raises SIGPIPE. Blocks if the socket does.
 ///
 /// # Errors
-/// `InvalidInput` for over [`FDS_MAX`] descriptors or no bytes, else what `sendmsg` says.
+/// `InvalidInput` for over [`FDS_MAX`] descriptors or no bytes, else what `sendmsg` says: `BrokenPipe`, or once
+/// `ConnectionReset`, when the peer has gone.
 pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     if bytes.is_empty() {
         // It could not be told from the end of the stream.
@@ -59,7 +60,9 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, 
     let message = loop {
         let parts = &mut [io::IoSliceMut::new(buffer)];
         match rustix::net::recvmsg(socket, parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
-            Err(rustix::io::Errno::INTR) => {}
+            // A peer that left without reading what we sent is reported once, ahead of what it sent itself. That is still
+            // there, and its end follows.
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNRESET) => {}
             message => break message?,
         }
     };
