@@ -463,7 +463,7 @@ impl Client {
                 }
             });
             if let Err(error) = flushed {
-                self.lose(error.to_string());
+                self.lose(cause(&error));
                 return true;
             }
         }
@@ -480,7 +480,7 @@ impl Client {
                 true
             }
             Err(error) => {
-                self.lose(error.to_string());
+                self.lose(cause(&error));
                 true
             }
         }
@@ -639,6 +639,14 @@ impl AsFd for Client {
     }
 }
 
+/// What went wrong, with what the system or the frame said.
+fn cause(error: &ConnectionError) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
 fn greet(
     connection: &mut Connection<Vec<u8>, OutgoingBytes>,
     pool: &mut Pool,
@@ -650,8 +658,12 @@ fn greet(
     connection.send(&hello, &[], OutgoingBytes::Owned(Vec::new())).map_err(|_| no("the connection broke".into()))?;
     let until_ns = now_ns() + nanoseconds(config.connect_within);
     let frame = loop {
-        if connection.flush(&mut drop).map_err(|error| no(error.to_string()))? == Flush::Done {
-            match connection.receive(pool).map_err(|error| no(error.to_string()))? {
+        if connection.flush(&mut drop).map_err(|error| no(cause(&error)))? == Flush::Done {
+            let received = connection.receive(pool).map_err(|error| match error {
+                ConnectionError::Frame(error) => no(error.to_string()),
+                _ => no("it closed the connection at once; its connection limit may be reached, or it is no process".into()),
+            });
+            match received? {
                 Some(frame) => break frame,
                 None if now_ns() >= until_ns => {
                     return Err(no(format!("no greeting within {} ms", config.connect_within.as_millis())));

@@ -1,1 +1,355 @@
-//! To be filled.
+//! What people, programs and strangers get wrong: command lines, garbage on the port, slow and silent clients, bounds.
+
+mod support;
+
+use std::io::Write;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use praas_dataplane::wire::{PROTOCOL_VERSION, frame};
+use praas_dataplane::{Client, ClientConfig, InvokeError, Ipc, LaunchConfig, LaunchError, LocalProcess};
+use praas_transport::Header;
+use support::raw::Raw;
+use support::{
+    PATIENCE, connect, content, cpu_seconds, fds, launch_config, on_both_channels, process_program, run_process,
+    start_with, start_workers, test_worker, wait_until,
+};
+
+/// The process ends with this code and says one line that contains all of these.
+fn refused(args: &[&str], code: i32, words: &[&str]) {
+    let begun = Instant::now();
+    let output = run_process(args);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
+    assert!(output.stdout.is_empty(), "{args:?} printed {}", String::from_utf8_lossy(&output.stdout));
+    for word in words {
+        assert!(said.contains(word), "{args:?}: `{word}` is not in `{said}`");
+    }
+    let lines = said.trim().lines().count();
+    // Of a wrong flag clap explains itself in a few.
+    let from_clap = said.contains("For more information");
+    assert!(lines == 1 || from_clap && lines <= 6, "{args:?} said {lines} lines: {said}");
+    assert!(begun.elapsed() < Duration::from_secs(15));
+}
+
+#[test]
+fn bad_command_lines_get_one_line_and_the_right_exit_code() {
+    let worker = test_worker();
+    let folder = std::env::temp_dir().join(format!("praas-bad-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    refused(&[], 2, &["--worker"]);
+    refused(&["--config", "/nowhere/praas.toml"], 2, &["/nowhere/praas.toml", "--config"]);
+    refused(&["--config", &file("key.toml", "workers = 2\nwokers = 3\n")], 2, &["line 2", "wokers"]);
+    refused(&["--config", &file("type.toml", "worker = [\"w\"]\n\nworkers = \"many\"\n")], 2, &["line 3"]);
+    refused(&["--config", &file("syntax.toml", "worker = [\n")], 2, &["syntax.toml"]);
+    refused(&["--config", &file("binary.toml", "\u{0}\u{1}")], 2, &["binary.toml"]);
+    for (flag, value) in [
+        ("--workers", "0"),
+        ("--workers", "64"),
+        ("--workers", "-1"),
+        ("--workers-max", "1"),
+        ("--ipc", "pigeon"),
+        ("--wait", "forever"),
+        ("--pin", "none,1"),
+        ("--listen", "0.0.0.0:0"),
+        ("--listen", "nonsense"),
+        ("--listen", "127.0.0.1:99999"),
+        ("--arena-bytes", "1000"),
+        ("--deadline-ms", "0"),
+        ("--queue-max", "0"),
+        ("--start-ms", "0"),
+        ("--process", "a/b"),
+    ] {
+        refused(&["--worker", &worker, flag, value], 2, &[value]);
+    }
+    refused(&["--worker", &worker, "--pin", "4096"], 6, &["--pin"]);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    refused(&["--worker", &worker, "--listen", &address], 5, &[&address, "--listen"]);
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn bad_workers_are_told_apart() {
+    refused(&["--worker", "/nowhere/worker"], 3, &["/nowhere/worker", "--worker"]);
+    refused(&["--worker", "/"], 3, &["--worker"]);
+    refused(&["--worker", "/etc/hostname"], 3, &["/etc/hostname"]);
+    refused(&["--worker", "/bin/true"], 4, &["/bin/true", "Worker::serve"]);
+    refused(&["--worker", "/bin/false"], 4, &["/bin/false", "code 1"]);
+    refused(&["--worker", "/bin/sleep", "--worker-arg=1000", "--start-ms", "200"], 4, &["200 ms"]);
+    refused(&["--worker", &test_worker(), "--worker-arg=nothing"], 4, &["no function"]);
+    for ipc in ["ring", "mq"] {
+        refused(&["--worker", "/bin/cat", "--ipc", ipc, "--start-ms", "300"], 4, &["/bin/cat"]);
+    }
+    // By hand, without a process.
+    let output = Command::new(test_worker()).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("praas-process --worker"));
+}
+
+#[test]
+fn m2_the_limit_on_queues_is_named_with_what_is_needed_and_how_to_get_it() {
+    // `prlimit` so that root is limited, too.
+    let limited = |bytes: &str| {
+        let mut command = Command::new("timeout");
+        command.args(["20", "prlimit", &format!("--msgqueue={bytes}"), &process_program()]);
+        command.args(["--worker", &test_worker(), "--ipc", "mq", "--workers", "4"]);
+        command.output().expect("timeout and prlimit run")
+    };
+    let before = std::fs::read_dir("/dev/mqueue").map(Iterator::count).ok();
+    for bytes in ["0", "100000", "400000"] {
+        let output = limited(bytes);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        if said.contains("prlimit:") {
+            println!("skipped: needs prlimit --msgqueue ({said})");
+            return;
+        }
+        assert_eq!(output.status.code(), Some(6), "{bytes}: {said}");
+        assert!(said.contains("RLIMIT_MSGQUEUE") && said.contains(bytes), "{bytes}: {said}");
+        assert_eq!(said.trim().lines().count(), 1, "{said}");
+    }
+    assert_eq!(std::fs::read_dir("/dev/mqueue").map(Iterator::count).ok(), before, "half-created queues");
+}
+
+#[test]
+fn launching_says_why_not() {
+    let config = LaunchConfig { worker: vec!["/nowhere/worker".into()], ..launch_config(Ipc::Ring) };
+    let error = LocalProcess::start(&config).unwrap_err();
+    assert!(matches!(&error, LaunchError::Ended { status, text } if status.code() == Some(3) && text.contains("/nowhere/worker")), "{error}");
+    let config = LaunchConfig { process_binary: Some("/nowhere/praas-process".into()), ..launch_config(Ipc::Ring) };
+    assert!(LocalProcess::start(&config).unwrap_err().to_string().contains("/nowhere/praas-process"));
+    let config = LaunchConfig { process_binary: Some("/bin/echo".into()), ..launch_config(Ipc::Ring) };
+    assert!(matches!(LocalProcess::start(&config), Err(LaunchError::Strange { .. })));
+}
+
+#[test]
+fn connecting_says_why_not() {
+    let quick = ClientConfig { connect_within: Duration::from_millis(300), ..ClientConfig::default() };
+    for (address, words) in [("nonsense", "HOST:PORT"), ("127.0.0.1:1", "listen=")] {
+        let error = Client::connect(address, &quick).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+    // N13: somebody else's service: silent, talkative, gone.
+    for greeting in ["", "SSH-2.0-OpenSSH_9.7\r\n", "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n and more of it"] {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let stranger = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.write_all(greeting.as_bytes());
+            let _ = std::io::copy(&mut stream, &mut std::io::sink());
+        });
+        let begun = Instant::now();
+        let error = Client::connect(address, &quick).unwrap_err().to_string();
+        assert!(error.contains(&address.to_string()) && begun.elapsed() < Duration::from_secs(3), "{error}");
+        stranger.join().unwrap();
+    }
+}
+
+#[test]
+fn n5_n13_garbage_on_the_port_is_closed_and_others_are_served() {
+    let (process, mut client) = start_workers(Ipc::Ring, 1, &[]);
+    let open = fds(process.pid());
+    let hello = Header { kind: frame::HELLO, aux: u64::from(PROTOCOL_VERSION), ..Header::default() };
+    let mut flipped = hello.encode();
+    flipped[40] ^= 1;
+    let version = Header { aux: 999, ..hello };
+    let with_payload = Header { payload_bytes: 5, ..hello };
+    let request_first = Header { kind: frame::REQUEST, payload_bytes: 0, ..Header::default() };
+    let mut cases: Vec<(&str, Vec<u8>)> = vec![
+        ("http", b"GET / HTTP/1.1\r\nHost: localhost\r\nUser-Agent: stranger\r\nAccept: */*\r\n\r\n".to_vec()),
+        ("tls", [&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3][..], &[7; 100]].concat()),
+        ("zeros", vec![0; 4096]),
+        ("ones", vec![0xff; 4096]),
+        ("noise", content(77, 100_000)),
+        ("a flipped bit", flipped.to_vec()),
+        ("another version", version.encode().to_vec()),
+        ("a hello with a payload", [&with_payload.encode()[..], b"12345"].concat()),
+        ("a request first", request_first.encode().to_vec()),
+        ("an unknown kind", [hello.encode(), Header { kind: 99, ..Header::default() }.encode()].concat()),
+        ("a hello twice", [hello.encode(), hello.encode()].concat()),
+    ];
+    for bytes in [1 << 41, 1 << 63, u64::MAX] {
+        let header = Header { kind: frame::REQUEST, payload_bytes: bytes, ..Header::default() };
+        cases.push(("an oversize length", [hello.encode(), header.encode()].concat()));
+    }
+    for (what, bytes) in &cases {
+        let mut raw = Raw::connect(process.addr());
+        // It may be closed before it has everything.
+        let _ = raw.0.write_all(bytes);
+        assert!(raw.is_closed(), "{what} was not closed");
+        assert_eq!(&*client.invoke("echo", b"beside").unwrap(), b"beside", "beside {what}");
+    }
+    // Half a header, then the end.
+    for cut in [1, 2, 63] {
+        let mut raw = Raw::connect(process.addr());
+        raw.0.write_all(&hello.encode()[..cut]).unwrap();
+        raw.0.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(raw.is_closed());
+    }
+    wait_until("no descriptor stays", PATIENCE, || fds(process.pid()) == open);
+}
+
+#[test]
+fn p2_a_payload_over_the_limit_is_refused_and_the_connection_goes_on() {
+    on_both_channels(|ipc| {
+        let (process, _client) = start_workers(ipc, 1, &["--payload-bytes-max", "1000000"]);
+        let mut raw = Raw::greet(process.addr());
+        // A client that does not look at the limit before it sends.
+        let request = Header { kind: frame::REQUEST, call: 1, payload_bytes: 1_000_001, ..Header::default() };
+        raw.send(&request, &vec![1; 1_000_001]);
+        let (header, text) = raw.receive();
+        assert_eq!((header.call, header.flags), (1, 5), "TooLarge is code 5");
+        assert!(String::from_utf8_lossy(&text).contains("1000001") && String::from_utf8_lossy(&text).contains("1000000"));
+        raw.send(&Header { call: 2, payload_bytes: 2, ..request }, b"ok");
+        let (header, bytes) = raw.receive();
+        assert_eq!((header.call, header.flags, &*bytes), (2, 0, &b"ok"[..]));
+    });
+}
+
+#[test]
+fn n2_silent_and_slow_strangers_do_not_keep_others_out() {
+    let config = std::env::temp_dir().join(format!("praas-n2-{}.toml", std::process::id()));
+    std::fs::write(&config, "connections_max = 16\n").unwrap();
+    let (process, mut client) = start_workers(Ipc::Ring, 1, &["--config", &config.display().to_string()]);
+    std::fs::remove_file(&config).unwrap();
+    let hello = Header { kind: frame::HELLO, aux: u64::from(PROTOCOL_VERSION), ..Header::default() }.encode();
+    // Silent ones, and ones that send a byte now and then: more than there are places.
+    let mut silent: Vec<Raw> = (0..20).map(|_| Raw::connect(process.addr())).collect();
+    let mut sent = 0;
+    let begun = Instant::now();
+    let quick = ClientConfig { connect_within: Duration::from_millis(500), ..ClientConfig::default() };
+    wait_until("somebody with manners is let in", PATIENCE, || {
+        for raw in silent.iter_mut().skip(10).filter(|_| sent < 62) {
+            let _ = raw.0.write_all(&hello[sent..=sent]);
+        }
+        sent += 1;
+        assert_eq!(&*client.invoke("echo", b"in").unwrap(), b"in", "who is in stays in");
+        Client::connect(process.addr(), &quick).is_ok_and(|mut late| late.invoke("echo", b"late").is_ok())
+    });
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn n2_stalled_bodies_do_not_hold_everybodys_memory() {
+    let (process, mut client) = start_workers(Ipc::Ring, 1, &["--arena-bytes", "67108864"]);
+    // Together they claim all there is, and send a little of it.
+    let stalled: Vec<Raw> = (0..4)
+        .map(|call| {
+            let mut raw = Raw::greet(process.addr());
+            let request = Header { kind: frame::REQUEST, call, payload_bytes: 30 << 20, ..Header::default() };
+            raw.send(&request, &[1; 10_000]);
+            raw
+        })
+        .collect();
+    let input = content(9, 40 << 20);
+    wait_until("the memory is taken back from those who stall", PATIENCE, || {
+        match client.invoke("echo", input.clone()) {
+            Ok(reply) => *reply == *input,
+            Err(InvokeError::NoSpace { .. }) => false,
+            Err(error) => panic!("{error}"),
+        }
+    });
+    drop(stalled);
+}
+
+#[test]
+fn a8_connections_over_the_limit_are_closed_and_there_is_room_again_later() {
+    let config = std::env::temp_dir().join(format!("praas-a8-{}.toml", std::process::id()));
+    std::fs::write(&config, "connections_max = 4\n").unwrap();
+    let (process, client) = start_workers(Ipc::Ring, 1, &["--config", &config.display().to_string()]);
+    std::fs::remove_file(&config).unwrap();
+    let mut in_time: Vec<Client> = (0..3).map(|_| connect(&process)).collect();
+    let error = Client::connect(process.addr(), &ClientConfig::default()).unwrap_err().to_string();
+    assert!(error.contains("connection limit"), "{error}");
+    for client in &mut in_time {
+        assert_eq!(&*client.invoke("echo", b"in").unwrap(), b"in");
+    }
+    drop(client);
+    wait_until("there is room", PATIENCE, || Client::connect(process.addr(), &ClientConfig::default()).is_ok());
+}
+
+#[test]
+fn a8_a_full_queue_answers_busy_and_goes_on() {
+    on_both_channels(|ipc| {
+        let (_process, mut client) = start_workers(ipc, 1, &["--queue-max", "5"]);
+        let calls: Vec<_> = (0..20).map(|_| client.submit("sleep", b"300").unwrap()).collect();
+        let (mut slept, mut busy) = (0, 0);
+        for call in calls {
+            match client.wait(call) {
+                Ok(_) => slept += 1,
+                Err(InvokeError::Busy { text }) => {
+                    assert!(text.contains('5'), "{text}");
+                    busy += 1;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert!(slept >= 6 && slept + busy == 20 && busy > 0, "{slept} slept, {busy} busy");
+        assert_eq!(&*client.invoke("echo", b"on").unwrap(), b"on");
+    });
+}
+
+#[test]
+fn a8_a_client_that_never_reads_costs_bounded_memory_and_nobody_else_anything() {
+    let (process, mut client) = start_workers(Ipc::Ring, 1, &["--arena-bytes", "67108864"]);
+    let mut deaf = Raw::greet(process.addr());
+    deaf.0.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+    // 4 GiB of answers to somebody who reads none: he is not read either, sooner or later.
+    let body = vec![7; 1 << 20];
+    let mut taken = 0_u64;
+    for call in 0..4096 {
+        let request = Header { kind: frame::REQUEST, call, payload_bytes: 1 << 20, ..Header::default() };
+        if deaf.0.write_all(&request.encode()).and_then(|()| deaf.0.write_all(&body)).is_err() {
+            break;
+        }
+        taken += 1;
+    }
+    println!("{taken} MiB were taken from a client that reads nothing");
+    assert_eq!(&*client.invoke("echo", b"others").unwrap(), b"others");
+    drop(deaf);
+    let input = content(5, 20 << 20);
+    wait_until("its memory is back", PATIENCE, || client.invoke("echo", input.clone()).is_ok_and(|reply| *reply == *input));
+}
+
+#[test]
+fn x1_full_payload_memory_is_an_error_and_the_next_call_works() {
+    let (_process, mut client) = start_workers(Ipc::Ring, 2, &["--arena-bytes", "8388608"]);
+    for _ in 0..3 {
+        // In the controller's arena, in the worker's, under a lease.
+        let error = client.invoke("echo", content(1, 16 << 20)).unwrap_err();
+        assert!(matches!(&error, InvokeError::NoSpace { text } if text.contains("16777216")), "{error}");
+        let error = client.invoke("fill", b"1 16777216").unwrap_err();
+        assert!(error.to_string().contains("8388608"), "{error}");
+        let error = client.invoke("relay", b"fill 1 16777216").unwrap_err();
+        assert!(error.to_string().contains("8388608"), "{error}");
+        let input = content(2, 3 << 20);
+        assert!(*client.invoke("echo", input.clone()).unwrap() == *input);
+        client.invoke("nested", b"echo 20 exchange 2000000").unwrap();
+    }
+}
+
+#[test]
+fn x3_few_descriptors_shed_connections_without_spinning_and_recover() {
+    let wrapper = std::env::temp_dir().join(format!("praas-x3-{}.sh", std::process::id()));
+    std::fs::write(&wrapper, format!("#!/bin/sh\nulimit -n 40\nexec {} \"$@\"\n", process_program())).unwrap();
+    std::fs::set_permissions(&wrapper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let config = LaunchConfig { process_binary: Some(wrapper.clone()), ..launch_config(Ipc::Ring) };
+    let (process, mut client) = start_with(&config);
+    let crowd: Vec<Raw> = (0..60).map(|_| Raw::connect(process.addr())).collect();
+    assert_eq!(&*client.invoke("echo", b"in").unwrap(), b"in");
+    let (begun, cpu) = (Instant::now(), cpu_seconds(process.pid()));
+    wait_until("a second has passed", PATIENCE, || begun.elapsed() > Duration::from_secs(1));
+    assert!(cpu_seconds(process.pid()) - cpu < 0.5, "it spins on what it cannot accept");
+    assert_eq!(&*client.invoke("echo", b"still").unwrap(), b"still");
+    drop(crowd);
+    wait_until("there is room again", PATIENCE, || {
+        let quick = ClientConfig { connect_within: Duration::from_millis(500), ..ClientConfig::default() };
+        Client::connect(process.addr(), &quick).is_ok_and(|mut late| late.invoke("echo", b"late").is_ok())
+    });
+    std::fs::remove_file(&wrapper).unwrap();
+}

@@ -12,6 +12,7 @@ use praas_transport::{Frame, Header, Limits};
 use slab::Slab;
 
 use super::body::{Bytes, Landing, Payload, Store};
+use crate::clock::now_ns;
 use super::error::ProcessError;
 use crate::config::ProcessConfig;
 use crate::wire::{Code, PROTOCOL_VERSION, Welcome, frame};
@@ -20,6 +21,16 @@ use crate::wire::{Code, PROTOCOL_VERSION, Welcome, frame};
 const UNREAD_MAX: usize = 1024;
 /// Requests taken from one connection before the next one's turn.
 const FRAMES_PER_TURN: usize = 256;
+
+/// How long a connection may take to say hello.
+const HELLO_NS: u64 = 2_000_000_000;
+/// Whoever is in the middle of a frame sends at least so much in this time, or holds memory for nothing (N2).
+const STALL_NS: u64 = 2_000_000_000;
+const STALL_BYTES: u64 = 128 << 10;
+/// How often connections are looked at for those two.
+const SWEEP_NS: u64 = 500_000_000;
+/// How often the log is told of the same trouble.
+const LOG_NS: u64 = 1_000_000_000;
 
 /// What a connection brought.
 #[derive(Debug)]
@@ -40,6 +51,11 @@ struct Client {
     /// Has requests that were not read because of a bound.
     paused: bool,
     dirty: bool,
+    accepted_ns: u64,
+    /// In the middle of a frame since then, with so many frames and bytes received at that time.
+    mid_frame: Option<(u64, u64, u64)>,
+    /// It took too long; to be closed.
+    expired: bool,
 }
 
 #[derive(Debug)]
@@ -52,6 +68,10 @@ pub(super) struct Clients {
     accepted: u64,
     connections_max: usize,
     limits: Limits,
+    /// Given up for a moment when descriptors run out, to take a connection and close it (X3).
+    reserve: Option<std::fs::File>,
+    sweep_ns: u64,
+    log_ns: u64,
     /// Exchange pages between `Grant` and `Open`.
     pub(super) leases: HashMap<u64, OwnedFd>,
 }
@@ -70,6 +90,9 @@ impl Clients {
             accepted: 0,
             connections_max: config.connections_max as usize,
             limits: Limits { payload_bytes_max: config.payload_bytes_max },
+            reserve: std::fs::File::open("/dev/null").ok(),
+            sweep_ns: 0,
+            log_ns: 0,
             leases: HashMap::new(),
         })
     }
@@ -91,17 +114,40 @@ impl Clients {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::ConnectionAborted => continue,
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
+                    self.complain(|| tracing::warn!(%error, "cannot accept connections; those that come are closed"));
+                    // Left alone it would wait for ever: the next edge comes with the next connection.
+                    if self.shed() {
+                        continue;
+                    }
                     return;
                 }
             };
             if self.open.len() >= self.connections_max {
-                tracing::warn!("{} connections are open, the most that may; one more was closed", self.connections_max);
+                let max = self.connections_max;
+                self.complain(|| tracing::warn!("{max} connections are open, the most that may; more are closed"));
                 continue;
             }
             if let Err(error) = self.enter(stream, registry, base) {
                 tracing::warn!(%error, "cannot set up a connection");
             }
+        }
+    }
+
+    /// Takes one connection with the reserved descriptor and closes it.
+    fn shed(&mut self) -> bool {
+        if self.reserve.take().is_none() {
+            return false;
+        }
+        let taken = self.listener.accept().is_ok();
+        self.reserve = std::fs::File::open("/dev/null").ok();
+        taken
+    }
+
+    fn complain(&mut self, log: impl FnOnce()) {
+        let now = now_ns();
+        if now >= self.log_ns {
+            self.log_ns = now + LOG_NS;
+            log();
         }
     }
 
@@ -118,7 +164,16 @@ impl Clients {
         registry.register(connection.source(), token, Interest::READABLE | Interest::WRITABLE)?;
         self.accepted += 1;
         self.by_id.insert(self.accepted, entry.key());
-        entry.insert(Client { connection, id: self.accepted, greeted: false, paused: false, dirty: false });
+        entry.insert(Client {
+            connection,
+            id: self.accepted,
+            greeted: false,
+            paused: false,
+            dirty: false,
+            accepted_ns: now_ns(),
+            mid_frame: None,
+            expired: false,
+        });
         Ok(())
     }
 
@@ -132,7 +187,7 @@ impl Clients {
         events: &mut Vec<Event>,
     ) {
         let Some(client) = self.open.get_mut(index) else { return };
-        let mut alive = client.connection.flush(&mut |bytes| events.push(Event::Sent(bytes))).is_ok();
+        let mut alive = !client.expired && client.connection.flush(&mut |bytes| events.push(Event::Sent(bytes))).is_ok();
         if alive && (readable || client.paused) {
             alive = client.read(store, welcome, events);
         }
@@ -202,9 +257,18 @@ impl Clients {
         self.open.iter().any(|(_, client)| client.connection.wants_write())
     }
 
-    /// Connections to go on reading from, though no event says so.
-    pub(super) fn paused(&self) -> Vec<usize> {
-        let ready = |client: &Client| client.paused && client.connection.backlog().0 < UNREAD_MAX;
+    /// Connections to look at though no event says so: to go on reading, or to close.
+    pub(super) fn paused(&mut self) -> Vec<usize> {
+        let now = now_ns();
+        if now >= self.sweep_ns {
+            self.sweep_ns = now + SWEEP_NS;
+            for (_, client) in &mut self.open {
+                client.look_at_the_clock(now);
+            }
+        }
+        let ready = |client: &Client| {
+            client.expired || client.paused && client.connection.backlog().0 < UNREAD_MAX
+        };
         self.open.iter().filter(|(_, client)| ready(client)).map(|(index, _)| index).collect()
     }
 
@@ -217,6 +281,27 @@ impl Clients {
 }
 
 impl Client {
+    /// Finds out whether it takes too long: to say hello, or over a frame that we are ready to read.
+    fn look_at_the_clock(&mut self, now: u64) {
+        if !self.greeted {
+            self.expired = now > self.accepted_ns + HELLO_NS;
+            return;
+        }
+        if !self.connection.mid_frame() || self.paused {
+            self.mid_frame = None;
+            return;
+        }
+        let stats = self.connection.stats();
+        let (frames, bytes) = (stats.received_frames, stats.received_bytes);
+        let (since, frames_then, bytes_then) = *self.mid_frame.get_or_insert((now, frames, bytes));
+        if frames > frames_then || bytes >= bytes_then + STALL_BYTES {
+            self.mid_frame = Some((now, frames, bytes));
+        } else if now > since + STALL_NS {
+            tracing::info!(connection = self.id, "closed: it stalls in the middle of a frame");
+            self.expired = true;
+        }
+    }
+
     /// False when the connection is of no more use.
     fn read(&mut self, store: &mut Store, welcome: &Welcome, events: &mut Vec<Event>) -> bool {
         self.paused = false;

@@ -9,6 +9,9 @@ use praas_dataplane::{Context, Failure, Input, Output, Payload, Worker};
 
 fn main() -> ExitCode {
     let mut calls = 0_u64;
+    if std::env::args().nth(1).as_deref() == Some("nothing") {
+        return Worker::new().serve();
+    }
     Worker::new()
         .function("echo", |_, input| Ok(input.into()))
         .function("empty", |_, _| Ok(Output::empty()))
@@ -24,12 +27,21 @@ fn main() -> ExitCode {
             std::hint::spin_loop();
         })
         .function("raise", |_, input| {
+            // Twice: Rust's own handler takes the first SIGSEGV off and lets the program go on.
+            raise(number(&input));
             raise(number(&input));
             Ok(Output::from(b"survived"))
         })
         .function("exec", |_, _| Err(Command::new("sleep").arg("0.01").exec().into()))
         .function("cancels", |_, _| Ok(CANCELS.get().to_string().into()))
         .function("relay", relay)
+        .function("leased", |context, input| {
+            // Two calls get a lease, where there are leases; the third goes straight to the leased worker.
+            context.invoke("echo", b"")?;
+            context.invoke("echo", b"")?;
+            let function = String::from_utf8_lossy(&input).into_owned();
+            Ok(context.invoke(function.as_str(), b"")?.into())
+        })
         .function("survivor", survivor)
         .function("chain", chain)
         .function("scratch", scratch)
