@@ -128,6 +128,20 @@ fn w2_w9_kills_at_any_moment_lose_no_call_deliver_no_wrong_byte_and_leak_nothing
     });
 }
 
+/// On queues, answers that a function had not read yet were taken for its unread request: it was run again, and again.
+#[test]
+fn w2_g2_a_call_with_unread_answers_is_not_run_twice() {
+    on_both_channels(|ipc| {
+        let (_process, mut client) = start_workers(ipc, 2, &[]);
+        let path = std::env::temp_dir().join(format!("praas-once-{ipc}-{}", std::process::id()));
+        let error = client.invoke("once", path.to_str().unwrap()).unwrap_err();
+        assert!(matches!(&error, InvokeError::WorkerLost { text } if text.contains("may have run")), "{error}");
+        let runs = std::fs::read_to_string(&path).unwrap().lines().count();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(runs, 1, "{ipc}: it ran {runs} times");
+    });
+}
+
 #[test]
 fn w2_idempotent_calls_survive_kills() {
     on_both_channels(|ipc| {

@@ -42,6 +42,7 @@ fn main() -> ExitCode {
             let function = String::from_utf8_lossy(&input).into_owned();
             Ok(context.invoke(function.as_str(), b"")?.into())
         })
+        .function("once", once)
         .function("survivor", survivor)
         .function("chain", chain)
         .function("scratch", scratch)
@@ -138,6 +139,19 @@ fn survivor(context: &mut Context<'_>, input: Input) -> Result<Output, Failure> 
         return Ok(context.invoke("echo", kept)?.into());
     }
     Ok(kept.into())
+}
+
+/// `PATH`: leaves a line there, gets answers that it does not read, and is killed.
+fn once(context: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
+    use std::io::Write;
+    let path = String::from_utf8_lossy(&input).into_owned();
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
+    writeln!(file, "{}", std::process::id())?;
+    let open: Vec<_> = (0..3).map(|_| context.submit("echo", b"answered")).collect::<Result<_, _>>()?;
+    std::thread::sleep(Duration::from_millis(200));
+    raise(9);
+    drop(open);
+    Ok(Output::empty())
 }
 
 /// `DEPTH BYTES`: a call of itself inside a call of itself, the innermost of which makes the bytes.
