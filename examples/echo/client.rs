@@ -31,7 +31,7 @@ fn main() -> anyhow::Result<()> {
             };
             next += 1;
         }
-        most = most.max(in_flight.len());
+        most = most.max(client.in_flight());
         let (call, reply) = client.wait_any().context("calls are in flight")?;
         let expected = in_flight.remove(&call).context("an answer nobody asked for")?;
         ensure!(*reply? == expected.to_le_bytes(), "call {expected} came back changed");
