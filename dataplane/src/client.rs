@@ -303,7 +303,9 @@ pub struct Client {
 /// How long past its deadline a call's answer is still waited for: the process answers timeouts itself.
 const DEADLINE_GRACE_NS: u64 = 100_000_000;
 /// Polling before sleeping in `balanced` mode (see `placement`).
-const BALANCED_SPIN_NS: u64 = 100_000;
+const BALANCED_LINGER_NS: u64 = 100_000;
+/// Of that without yielding: the process may be waiting for this very core.
+const BALANCED_SPIN_NS: u64 = 5_000;
 /// Polling without yielding in `latency` mode.
 const LATENCY_SPIN_NS: u64 = 1_000_000;
 
@@ -539,6 +541,7 @@ impl Client {
                 WaitMode::Latency if waited_ns < LATENCY_SPIN_NS => {}
                 WaitMode::Latency => rustix::thread::sched_yield(),
                 WaitMode::Balanced if waited_ns < BALANCED_SPIN_NS => {}
+                WaitMode::Balanced if waited_ns < BALANCED_LINGER_NS => rustix::thread::sched_yield(),
                 WaitMode::Balanced | WaitMode::Efficient => self.sleep(Duration::from_nanos(deadline_ns - now)),
             }
         }

@@ -3,16 +3,31 @@
 //! A payload of up to 40 bytes travels inside its record. A longer one stays where it was written and is handed over
 //! by reference; dropping the handle gives the memory back to whoever lent it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 
-use praas_shm::{Arena, Block, BlockRef, BlockView, Inline, NoSpace, ParticipantId};
+use praas_shm::{Arena, Block, BlockRef, BlockView, Body, Inline, NoSpace, ParticipantId};
 use praas_transport::queue::Buffer;
 
 use crate::error::InvokeError;
 use crate::wire::args;
+
+/// Names a block, whatever part of it is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct BlockKey {
+    pub(crate) owner: ParticipantId,
+    pub(crate) index: u32,
+    pub(crate) generation: u32,
+}
+
+impl From<&BlockRef> for BlockKey {
+    #[inline]
+    fn from(block: &BlockRef) -> BlockKey {
+        BlockKey { owner: block.owner, index: block.index, generation: block.generation }
+    }
+}
 
 /// Where a borrowed block came from: it is returned there, and only to that life of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +43,14 @@ pub(crate) struct Memory {
     /// Blocks we are done with, to be told to their givers at the next opportunity.
     pub(crate) returned: RefCell<Vec<(Giver, BlockRef)>>,
     pub(crate) payload_bytes_max: u64,
+    /// The block of the request being served, while its input lives: the answer gives it back by itself.
+    pub(crate) current: Cell<Option<BlockKey>>,
+    /// Queue channel: buffers to use again.
+    pub(crate) spare: RefCell<Vec<Buffer>>,
 }
+
+/// Buffers kept for later. An input, an output and their replies are in use at once.
+const SPARE_MAX: usize = 4;
 
 impl Memory {
     pub(crate) fn loan(self: &Rc<Self>, bytes: usize) -> Result<Loan, InvokeError> {
@@ -38,9 +60,49 @@ impl Memory {
         }
         let store = match &self.arena {
             Some(arena) => Store::Block(arena.borrow_mut().loan(bytes).map_err(no_space)?),
-            None => Store::Heap(Buffer::with_len(bytes)),
+            None => Store::Heap(self.buffer(bytes)),
         };
         Ok(Loan { store: Some(store), memory: Rc::clone(self) })
+    }
+
+    fn buffer(&self, bytes: usize) -> Buffer {
+        let mut spare = self.spare.borrow_mut();
+        match spare.iter().position(|buffer| buffer.capacity() >= bytes) {
+            Some(at) => {
+                let mut buffer = spare.swap_remove(at);
+                buffer.set_len(bytes);
+                buffer
+            }
+            None => Buffer::with_len(bytes),
+        }
+    }
+
+    pub(crate) fn recycle(&self, buffer: Buffer) {
+        let mut spare = self.spare.borrow_mut();
+        if spare.len() < SPARE_MAX && buffer.capacity() > 0 {
+            spare.push(buffer);
+        }
+    }
+
+    /// Begins with a request whose input lies in `block`.
+    #[inline(always)]
+    pub(crate) fn serve(&self, block: Option<BlockKey>) {
+        self.current.set(block);
+    }
+
+    /// Whether the input of the request still lives. Its block is then returned when it is dropped.
+    #[inline(always)]
+    pub(crate) fn served(&self) -> bool {
+        self.current.take().is_some()
+    }
+
+    /// A block is not read any more. True when it is the request's, which goes back with the answer.
+    fn let_go(&self, block: &BlockRef) -> bool {
+        let is_current = self.current.get() == Some(BlockKey::from(block));
+        if is_current {
+            self.current.set(None);
+        }
+        is_current
     }
 
     pub(crate) fn adopt(self: &Rc<Self>, block: Block) -> Loan {
@@ -99,8 +161,10 @@ impl DerefMut for Loan {
 
 impl Drop for Loan {
     fn drop(&mut self) {
-        if let (Some(Store::Block(block)), Some(arena)) = (self.store.take(), &self.memory.arena) {
-            arena.borrow_mut().free(block);
+        match (self.store.take(), &self.memory.arena) {
+            (Some(Store::Block(block)), Some(arena)) => arena.borrow_mut().free(block),
+            (Some(Store::Heap(buffer)), _) => self.memory.recycle(buffer),
+            _ => {}
         }
     }
 }
@@ -109,25 +173,33 @@ impl Drop for Loan {
 pub(crate) struct Held {
     view: Option<BlockView>,
     giver: Giver,
+    /// Which life of its owner the block belongs to.
+    owner_incarnation: u64,
     memory: Rc<Memory>,
 }
 
 impl Held {
-    pub(crate) fn new(view: BlockView, giver: Giver, memory: &Rc<Memory>) -> Held {
-        Held { view: Some(view), giver, memory: Rc::clone(memory) }
+    pub(crate) fn new(view: BlockView, giver: Giver, owner_incarnation: u64, memory: &Rc<Memory>) -> Held {
+        Held { view: Some(view), giver, owner_incarnation, memory: Rc::clone(memory) }
+    }
+
+    pub(crate) fn owner_incarnation(&self) -> u64 {
+        self.owner_incarnation
+    }
+
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        self.view.as_deref().expect("present until dropped")
     }
 
     pub(crate) fn block(&self) -> BlockRef {
         *self.view.as_ref().expect("present until dropped").block()
     }
 
-    pub(crate) fn giver(&self) -> Giver {
-        self.giver
-    }
-
     /// Lets go without telling the giver, who knows already.
     pub(crate) fn forget(mut self) {
-        self.view = None;
+        if let Some(view) = self.view.take() {
+            self.memory.let_go(view.block());
+        }
     }
 }
 
@@ -140,7 +212,9 @@ impl fmt::Debug for Held {
 impl Drop for Held {
     fn drop(&mut self) {
         if let Some(view) = self.view.take() {
-            self.memory.returned.borrow_mut().push((self.giver, *view.block()));
+            if !self.memory.let_go(view.block()) {
+                self.memory.returned.borrow_mut().push((self.giver, *view.block()));
+            }
         }
     }
 }
@@ -158,7 +232,7 @@ impl Bytes {
     fn as_slice(&self) -> &[u8] {
         match self {
             Bytes::Inline(inline) => inline.as_slice(),
-            Bytes::Held(held) => held.view.as_deref().expect("present until dropped"),
+            Bytes::Held(held) => held.as_slice(),
             Bytes::Own(loan) => loan,
             Bytes::Heap(buffer) => buffer.as_ref(),
         }
@@ -288,6 +362,16 @@ impl Output {
     #[must_use]
     pub fn empty() -> Output {
         Output::from(Payload { source: Source::Slice(&[]), is_args: false })
+    }
+
+    /// The body of a record that holds all of it.
+    #[inline(always)]
+    pub(crate) fn inline(&self) -> Option<Body> {
+        match &self.payload.source {
+            Source::Bytes(Bytes::Inline(inline)) => Some(Body::Inline(*inline)),
+            Source::Slice(slice) => Inline::new(slice).map(Body::Inline),
+            _ => None,
+        }
     }
 
     /// The same bytes with another status, which is made zero when it is below.

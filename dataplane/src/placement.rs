@@ -25,7 +25,9 @@ impl Patience {
 }
 
 /// Longest spin in `balanced` mode: about what a sleeping core takes to wake (design §4), so that a wait costs at most twice the best choice.
-const BALANCED_SPIN_NS: u64 = 100_000;
+const BALANCED_LINGER_NS: u64 = 100_000;
+/// Spin without yielding in `balanced` mode: nobody is pinned, so the peer may be waiting for this very core.
+const BALANCED_SPIN_NS: u64 = 5_000;
 /// Spin without yielding in `latency` mode. Longer than any small function, shorter than harm to one who shares the core.
 const LATENCY_SPIN_NS: u64 = 50_000;
 /// How long an unused lease keeps its core in `latency` mode before it sleeps.
@@ -83,7 +85,7 @@ impl Placement {
         }
         match self.wait {
             WaitMode::Efficient => Patience::NONE,
-            WaitMode::Balanced => Patience { spin_ns: BALANCED_SPIN_NS, linger_ns: BALANCED_SPIN_NS },
+            WaitMode::Balanced => Patience { spin_ns: BALANCED_SPIN_NS, linger_ns: BALANCED_LINGER_NS },
             WaitMode::Latency if leased => Patience { spin_ns: LATENCY_SPIN_NS, linger_ns: LATENCY_LINGER_NS },
             // A worker that nobody leased spins only where a core is left over for whoever calls us.
             WaitMode::Latency if self.cores_count > participants => {
@@ -99,7 +101,7 @@ impl Placement {
         match self.wait {
             WaitMode::Efficient => Patience::NONE,
             _ if self.cores_count < 2 => Patience::NONE,
-            WaitMode::Balanced => Patience { spin_ns: BALANCED_SPIN_NS, linger_ns: BALANCED_SPIN_NS },
+            WaitMode::Balanced => Patience { spin_ns: BALANCED_SPIN_NS, linger_ns: BALANCED_LINGER_NS },
             WaitMode::Latency => Patience { spin_ns: LATENCY_SPIN_NS, linger_ns: u64::MAX },
         }
     }

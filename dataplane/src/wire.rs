@@ -62,6 +62,10 @@ pub(crate) mod record {
 
     /// Bit of the kind: the body holds several arguments.
     pub(crate) const ARGS: u8 = 0x80;
+    /// Bit of a `REPLY`: the function still reads its input; the request's block stays lent until a `RELEASE`.
+    pub(crate) const KEEPS: u8 = 0x40;
+    /// The kind without its bits.
+    pub(crate) const KIND: u8 = 0x3f;
 }
 
 /// How a call ended.

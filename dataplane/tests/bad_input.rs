@@ -316,6 +316,49 @@ fn a8_a_client_that_never_reads_costs_bounded_memory_and_nobody_else_anything() 
     wait_until("its memory is back", PATIENCE, || client.invoke("echo", input.clone()).is_ok_and(|reply| *reply == *input));
 }
 
+/// The third large answer that waited for a client was dropped without a word: its call had no end (G1).
+#[test]
+fn g1_answers_that_wait_for_a_slow_client_all_arrive() {
+    on_both_channels(|ipc| {
+        let (process, _client) = start_workers(ipc, 2, &["--payload-bytes-max", "4000000"]);
+        let mut slow = Raw::greet(process.addr());
+        let mut sender = slow.0.try_clone().unwrap();
+        // From beside, because the process stops reading a client who leaves too much unread.
+        let writer = std::thread::spawn(move || {
+            for call in 0..12_u8 {
+                let header = Header { kind: frame::REQUEST, call: call.into(), payload_bytes: 4_000_000, ..Header::default() };
+                sender.write_all(&header.encode()).and_then(|()| sender.write_all(&vec![call; 4_000_000])).unwrap();
+            }
+        });
+        // Slowness is the point of this test.
+        std::thread::sleep(Duration::from_millis(500));
+        let mut answered = Vec::new();
+        for _ in 0..12 {
+            let (header, body) = slow.receive();
+            assert!(header.flags == 0 && body.iter().all(|byte| u64::from(*byte) == header.call), "{ipc}: {header:?}");
+            answered.push(header.call);
+        }
+        writer.join().unwrap();
+        answered.sort_unstable();
+        assert_eq!(answered, (0..12).collect::<Vec<_>>());
+    });
+}
+
+#[test]
+fn a8_a_client_that_stays_deaf_is_closed() {
+    let (process, mut client) = start_workers(Ipc::Ring, 1, &["--payload-bytes-max", "1000000"]);
+    let mut deaf = Raw::greet(process.addr());
+    for call in 0..60 {
+        let request = Header { kind: frame::REQUEST, call, payload_bytes: 100_000, ..Header::default() };
+        deaf.send(&request, &[1; 100_000]);
+    }
+    let open = fds(process.pid());
+    wait_until("the deaf one is closed", PATIENCE, || {
+        assert_eq!(&*client.invoke("echo", b"others").unwrap(), b"others");
+        fds(process.pid()) < open
+    });
+}
+
 #[test]
 fn x1_full_payload_memory_is_an_error_and_the_next_call_works() {
     let (_process, mut client) = start_workers(Ipc::Ring, 2, &["--arena-bytes", "8388608"]);

@@ -251,6 +251,12 @@ impl Arena {
         Ok(unsafe { std::slice::from_raw_parts(start.as_ptr(), host(block.len)) })
     }
 
+    /// Whether `holder` holds this block, and it is no longer than was lent.
+    #[must_use]
+    pub fn is_lent(&self, holder: ParticipantId, block: &BlockRef) -> bool {
+        self.check(holder, block).is_ok()
+    }
+
     /// Frees all that a dead borrower held, and says how many bytes that is.
     pub fn reclaim(&mut self, dead: ParticipantId) -> usize {
         host(self.ledger.reclaim(dead))

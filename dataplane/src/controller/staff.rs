@@ -182,6 +182,7 @@ impl<P> Controller<P> {
     }
 
     /// Starts that failed in a row.
+    #[cfg(test)]
     pub(crate) fn failed_starts(&self) -> u32 {
         self.staff.failures
     }

@@ -12,6 +12,8 @@ pub(crate) struct Payload {
     pub(crate) bytes: Bytes,
     /// Several arguments in one payload.
     pub(crate) is_args: bool,
+    /// An output whose function still reads its input: the caller's block stays lent.
+    pub(crate) keeps: bool,
 }
 
 #[derive(Debug)]
@@ -46,10 +48,6 @@ impl AsRef<[u8]> for Bytes {
             Bytes::Text(text) => text.as_bytes(),
         }
     }
-}
-
-impl Bytes {
-    pub(crate) const EMPTY: Bytes = Bytes::Inline(Inline::EMPTY);
 }
 
 /// Where a connection receives into: the record itself up to 40 bytes, else the arena (ring) or the heap (queue).

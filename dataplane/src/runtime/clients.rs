@@ -54,6 +54,8 @@ struct Client {
     accepted_ns: u64,
     /// In the middle of a frame since then, with so many frames and bytes received at that time.
     mid_frame: Option<(u64, u64, u64)>,
+    /// Has more unread than it should since then, with so many bytes sent at that time.
+    deaf: Option<(u64, u64)>,
     /// It took too long; to be closed.
     expired: bool,
 }
@@ -67,6 +69,7 @@ pub(super) struct Clients {
     dirty: Vec<usize>,
     accepted: u64,
     connections_max: usize,
+    calls_max: usize,
     limits: Limits,
     /// Given up for a moment when descriptors run out, to take a connection and close it (X3).
     reserve: Option<std::fs::File>,
@@ -89,6 +92,7 @@ impl Clients {
             dirty: Vec::new(),
             accepted: 0,
             connections_max: config.connections_max as usize,
+            calls_max: config.connection_calls_max as usize,
             limits: Limits { payload_bytes_max: config.payload_bytes_max },
             reserve: std::fs::File::open("/dev/null").ok(),
             sweep_ns: 0,
@@ -152,10 +156,11 @@ impl Clients {
     }
 
     fn enter(&mut self, stream: mio::net::TcpStream, registry: &Registry, base: usize) -> io::Result<()> {
-        // A client that does not read its answers may leave as much unread as two of the largest.
+        // Room for every answer it is owed: their memory is taken already. Whoever leaves too much unread is not read
+        // either, and is closed when it stays so (`look_at_the_clock`).
         let config = TcpConfig {
-            backlog_frames_max: 2 * UNREAD_MAX,
-            backlog_bytes_max: 2 * self.limits.payload_bytes_max,
+            backlog_frames_max: self.calls_max + 2 * FRAMES_PER_TURN + UNREAD_MAX,
+            backlog_bytes_max: u64::MAX,
             ..TcpConfig::default()
         };
         let mut connection = Connection::new(stream, self.limits, config)?;
@@ -172,6 +177,7 @@ impl Clients {
             dirty: false,
             accepted_ns: now_ns(),
             mid_frame: None,
+            deaf: None,
             expired: false,
         });
         Ok(())
@@ -222,8 +228,9 @@ impl Clients {
         let aux = u64::from(payload.is_args);
         let header = Header { kind: frame::REPLY, flags: code as u16, status, call, aux, ..Header::default() };
         let unsent = client.connection.queue(&header, &[], payload.bytes).err().map(|error| {
-            // It asked for more than it reads. Its connection is closed by the next flush.
-            tracing::warn!(connection, "a client does not read its answers; one was dropped");
+            // Cannot be: there is room for all it may ask for. Better no connection than one that misses an answer.
+            tracing::warn!(connection, "closed: a client does not read its answers");
+            client.expired = true;
             error.into_body()
         });
         if !client.dirty {
@@ -249,7 +256,8 @@ impl Clients {
 
     /// Whether a connection has requests that were not read yet.
     pub(super) fn unfinished(&self) -> bool {
-        self.open.iter().any(|(_, client)| client.paused && client.connection.backlog().0 < UNREAD_MAX)
+        let max = self.limits.payload_bytes_max;
+        self.open.iter().any(|(_, client)| client.paused && !client.is_full(max))
     }
 
     /// Whether answers wait to be written.
@@ -259,16 +267,14 @@ impl Clients {
 
     /// Connections to look at though no event says so: to go on reading, or to close.
     pub(super) fn paused(&mut self) -> Vec<usize> {
-        let now = now_ns();
+        let (now, max) = (now_ns(), self.limits.payload_bytes_max);
         if now >= self.sweep_ns {
             self.sweep_ns = now + SWEEP_NS;
             for (_, client) in &mut self.open {
-                client.look_at_the_clock(now);
+                client.look_at_the_clock(now, max);
             }
         }
-        let ready = |client: &Client| {
-            client.expired || client.paused && client.connection.backlog().0 < UNREAD_MAX
-        };
+        let ready = |client: &Client| client.expired || client.paused && !client.is_full(max);
         self.open.iter().filter(|(_, client)| ready(client)).map(|(index, _)| index).collect()
     }
 
@@ -281,8 +287,26 @@ impl Clients {
 }
 
 impl Client {
-    /// Finds out whether it takes too long: to say hello, or over a frame that we are ready to read.
-    fn look_at_the_clock(&mut self, now: u64) {
+    /// Whether it has so much unread that its requests have to wait: a thousand answers, or two of the largest.
+    fn is_full(&self, payload_bytes_max: u64) -> bool {
+        let (frames, bytes) = self.connection.backlog();
+        frames >= UNREAD_MAX || bytes > 2 * payload_bytes_max
+    }
+
+    /// Finds out whether it takes too long: to say hello, over a frame that we are ready to read, or to read at all.
+    fn look_at_the_clock(&mut self, now: u64, payload_bytes_max: u64) {
+        if self.is_full(payload_bytes_max) {
+            let sent = self.connection.stats().sent_bytes;
+            let (since, sent_then) = *self.deaf.get_or_insert((now, sent));
+            if sent > sent_then {
+                self.deaf = Some((now, sent));
+            } else if now > since + STALL_NS {
+                tracing::info!(connection = self.id, "closed: it does not read its answers");
+                self.expired = true;
+            }
+        } else {
+            self.deaf = None;
+        }
         if !self.greeted {
             self.expired = now > self.accepted_ns + HELLO_NS;
             return;
@@ -306,7 +330,7 @@ impl Client {
     fn read(&mut self, store: &mut Store, welcome: &Welcome, events: &mut Vec<Event>) -> bool {
         self.paused = false;
         for _ in 0..FRAMES_PER_TURN {
-            if self.connection.backlog().0 >= UNREAD_MAX {
+            if self.is_full(welcome.payload_bytes_max) {
                 self.paused = true;
                 return true;
             }
@@ -366,7 +390,7 @@ impl Client {
                     function: header.function,
                     budget_ns: header.budget_ns,
                     idempotent: header.flags & frame::FLAG_IDEMPOTENT != 0,
-                    payload: Payload { bytes: body.into(), is_args },
+                    payload: Payload { bytes: body.into(), is_args, keeps: false },
                 });
                 Ok(())
             }

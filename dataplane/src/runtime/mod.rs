@@ -31,6 +31,7 @@ use crate::config::{Ipc, ProcessConfig, WaitMode};
 use crate::controller::{
     Action, Bounds, CallError, Caller, Cause, Controller, Outcome, Request, Signal, Violation, WorkerId,
 };
+use crate::payload::BlockKey;
 use crate::placement::{Patience, Placement, quota_cores};
 use crate::wire::{self, Code, FromWorker, PROTOCOL_VERSION, ToWorker, WorkerWelcome, record};
 use body::{Bytes, Foreign, Payload, Store};
@@ -51,6 +52,10 @@ const CLIENTS: usize = 0x10000;
 
 /// Slots of each ring. 256 lines of 64 bytes: 16 KiB a pair, and room for every answer a leased caller may wait for.
 const RING_SLOTS: u32 = 256;
+/// Records that may wait for a worker when one more is forwarded from another: so nobody fills a neighbour's backlog.
+const FORWARDED_MAX: usize = 1024;
+/// Pause between two looks for strays: a killed one takes a moment to die.
+const STRAYS_NS: u64 = 10_000_000;
 /// Records taken from one worker before the next one's turn.
 const RECORDS_PER_TURN: usize = 64;
 /// Longest sleep: a safety net under every lost wake-up, and often enough to keep an idle process at no measurable CPU.
@@ -82,11 +87,13 @@ pub struct Process {
     store: Store,
     shared: Option<Shared>,
     /// Blocks of workers that we lent on to another: whom to tell when that one is done.
-    lent_on: HashMap<(u8, u32, u32), (Foreign, WorkerId)>,
+    lent_on: HashMap<BlockKey, (Foreign, WorkerId)>,
     clients: Clients,
     signals: std::os::unix::net::UnixStream,
     drain_until_ns: Option<u64>,
     start_error: Option<ProcessError>,
+    /// When to look again for children that dead workers left to us.
+    strays_due_ns: u64,
     announced: bool,
     _awake: Option<std::fs::File>,
 }
@@ -97,6 +104,8 @@ struct Shared {
     file: SegmentFile,
     eventfd: OwnedFd,
     own: OwnSegment,
+    /// The same memory as others see it, for blocks of ours that workers pass on.
+    segment: Arc<PeerSegment>,
     doorbell: Doorbell,
 }
 
@@ -161,6 +170,7 @@ impl Process {
             signals,
             drain_until_ns: None,
             start_error: None,
+            strays_due_ns: u64::MAX,
             announced: false,
             config,
         })
@@ -185,6 +195,9 @@ impl Process {
         loop {
             let now = now_ns();
             let worked = self.poll_workers(now);
+            if now >= self.strays_due_ns {
+                self.strays_due_ns = if self.end_strays() { now + STRAYS_NS } else { u64::MAX };
+            }
             self.controller.tick(now);
             self.unstick(now);
             self.act(now);
@@ -230,7 +243,7 @@ impl Process {
         let spin = worked || idle_ns < patience.linger_ns || self.clients.unfinished();
         let mut timeout = Duration::ZERO;
         if !spin {
-            let due_ns = self.controller.wake_ns().min(self.drain_until_ns.unwrap_or(u64::MAX));
+            let due_ns = self.controller.wake_ns().min(self.drain_until_ns.unwrap_or(u64::MAX)).min(self.strays_due_ns);
             timeout = Duration::from_nanos(due_ns.saturating_sub(now)).min(SLEEP_MAX);
             // Armed before the last look at the rings: whoever publishes after it sees us asleep and rings.
             if let Some(shared) = &self.shared {
@@ -281,7 +294,12 @@ impl Process {
                 match token & !0xfff {
                     PIDFDS => self.on_death(now, worker),
                     CONTROLS => self.on_control(now, worker)?,
-                    // Queues are read by `poll_workers` and written by the next flush.
+                    QUEUES_IN => {
+                        if let Some(seat) = &mut self.seats[usize::from(worker)] {
+                            seat.readable = true;
+                        }
+                    }
+                    // Written by the next flush.
                     _ => {}
                 }
             }
@@ -364,8 +382,12 @@ impl Process {
                     Ok(Some(descriptor)) => Ok((descriptor, None)),
                     Err(_) => Err(Violation("a malformed record")),
                 },
+                Channel::Queue { .. } if !seat.readable => return taken > 0,
                 Channel::Queue { receiver, .. } => match receiver.receive() {
-                    Ok(None) => return taken > 0,
+                    Ok(None) => {
+                        seat.readable = false;
+                        return taken > 0;
+                    }
                     Ok(Some(message)) => match Descriptor::from_bytes(&message.head) {
                         Ok(descriptor) => Ok((descriptor, Some(message.body))),
                         Err(_) => Err(Violation("a malformed record")),
@@ -405,12 +427,15 @@ impl Process {
         }
         let Descriptor { kind, tag, id, aux, body } = descriptor;
         let is_args = kind & record::ARGS != 0;
-        match kind & !record::ARGS {
+        match kind & record::KIND {
             record::REPLY => self.on_reply(now, worker, &descriptor, heap),
             record::REQUEST => {
-                let bytes = self.bytes_of(worker, body, heap)?;
                 let from = Caller::Worker { worker, call: id };
-                let payload = Payload { bytes, is_args };
+                let Some(bytes) = self.bytes_of(worker, body, heap)? else {
+                    self.answer_worker(worker, id, Outcome::Failed(owner_died()));
+                    return Ok(());
+                };
+                let payload = Payload { bytes, is_args, keeps: false };
                 let request = Request { from, function: tag, deadline_ns: aux, idempotent: false, payload };
                 self.controller.request(now, request);
                 Ok(())
@@ -435,24 +460,45 @@ impl Process {
         }
     }
 
-    /// Bytes that a worker gives us: its own block, or somebody else's that it passes on.
-    fn bytes_of(&self, worker: WorkerId, body: Body, heap: Option<Buffer>) -> Result<Bytes, Violation> {
+    /// Bytes that a worker gives us: its own block, or somebody else's that it passes on. `None` when their owner has
+    /// just died, which the worker cannot know yet.
+    fn bytes_of(&self, worker: WorkerId, body: Body, heap: Option<Buffer>) -> Result<Option<Bytes>, Violation> {
         match (body, heap) {
-            (_, Some(buffer)) if !buffer.as_ref().is_empty() => Ok(Bytes::Heap(buffer)),
-            (Body::Inline(inline), _) => Ok(Bytes::Inline(inline)),
+            (_, Some(buffer)) if !buffer.as_ref().is_empty() => Ok(Some(Bytes::Heap(buffer))),
+            (Body::Inline(inline), _) => Ok(Some(Bytes::Inline(inline))),
             (Body::Block(block), _) => {
                 if block.len > self.config.payload_bytes_max {
                     return Err(Violation("a payload above the process's limit"));
                 }
-                let segment = self.segment_of(block.owner).ok_or(Violation("a block in no worker's segment"))?;
+                if block.owner == ParticipantId::CONTROLLER && !self.holds_of_ours(worker, &block) {
+                    return Err(Violation("a block of ours that was not lent to it"));
+                }
+                let Some(segment) = self.segment_of(block.owner) else { return Ok(None) };
                 let view = segment.view(&block).map_err(|_| Violation("a block out of bounds"))?;
                 let incarnation = self.seats[usize::from(worker)].as_ref().map_or(0, |seat| seat.incarnation);
-                Ok(Bytes::Foreign(Foreign { giver: worker, incarnation, view }))
+                Ok(Some(Bytes::Foreign(Foreign { giver: worker, incarnation, view })))
             }
         }
     }
 
+    /// Whether a block of our arena is lent to this worker, or was passed on to it.
+    fn holds_of_ours(&self, worker: WorkerId, block: &BlockRef) -> bool {
+        let key = BlockKey::from(block);
+        let given = self.seats[usize::from(worker)].as_ref().and_then(|seat| seat.given.as_ref());
+        let passed = |request: &seat::Request| {
+            matches!(request, seat::Request::Foreign(foreign) if BlockKey::from(foreign.view.block()) == key)
+        };
+        let lent = |arena: &praas_shm::Arena| arena.is_lent(ParticipantId::new(worker).expect("a worker"), block);
+        self.store.arena.as_ref().is_some_and(lent)
+            || given.is_some_and(|given| passed(&given.request))
+            || self.lent_on.get(&key).is_some_and(|(_, holder)| *holder == worker)
+    }
+
     fn segment_of(&self, owner: ParticipantId) -> Option<&Arc<PeerSegment>> {
+        if owner == ParticipantId::CONTROLLER {
+            // A worker passes on what we lent it.
+            return self.shared.as_ref().map(|shared| &shared.segment);
+        }
         match self.seats[owner.index()].as_ref().map(|seat| &seat.channel) {
             Some(Channel::Ring { segment, .. }) => Some(segment),
             _ => None,
@@ -471,12 +517,13 @@ impl Process {
         let given = seat.given.take_if(|given| given.call == reply.id);
         let Some(Given { request, .. }) = given else { return Err(Violation("an answer to a call it was not given")) };
         let me = ParticipantId::new(worker).expect("workers have participant numbers");
+        let keeps = reply.kind & record::KEEPS != 0;
         // The request comes back with the answer: as its body (an echo), or implicitly.
         let (bytes, returned) = match (request, reply.body) {
             (seat::Request::Lent(lent), Body::Block(block)) if same_block(&lent, &block) => {
                 let arena = self.store.arena.as_mut().expect("lent from the arena");
                 let back = arena.take_back(me, &block);
-                (Bytes::Own(back.map_err(|_| Violation("echoed more than it was lent"))?), None)
+                (Some(Bytes::Own(back.map_err(|_| Violation("echoed more than it was lent"))?)), None)
             }
             (seat::Request::Foreign(foreign), Body::Block(block)) if same_block(foreign.view.block(), &block) => {
                 let echoed = self.bytes_of(foreign.giver, reply.body, None)?;
@@ -484,25 +531,39 @@ impl Process {
             }
             (request, body) => {
                 let returned = match request {
+                    // What the function still reads stays lent until the worker releases it.
+                    seat::Request::Lent(_) if keeps => None,
+                    seat::Request::Foreign(foreign) if keeps => {
+                        self.lent_on.insert(BlockKey::from(foreign.view.block()), (foreign, worker));
+                        None
+                    }
                     seat::Request::Lent(lent) => {
                         let arena = self.store.arena.as_mut().expect("lent from the arena");
                         let _ = arena.release(me, lent.index, lent.generation);
                         None
                     }
                     seat::Request::Foreign(foreign) => Some(foreign),
-                    seat::Request::Inline(_) | seat::Request::Heap(_) => None,
+                    seat::Request::Heap(Some(buffer)) => {
+                        self.recycle(buffer);
+                        None
+                    }
+                    seat::Request::Inline(_) | seat::Request::Heap(None) => None,
                 };
                 (self.bytes_of(worker, body, heap)?, returned)
             }
         };
         #[expect(clippy::cast_possible_truncation, reason = "a status is the low half")]
         let status = (reply.aux as u32).cast_signed();
-        let outcome = if code == Code::Ok {
-            Outcome::Done { status, payload: Payload { bytes, is_args: reply.kind & record::ARGS != 0 } }
-        } else {
-            let text = String::from_utf8_lossy(bytes.as_ref()).into_owned();
-            self.release(bytes);
-            Outcome::Failed(CallError { code, status, text })
+        let outcome = match bytes {
+            None => Outcome::Failed(owner_died()),
+            Some(bytes) if code == Code::Ok => {
+                Outcome::Done { status, payload: Payload { bytes, is_args: reply.kind & record::ARGS != 0, keeps } }
+            }
+            Some(bytes) => {
+                let text = String::from_utf8_lossy(bytes.as_ref()).into_owned();
+                self.release(bytes);
+                Outcome::Failed(CallError { code, status, text })
+            }
         };
         match self.controller.reply(now, worker, reply.id, outcome) {
             // An answer says by itself that its request's block is free again; without one we say so.
@@ -525,15 +586,22 @@ impl Process {
     fn on_release(&mut self, worker: WorkerId, giver: u16, body: Body) -> Result<(), Violation> {
         let Body::Block(block) = body else { return Err(Violation("a release without a block")) };
         if giver == 0 {
-            let key = block_key(&block);
+            let key = BlockKey::from(&block);
             if self.lent_on.get(&key).is_some_and(|(_, holder)| *holder == worker) {
                 let (foreign, _) = self.lent_on.remove(&key).expect("looked up above");
                 self.release(Bytes::Foreign(foreign));
+            } else if let (ParticipantId::CONTROLLER, Some(arena)) = (block.owner, &mut self.store.arena) {
+                // One of ours; that it is lent to this worker is the arena's to check.
+                let me = ParticipantId::new(worker).expect("workers have participant numbers");
+                let _ = arena.release(me, block.index, block.generation);
             }
             return Ok(());
         }
         let giver = WorkerId::try_from(giver).ok().filter(|giver| usize::from(*giver) < self.seats.len());
         let giver = giver.ok_or(Violation("a release to a participant out of range"))?;
+        if self.seats[usize::from(giver)].as_ref().is_some_and(|seat| seat.backlog() >= FORWARDED_MAX) {
+            return Err(Violation("it releases more blocks than it can have been lent"));
+        }
         self.send(giver, Descriptor { kind: record::RELEASE, tag: u16::from(worker), id: 0, aux: 0, body }, None);
         Ok(())
     }
@@ -655,7 +723,7 @@ impl Process {
 
     fn dispatch(&mut self, worker: WorkerId, call: u64, function: u16, deadline_ns: u64, payload: Payload) {
         let me = ParticipantId::new(worker).expect("workers have participant numbers");
-        let Payload { bytes, is_args } = payload;
+        let Payload { bytes, is_args, .. } = payload;
         let mut heap = None;
         let request = match bytes {
             Bytes::Inline(inline) => seat::Request::Inline(inline),
@@ -698,7 +766,7 @@ impl Process {
             Bytes::Foreign(foreign) => {
                 let block = *foreign.view.block();
                 self.introduce(worker, block.owner);
-                self.lent_on.insert(block_key(&block), (foreign, worker));
+                self.lent_on.insert(BlockKey::from(&block), (foreign, worker));
                 Body::Block(block)
             }
             Bytes::Own(_) => unreachable!("a block of ours goes to clients only"),
@@ -715,7 +783,8 @@ impl Process {
                 (None, true) => self.lend_text(&text, me),
             },
         };
-        let kind = record::REPLY | if payload.is_args { record::ARGS } else { 0 };
+        let keeps = if payload.keeps { record::KEEPS } else { 0 };
+        let kind = record::REPLY | keeps | if payload.is_args { record::ARGS } else { 0 };
         let aux = u64::from(status.cast_unsigned());
         self.send(worker, Descriptor { kind, tag: code as u16, id: call, aux, body }, heap);
     }
@@ -830,6 +899,8 @@ impl Process {
 
     fn start(&self, worker: WorkerId) -> Result<Seat, ProcessError> {
         let (ours, theirs) = handover::socketpair().map_err(system("no socket for a worker"))?;
+        // A worker that does not read must not stop us.
+        rustix::io::ioctl_fionbio(&ours, true).map_err(|error| system("no socket for a worker")(error.into()))?;
         let participants = usize::from(self.config.workers) + 1;
         let cpu = self.placement.worker(worker, self.config.workers);
         let incarnation = self.incarnations;
@@ -882,14 +953,8 @@ impl Process {
         let mut buffer = vec![0; 64 << 10];
         loop {
             let Some(seat) = &self.seats[usize::from(worker)] else { return Ok(()) };
-            match readable(&seat.control) {
-                Ok(true) => {}
-                _ => return Ok(()),
-            }
-            let Ok((bytes, _)) = handover::receive(seat.control.as_fd(), &mut buffer) else { return Ok(()) };
-            if bytes == 0 {
-                return Ok(()); // Closed: its pidfd says the rest.
-            }
+            // Nothing more for now, or closed: then its pidfd says the rest.
+            let Ok((bytes @ 1.., _)) = handover::receive(seat.control.as_fd(), &mut buffer) else { return Ok(()) };
             match serde_json::from_slice(&buffer[..bytes]) {
                 Ok(FromWorker::Mapped) => self.attach(worker),
                 Ok(FromWorker::Ready { version, functions }) => self.register(now, worker, version, &functions),
@@ -963,7 +1028,12 @@ impl Process {
         // Its children, if it had any, go with it: those of its group now, those that left it when they come to us.
         let _ = seat.child.signal_group(9);
         // Answers it had published before it died count.
+        if let Some(seat) = &mut self.seats[usize::from(worker)] {
+            seat.readable = true;
+        }
         while self.poll_worker(now, worker, RECORDS_PER_TURN) {}
+        // What that led to is carried out while its segment can still be handed on; the news of its death comes after.
+        self.act(now);
         let Some(mut seat) = self.seats[usize::from(worker)].take() else { return };
         self.seated.retain(|seated| *seated != worker);
         let begun = seat.had_begun();
@@ -1005,7 +1075,7 @@ impl Process {
         }
         self.controller.died(now, worker, cause, begun, request, mourners);
         drop(seat);
-        self.end_strays();
+        self.strays_due_ns = now;
     }
 
     /// What a dead worker was given, in our hands again.
@@ -1016,18 +1086,21 @@ impl Process {
             seat::Request::Foreign(foreign) => Bytes::Foreign(foreign),
             seat::Request::Heap(buffer) => Bytes::Heap(buffer?),
         };
-        Some(Payload { bytes, is_args: given.is_args })
+        Some(Payload { bytes, is_args: given.is_args, keeps: false })
     }
 
-    /// Ends children of dead workers that left their process group and came to us (W8).
-    fn end_strays(&self) {
+    /// Ends children of dead workers that left their process group and came to us (W8), and reaps them (W9). True
+    /// while there are some.
+    fn end_strays(&self) -> bool {
         let known: Vec<i32> = self.seats.iter().flatten().map(|seat| seat.child.pid()).collect();
-        for pid in child::stray_children(&known) {
-            if let Some(stray) = rustix::process::Pid::from_raw(pid) {
+        let strays = child::stray_children(&known);
+        for pid in &strays {
+            if let Some(stray) = rustix::process::Pid::from_raw(*pid) {
                 let _ = rustix::process::kill_process(stray, rustix::process::Signal::KILL);
-                let _ = child::reap_pid(pid);
+                let _ = child::reap_pid(*pid);
             }
         }
+        !strays.is_empty()
     }
 
     fn end_workers(&mut self) {
@@ -1037,8 +1110,15 @@ impl Process {
         for seat in self.seats.iter_mut().flatten() {
             let _ = seat.child.reap_blocking();
         }
-        self.end_strays();
+        let until_ns = now_ns() + 10 * STRAYS_NS;
+        while self.end_strays() && now_ns() < until_ns {
+            std::thread::sleep(Duration::from_nanos(STRAYS_NS / 10));
+        }
     }
+}
+
+fn owner_died() -> CallError {
+    CallError::new(Code::WorkerLost, "the worker that owned the bytes died before they were handed on")
 }
 
 fn functions_missing(controller: &Controller<Payload>, announced: bool) -> bool {
@@ -1049,17 +1129,13 @@ fn spread(outcome: Outcome<Payload>) -> (Code, i32, Payload) {
     match outcome {
         Outcome::Done { status, payload } => (Code::Ok, status, payload),
         Outcome::Failed(CallError { code, status, text }) => {
-            (code, status, Payload { bytes: Bytes::Text(text), is_args: false })
+            (code, status, Payload { bytes: Bytes::Text(text), is_args: false, keeps: false })
         }
     }
 }
 
 fn same_block(a: &BlockRef, b: &BlockRef) -> bool {
-    block_key(a) == block_key(b)
-}
-
-fn block_key(block: &BlockRef) -> (u8, u32, u32) {
-    (block.owner.get(), block.index, block.generation)
+    BlockKey::from(a) == BlockKey::from(b)
 }
 
 fn segment_config(config: &ProcessConfig) -> SegmentConfig {
@@ -1072,9 +1148,11 @@ fn share(config: &ProcessConfig, process_id: [u8; 16], incarnation: u64) -> Resu
         praas_shm::Identity { participant: ParticipantId::CONTROLLER, incarnation, process: process_id };
     let own = OwnSegment::map(&file, &identity, &segment_config(config))?;
     file.seal_future_write()?;
+    let segment = PeerSegment::attach(&file, &identity, &segment_config(config))
+        .map_err(|error| system("cannot map our own segment")(std::io::Error::other(error)))?;
     let eventfd = praas_shm::eventfd().map_err(system("no eventfd"))?;
     let doorbell = own.doorbell(eventfd.try_clone().map_err(system("no eventfd"))?);
-    Ok(Shared { file, eventfd, own, doorbell })
+    Ok(Shared { file, eventfd, own, segment, doorbell })
 }
 
 /// Signals arrive as bytes on a socket, so that nothing happens inside a handler.
@@ -1096,11 +1174,4 @@ fn stay_awake() -> Option<std::fs::File> {
     let mut file = std::fs::OpenOptions::new().write(true).open("/dev/cpu_dma_latency").ok()?;
     file.write_all(&0_i32.to_ne_bytes()).ok()?;
     Some(file)
-}
-
-fn readable(fd: &OwnedFd) -> std::io::Result<bool> {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let mut fds = [PollFd::new(fd, PollFlags::IN)];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    Ok(poll(&mut fds, Some(&now))? > 0)
 }

@@ -27,6 +27,8 @@ pub(crate) struct Seat {
     pub(crate) cpu: Option<usize>,
     pub(crate) given: Option<Given>,
     backlog: VecDeque<(Descriptor, Option<Buffer>)>,
+    /// Queue channel: the kernel said that there is something, and we have not seen the end of it.
+    pub(crate) readable: bool,
     /// Why we killed it, if we did.
     pub(crate) verdict: Option<Cause>,
 }
@@ -43,7 +45,7 @@ pub(crate) enum Channel {
 #[derive(Debug)]
 pub(crate) struct Given {
     pub(crate) call: CallKey,
-    /// Of its record in our ring, once it is there.
+    /// Of its record in our ring, once it is there; or how many records our queue had taken at its end.
     pub(crate) position: Option<u64>,
     pub(crate) request: Request,
     pub(crate) is_args: bool,
@@ -66,7 +68,7 @@ pub(crate) struct Deaf;
 
 impl Seat {
     pub(crate) fn new(incarnation: u64, child: Child, control: OwnedFd, channel: Channel, cpu: Option<usize>) -> Seat {
-        Seat { incarnation, child, control, channel, knows: 0, cpu, given: None, backlog: VecDeque::new(), verdict: None }
+        Seat { incarnation, child, control, channel, knows: 0, cpu, given: None, backlog: VecDeque::new(), readable: true, verdict: None }
     }
 
     /// Sends a record, or keeps it until there is room.
@@ -76,6 +78,11 @@ impl Seat {
         }
         self.backlog.push_back((descriptor, heap));
         self.flush()
+    }
+
+    /// Records that wait.
+    pub(crate) fn backlog(&self) -> usize {
+        self.backlog.len()
     }
 
     /// Whether something waits to be sent.
@@ -102,23 +109,14 @@ impl Seat {
                     link.bell.ring();
                 }
             }
+            // One message at a time, so that the count of records at its end is its own.
             Channel::Queue { sender, .. } => loop {
-                match self.backlog.pop_front() {
-                    Some((descriptor, heap)) => {
-                        let body = heap.unwrap_or_else(|| Buffer::with_len(0));
-                        if let Err(full) = sender.queue(Message { head: descriptor.to_bytes(), body }) {
-                            self.backlog.push_front((descriptor, Some(full.0.body)));
-                            return sender.flush().map(drop).map_err(|_| Deaf);
-                        }
-                    }
-                    None if !sender.wants_write() => break,
-                    None => {}
-                }
                 let flushed = sender.flush().map_err(|_| Deaf)?;
                 while let Some(message) = sender.take_sent() {
                     // Kept in case the worker dies without having begun; an answer's body is of no more use.
-                    let is_request = Descriptor::from_bytes(&message.head).ok().map(|descriptor| descriptor.id);
-                    if let Some(given) = self.given.as_mut().filter(|given| Some(given.call) == is_request) {
+                    let id = Descriptor::from_bytes(&message.head).ok().map(|descriptor| descriptor.id);
+                    if let Some(given) = self.given.as_mut().filter(|given| Some(given.call) == id) {
+                        given.position.get_or_insert(sender.stats().records);
                         if let Request::Heap(kept @ None) = &mut given.request {
                             *kept = Some(message.body);
                         }
@@ -127,6 +125,9 @@ impl Seat {
                 if flushed == Flush::Blocked {
                     break;
                 }
+                let Some((descriptor, heap)) = self.backlog.pop_front() else { break };
+                let body = heap.unwrap_or_else(|| Buffer::with_len(0));
+                sender.queue(Message { head: descriptor.to_bytes(), body }).expect("a flushed sender has room");
             },
         }
         Ok(())
@@ -144,15 +145,16 @@ impl Seat {
 
     /// Whether the worker had begun on the call it was given, as far as one can tell from outside.
     pub(crate) fn had_begun(&self) -> bool {
-        let Some(given) = &self.given else { return false };
+        // Given a call that is no longer here: it was answered, though not as it should be.
+        let Some(given) = &self.given else { return true };
         match &self.channel {
             Channel::Mapping { .. } => false,
             Channel::Ring { link, .. } => given.position.is_some_and(|position| position < link.peer_taken()),
-            // A request that is still partly with us, or untouched in the kernel, cannot have been read.
-            Channel::Queue { sender, .. } => {
-                let untouched = sender.kernel_queue().queued().is_ok_and(|queued| queued > 0);
-                !(sender.wants_write() || untouched)
-            }
+            // Begun once its last record was read. What still waits behind it, answers for one, says nothing.
+            Channel::Queue { sender, .. } => given.position.is_some_and(|end| {
+                let queued = sender.kernel_queue().queued().unwrap_or(0);
+                sender.stats().records.saturating_sub(u64::from(queued)) >= end
+            }),
         }
     }
 

@@ -16,16 +16,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use praas_shm::{Identity, Link, OwnSegment, ParticipantId, PeerSegment, SegmentConfig, SegmentFile, child, handover};
+use praas_shm::{Descriptor, Identity, Link, OwnSegment, ParticipantId, PeerSegment, SegmentConfig, SegmentFile, child, handover};
 use praas_transport::queue::{Queue, Receiver, Sender};
 
 use crate::config::Ipc;
 use crate::error::{Failure, InvokeError};
-use crate::payload::{Input, Output};
-use crate::wire::{Code, FromWorker, PROTOCOL_VERSION, ToWorker, WorkerWelcome};
+use crate::payload::{BlockKey, Input, Output};
+use crate::wire::{Code, FromWorker, PROTOCOL_VERSION, ToWorker, WorkerWelcome, record};
 pub use context::{Context, FunctionId, Lease, Pending};
 pub(crate) use session::ACTIVITY_WAITING;
-use session::{Channel, Fatal, Incoming, Session, fatal};
+use session::{Channel, Fatal, Incoming, Origin, Session, fatal};
 
 type Handler = Box<dyn FnMut(&mut Context<'_>, Input) -> Result<Output, Failure>>;
 
@@ -97,19 +97,41 @@ fn exit_code(code: i32) -> ExitCode {
     ExitCode::from(u8::try_from(code).unwrap_or(1))
 }
 
-#[inline]
+#[inline(always)]
 fn run_function(session: &mut Session, handlers: &mut [Handler], incoming: Incoming) -> Result<(), Fatal> {
-    session.begin(&incoming);
-    let Incoming { origin, call, function, deadline_ns, input, block } = incoming;
+    let Incoming { origin, request, heap } = incoming;
+    let (call, function) = (request.id, request.tag);
+    session.begin(origin);
+    let Some((input, block)) = session.open(origin, &request, heap)? else { return Ok(()) };
     let Some(handler) = handlers.get_mut(usize::from(function)) else {
         drop(input);
         let text = format!("no function has id {function}; this worker has {}", session.functions.len());
         return session.reply_error(origin, call, block, &InvokeError::UnknownFunction { text });
     };
-    let mut context = Context::new(session, origin, call, function, deadline_ns);
+    let mut context = Context::new(session, origin, call, function, request.aux);
     // Whatever the panic left half-done is never looked at again: the worker exits below.
     let result = catch_unwind(AssertUnwindSafe(|| handler(&mut context, input)));
     context.finish();
+    if let (Ok(Ok(output)), true) = (&result, origin != Origin::Controller) {
+        if let Some(body) = output.inline() {
+            let keeps = if session.memory.served() { record::KEEPS } else { 0 };
+            let kind = record::REPLY | keeps | if output.payload.is_args { record::ARGS } else { 0 };
+            let aux = u64::from(output.status.cast_unsigned());
+            session.reply_leased(origin, &Descriptor { kind, tag: Code::Ok as u16, id: call, aux, body });
+            return session.return_blocks();
+        }
+    }
+    conclude(session, origin, call, block, result)
+}
+
+#[inline(never)]
+fn conclude(
+    session: &mut Session,
+    origin: Origin,
+    call: u64,
+    block: Option<BlockKey>,
+    result: std::thread::Result<Result<Output, Failure>>,
+) -> Result<(), Fatal> {
     match result {
         Ok(Ok(output)) => session.reply(origin, call, block, Code::Ok, output.status, output.payload)?,
         Ok(Err(Failure { status, text })) => {

@@ -5,7 +5,7 @@
 //! decides between spinning and sleeping. Functions are not re-entered: while a nested call is waited for, requests
 //! stay where they are.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
@@ -20,7 +20,7 @@ use praas_transport::queue::{Buffer, Message, Receiver, Sender};
 
 use crate::clock::now_ns;
 use crate::error::InvokeError;
-use crate::payload::{Bytes, Giver, Held, Input, Loan, Memory, Payload, Reply, Source, Store};
+use crate::payload::{BlockKey, Bytes, Giver, Held, Input, Loan, Memory, Payload, Reply, Source, Store};
 use crate::placement::Patience;
 use crate::wire::{Code, ToWorker, WorkerWelcome, record};
 
@@ -28,10 +28,14 @@ use crate::wire::{Code, ToWorker, WorkerWelcome, record};
 const NESTED_MAX: usize = 1024;
 /// Leased calls in flight that leave room in the answering ring for every answer.
 const LEASED_MAX: u64 = 192;
+/// Slots that answers to leased calls may take, the direct one included.
+const ANSWERS_MAX: u32 = LEASED_MAX as u32 + 1;
 /// Polls between two looks at the clock.
 const POLLS_PER_LOOK: u32 = 256;
-/// Polls of the hot line between two looks at the controller's ring.
-const POLLS_PER_CONTROLLER: u32 = 16;
+/// Deadline of a wait that the controller ends: past every clock, but not the `u64::MAX` of one that nothing ends.
+const UNTIL_TOLD: u64 = u64::MAX - 1;
+/// Bit of the number of a call that waits outside the window of nested calls.
+const DIRECT: u64 = 1 << 63;
 /// `activity` of a worker that waits for a nested call.
 pub(crate) const ACTIVITY_WAITING: u64 = 1;
 /// Longest text of an error.
@@ -90,8 +94,15 @@ struct Serving {
 struct Parted {
     exchange: ExchangeCaller,
     callee: ParticipantId,
-    /// The dead callee's last word: the exchange it had begun on, and what it died of.
-    death: Option<(u32, String)>,
+    death: Option<Death>,
+}
+
+/// A dead callee's last words: what it had begun on, and what it died of.
+#[derive(Debug)]
+struct Death {
+    taken: u64,
+    exchange_taken: u32,
+    how: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,25 +112,22 @@ pub(crate) enum Origin {
     Exchange(ParticipantId),
 }
 
-/// A request for one of our functions.
+/// A request for one of our functions, as it arrived.
 #[derive(Debug)]
 pub(crate) struct Incoming {
     pub(crate) origin: Origin,
-    /// The controller's key, the caller's number, or the exchange's sequence.
-    pub(crate) call: u64,
-    pub(crate) function: u16,
-    pub(crate) deadline_ns: u64,
-    pub(crate) input: Input,
-    /// The request's own block: handed back, it is an echo.
-    pub(crate) block: Option<BlockRef>,
+    /// `id` is the controller's key, the caller's number, or the exchange's sequence.
+    pub(crate) request: Descriptor,
+    /// Queue channel: the input, when the record does not hold it.
+    pub(crate) heap: Option<Buffer>,
 }
 
-/// What of ours a call carries until it is answered.
-#[derive(Debug)]
+/// What of ours a call carries until it is answered: a block we lent, or somebody else's that we passed on (kept in `passed`).
+#[derive(Debug, Clone, Copy)]
 enum Carried {
     Nothing,
     Lent(BlockRef),
-    Passed(Held),
+    Passed(BlockKey),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,11 +141,37 @@ struct NestedCall {
     route: Route,
     carried: Carried,
     deadline_ns: u64,
-    outcome: Option<Result<Reply, InvokeError>>,
+    outcome: Outcome,
     /// The far end has answered, or is known never to.
     settled: bool,
     /// Somebody holds a handle and may ask for the outcome.
     wanted: bool,
+}
+
+#[derive(Debug)]
+enum Outcome {
+    None,
+    Reply(Reply),
+    Failed(Box<InvokeError>),
+}
+
+impl From<Result<Reply, InvokeError>> for Outcome {
+    fn from(result: Result<Reply, InvokeError>) -> Outcome {
+        match result {
+            Ok(reply) => Outcome::Reply(reply),
+            Err(error) => Outcome::Failed(Box::new(error)),
+        }
+    }
+}
+
+impl Outcome {
+    fn take(&mut self) -> Option<Result<Reply, InvokeError>> {
+        match std::mem::replace(self, Outcome::None) {
+            Outcome::None => None,
+            Outcome::Reply(reply) => Some(Ok(reply)),
+            Outcome::Failed(error) => Some(Err(*error)),
+        }
+    }
 }
 
 /// Open nested calls, by number: a window that moves on as its oldest calls are settled and collected.
@@ -151,6 +185,11 @@ impl Nested {
     fn get(&mut self, number: u64) -> Option<&mut NestedCall> {
         let index = number.checked_sub(self.first)?;
         self.calls.get_mut(usize::try_from(index).ok()?)
+    }
+
+    fn has_outcome(&self, number: u64) -> bool {
+        let index = number.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
+        index.and_then(|index| self.calls.get(index)).is_some_and(|call| !matches!(call.outcome, Outcome::None))
     }
 
     fn next(&self) -> u64 {
@@ -185,6 +224,11 @@ pub(crate) struct Session {
     cancelled: u64,
     shutdown: bool,
     exchange_wanted: bool,
+    /// Direct calls over rings so far, and the answer to the last one when it was taken while something else was.
+    direct_calls: u64,
+    direct_reply: Option<Descriptor>,
+    /// A direct call waits, and deals with the end of its lease itself.
+    awaiting: bool,
 }
 
 const NO_HOLD: Inline = Inline::EMPTY;
@@ -202,7 +246,13 @@ impl Session {
             Channel::Ring { own, .. } => Some(RefCell::new(own.arena().map_err(|e| fatal("cannot use the arena", e))?)),
             Channel::Queue { .. } => None,
         };
-        let memory = Memory { arena, returned: RefCell::default(), payload_bytes_max: welcome.payload_bytes_max };
+        let memory = Memory {
+            arena,
+            returned: RefCell::default(),
+            payload_bytes_max: welcome.payload_bytes_max,
+            current: Cell::default(),
+            spare: RefCell::default(),
+        };
         let mut peers: Vec<Option<Peer>> = (0..praas_shm::PARTICIPANTS_MAX).map(|_| None).collect();
         peers[0] = controller.map(|(segment, incarnation)| Peer { incarnation, segment, eventfd: None, link: None });
         Ok(Session {
@@ -223,6 +273,9 @@ impl Session {
             cancelled: u64::MAX,
             shutdown: false,
             exchange_wanted: true,
+            direct_calls: 0,
+            direct_reply: None,
+            awaiting: false,
         })
     }
 
@@ -236,45 +289,48 @@ impl Session {
 
     // ---- waiting ----------------------------------------------------------------------------------------------
 
-    /// Looks until `look` finds something or the deadline passes: spins, then yields, then sleeps, as patience has it.
-    /// A look must take everything that is there: what it leaves behind rings no bell.
-    #[inline]
-    fn wait<T>(
+    /// Waits until `ready` or the deadline: spins, then yields, then sleeps, as patience has it. `ready` only looks;
+    /// what it sees is taken by the caller, all of it, since what is left behind rings no bell. False at the deadline.
+    #[inline(always)]
+    fn wait(
         &mut self,
         patience: Patience,
         deadline_ns: u64,
-        mut look: impl FnMut(&mut Self, u32) -> Result<Option<T>, Fatal>,
-    ) -> Result<Option<T>, Fatal> {
+        ready: impl Fn(&mut Self) -> bool,
+    ) -> Result<bool, Fatal> {
         if patience.spin_ns > 0 {
-            for polls in 0..POLLS_PER_LOOK {
-                if let Some(found) = look(self, polls)? {
-                    return Ok(Some(found));
+            for _ in 0..POLLS_PER_LOOK {
+                if ready(self) {
+                    return Ok(true);
                 }
             }
         }
-        self.wait_long(patience, deadline_ns, look)
+        self.wait_long(patience, deadline_ns, ready)
     }
 
     #[cold]
     #[inline(never)]
-    fn wait_long<T>(
+    fn wait_long(
         &mut self,
         patience: Patience,
         deadline_ns: u64,
-        mut look: impl FnMut(&mut Self, u32) -> Result<Option<T>, Fatal>,
-    ) -> Result<Option<T>, Fatal> {
+        ready: impl Fn(&mut Self) -> bool,
+    ) -> Result<bool, Fatal> {
         let mut since_ns = now_ns();
         let nested = deadline_ns != u64::MAX;
         loop {
+            if ready(self) {
+                return Ok(true);
+            }
             let now = now_ns();
             if now >= deadline_ns {
-                return look(self, 0);
+                return Ok(false);
             }
             let waited_ns = now.saturating_sub(since_ns);
             if waited_ns < patience.spin_ns {
-                for polls in 0..POLLS_PER_LOOK {
-                    if let Some(found) = look(self, polls)? {
-                        return Ok(Some(found));
+                for _ in 0..POLLS_PER_LOOK {
+                    if ready(self) {
+                        return Ok(true);
                     }
                     std::hint::spin_loop();
                 }
@@ -284,57 +340,58 @@ impl Session {
                 self.set_activity(ACTIVITY_WAITING);
             }
             self.return_blocks()?;
-            let found = if waited_ns < patience.linger_ns {
-                let found = look(self, 0)?;
-                if found.is_none() {
-                    rustix::thread::sched_yield();
-                }
-                found
+            if waited_ns < patience.linger_ns {
+                rustix::thread::sched_yield();
             } else {
-                let found = self.sleep_and_look(deadline_ns, &mut look)?;
+                self.sleep(deadline_ns, &ready)?;
                 since_ns = now_ns();
-                found
-            };
+            }
             if nested {
                 self.set_activity(0);
-            }
-            if found.is_some() {
-                return Ok(found);
             }
         }
     }
 
-    fn sleep_and_look<T>(
-        &mut self,
-        deadline_ns: u64,
-        look: &mut impl FnMut(&mut Self, u32) -> Result<Option<T>, Fatal>,
-    ) -> Result<Option<T>, Fatal> {
+    fn sleep(&mut self, deadline_ns: u64, ready: &impl Fn(&mut Self) -> bool) -> Result<(), Fatal> {
         // Armed before the last look: whoever publishes after it sees us asleep and rings.
         if let Channel::Ring { doorbell, .. } = &self.channel {
             doorbell.arm();
-        }
-        if let Some(found) = look(self, 0)? {
-            if let Channel::Ring { doorbell, .. } = &self.channel {
-                doorbell.disarm();
+            if ready(self) {
+                if let Channel::Ring { doorbell, .. } = &self.channel {
+                    doorbell.disarm();
+                }
+                return Ok(());
             }
-            return Ok(Some(found));
         }
-        let left_ns = deadline_ns.saturating_sub(now_ns());
+        // The controller keeps the deadlines of what goes through it: it tells us.
+        let left = (deadline_ns < UNTIL_TOLD).then(|| Duration::from_nanos(deadline_ns.saturating_sub(now_ns())));
         match &mut self.channel {
             Channel::Ring { doorbell, .. } => {
-                let timeout = (deadline_ns != u64::MAX).then(|| Duration::from_nanos(left_ns));
-                doorbell.sleep(timeout).map_err(|e| fatal("cannot sleep on the doorbell", e))?;
+                doorbell.sleep(left).map_err(|e| fatal("cannot sleep on the doorbell", e))?;
             }
             Channel::Queue { receiver, .. } => {
-                let until = (deadline_ns != u64::MAX)
-                    .then(|| std::time::Instant::now() + Duration::from_nanos(left_ns));
+                let until = left.map(|left| std::time::Instant::now() + left);
                 let spin = Duration::from_nanos(self.welcome.patience.spin_ns);
+                if let Some(spare) = self.memory.spare.borrow_mut().pop() {
+                    receiver.recycle(spare);
+                }
                 if let Some(message) = receiver.receive_until(spin, until).map_err(|e| fatal("queue", e))? {
                     self.take_message(message)?;
                 }
             }
         }
-        look(self, 0)
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn controller_ready(&self) -> bool {
+        matches!(&self.channel, Channel::Ring { link, .. } if link.consumer.ready())
+    }
+
+    #[inline(always)]
+    fn ring_ready(&self, from: ParticipantId) -> bool {
+        let peer = self.peers[from.index()].as_ref();
+        peer.and_then(|peer| peer.link.as_ref()).is_some_and(|link| link.consumer.ready())
     }
 
     fn set_activity(&self, activity: u64) {
@@ -360,7 +417,11 @@ impl Session {
                 sender
                     .queue(Message { head: descriptor.to_bytes(), body })
                     .map_err(|_| Fatal("queue to the controller: a message is still on its way".into()))?;
-                sender.flush().map_err(|e| fatal("queue to the controller", e))?;
+                // Our end blocks: this returns when all of it is with the kernel.
+                let _ = sender.flush().map_err(|e| fatal("queue to the controller", e))?;
+                while let Some(sent) = sender.take_sent() {
+                    self.memory.recycle(sent.body);
+                }
             }
         }
         Ok(())
@@ -388,18 +449,9 @@ impl Session {
     fn take_record(&mut self, descriptor: &Descriptor, heap: Option<Buffer>) -> Result<(), Fatal> {
         let Descriptor { kind, tag, id, aux, .. } = *descriptor;
         let giver = self.giver(ParticipantId::CONTROLLER);
-        match kind & !record::ARGS {
+        match kind & record::KIND {
             record::REQUEST => {
-                let (bytes, block) = self.receive(descriptor.body, giver, heap)?;
-                let input = Input { bytes, is_args: kind & record::ARGS != 0 };
-                self.inbox.push_back(Incoming {
-                    origin: Origin::Controller,
-                    call: id,
-                    function: tag,
-                    deadline_ns: aux,
-                    input,
-                    block,
-                });
+                self.inbox.push_back(Incoming { origin: Origin::Controller, request: *descriptor, heap });
             }
             record::REPLY => self.settle(descriptor, giver, heap)?,
             record::RELEASE => self.released(giver_of_release(tag), descriptor.body),
@@ -442,9 +494,10 @@ impl Session {
             ToWorker::Serve { lease, caller, position, patience } => {
                 let caller = participant(u16::from(caller))?;
                 let exchange = ExchangeCallee::from_fd(fd()?).map_err(|e| fatal("cannot map the exchange page", e))?;
-                let link = self.link_to(caller)?;
-                link.consumer.skip_to(position).map_err(|e| fatal("lease starts at a bad position", e))?;
-                self.serving = Some(Serving { lease, caller, exchange, patience });
+                // A position out of range is the caller's lie: its lease is not served, and closed when revoked.
+                if self.link_to(caller)?.consumer.skip_to(position).is_ok() {
+                    self.serving = Some(Serving { lease, caller, exchange, patience });
+                }
             }
             ToWorker::Welcome(_) | ToWorker::Attached { .. } => {
                 return Err(Fatal("the controller greeted twice".into()));
@@ -480,8 +533,8 @@ impl Session {
     // ---- payloads ---------------------------------------------------------------------------------------------
 
     /// Makes received bytes readable where they are.
-    #[inline]
-    fn receive(&self, body: Body, giver: Giver, heap: Option<Buffer>) -> Result<(Bytes, Option<BlockRef>), Fatal> {
+    #[inline(always)]
+    fn receive(&self, body: Body, giver: Giver, heap: Option<Buffer>) -> Result<(Bytes, Option<BlockKey>), Fatal> {
         match (body, heap) {
             (_, Some(buffer)) if !buffer.as_ref().is_empty() => Ok((Bytes::Heap(buffer), None)),
             (Body::Inline(inline), _) => Ok((Bytes::Inline(inline), None)),
@@ -489,7 +542,8 @@ impl Session {
                 let peer = self.peers[block.owner.index()].as_ref();
                 let peer = peer.ok_or_else(|| fatal("a block of a stranger", block.owner))?;
                 let view = peer.segment.view(&block).map_err(|e| fatal("a block out of bounds", e))?;
-                Ok((Bytes::Held(Held::new(view, giver, &self.memory)), Some(block)))
+                let held = Held::new(view, giver, peer.incarnation, &self.memory);
+                Ok((Bytes::Held(held), Some(BlockKey::from(&block))))
             }
         }
     }
@@ -502,8 +556,8 @@ impl Session {
     }
 
     /// Readies bytes for `to`: inside the record, as a block of ours, as somebody else's block, or as a heap buffer.
-    #[inline]
-    fn load(&self, source: Source<'_>, to: ParticipantId) -> Result<(Body, Carried, Option<Buffer>), InvokeError> {
+    #[inline(always)]
+    fn load(&mut self, source: Source<'_>, to: ParticipantId) -> Result<(Body, Carried, Option<Buffer>), InvokeError> {
         let slice: &[u8] = match &source {
             Source::Slice(slice) => slice,
             Source::Vec(vec) => vec,
@@ -518,7 +572,7 @@ impl Session {
         self.load_bytes(Source::Bytes(Bytes::Own(loan)), to)
     }
 
-    fn load_bytes(&self, source: Source<'_>, to: ParticipantId) -> Result<(Body, Carried, Option<Buffer>), InvokeError> {
+    fn load_bytes(&mut self, source: Source<'_>, to: ParticipantId) -> Result<(Body, Carried, Option<Buffer>), InvokeError> {
         let Source::Bytes(bytes) = source else { unreachable!("slices are loaded by `load`") };
         let empty = Body::Inline(NO_HOLD);
         Ok(match bytes {
@@ -532,7 +586,15 @@ impl Session {
                 Store::Heap(buffer) => (empty, Carried::Nothing, Some(buffer)),
                 Store::Block(_) => unreachable!("a queue's memory is the heap"),
             },
-            Bytes::Held(held) => (Body::Block(held.block()), Carried::Passed(held), None),
+            Bytes::Held(held) if !self.knows(&held) => {
+                let copy = self.copy_of(&held)?;
+                return self.load_bytes(Source::Bytes(Bytes::Own(copy)), to);
+            }
+            Bytes::Held(held) => {
+                let block = held.block();
+                self.passed.push(held);
+                (Body::Block(block), Carried::Passed(BlockKey::from(&block)), None)
+            }
         })
     }
 
@@ -548,8 +610,8 @@ impl Session {
         if block.owner == self.me {
             // A peer that releases what it does not hold is refused by the arena and harms nobody.
             let _ = self.memory.arena.as_ref().map(|a| a.borrow_mut().release(from, block.index, block.generation));
-        } else if let Some(at) = self.passed.iter().position(|held| same_block(&held.block(), &block)) {
-            drop(self.passed.swap_remove(at));
+        } else {
+            drop(self.take_passed(BlockKey::from(&block)));
         }
     }
 
@@ -558,12 +620,23 @@ impl Session {
         match carried {
             Carried::Nothing => {}
             Carried::Lent(block) => self.released(Some(from), Body::Block(block)),
-            Carried::Passed(held) => drop(held),
+            Carried::Passed(block) => drop(self.take_passed(block)),
         }
     }
 
+    fn take_passed(&mut self, block: BlockKey) -> Option<Held> {
+        let at = self.passed.iter().position(|held| key(held) == block)?;
+        Some(self.passed.swap_remove(at))
+    }
+
+    /// As `return_blocks`, where there is no way to say that the controller is gone.
+    #[inline(always)]
+    fn return_or_die(&mut self) {
+        self.return_blocks().unwrap_or_else(|Fatal(text)| die(&text));
+    }
+
     /// Tells givers what we are done with.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn return_blocks(&mut self) -> Result<(), Fatal> {
         if self.memory.returned.borrow().is_empty() {
             return Ok(());
@@ -573,8 +646,8 @@ impl Session {
 
     #[cold]
     fn return_all(&mut self) -> Result<(), Fatal> {
-        let returned = std::mem::take(&mut *self.memory.returned.borrow_mut());
-        for (giver, block) in returned {
+        loop {
+            let Some((giver, block)) = self.memory.returned.borrow_mut().pop() else { return Ok(()) };
             let known = self.peers[giver.participant.index()].as_ref();
             if known.is_none_or(|peer| peer.incarnation != giver.incarnation) {
                 continue; // It died, and its memory with it.
@@ -583,47 +656,60 @@ impl Session {
                 Descriptor { kind: record::RELEASE, tag: 0, id: 0, aux: 0, body: Body::Block(block) };
             let direct = self.calling.as_ref().is_some_and(|calling| calling.callee == giver.participant)
                 || self.serving.as_ref().is_some_and(|serving| serving.caller == giver.participant);
-            if direct && self.link(giver.participant).producer.try_send(&release).is_ok() {
+            if direct && self.release_directly(giver.participant, &release) {
                 continue;
             }
             release.tag = u16::from(giver.participant.get());
             self.send_controller(&release, None)?;
         }
-        Ok(())
+    }
+
+    /// Through the ring, as long as that leaves room for every answer that may be due on it.
+    fn release_directly(&mut self, to: ParticipantId, release: &Descriptor) -> bool {
+        let link = self.link(to);
+        link.producer.free_slots() > ANSWERS_MAX && link.producer.try_send(release).is_ok()
     }
 
     // ---- serving ----------------------------------------------------------------------------------------------
 
     /// The next request, from the controller or under a lease; `None` when the worker is to exit.
+    #[inline(always)]
     pub(crate) fn next_request(&mut self) -> Result<Option<Incoming>, Fatal> {
-        let patience = self.serving.as_ref().map_or(self.welcome.patience, |serving| serving.patience);
-        let found = self.wait(patience, u64::MAX, |session, _| {
-            if let Some(incoming) = session.poll_caller()? {
-                return Ok(Some(Some(incoming)));
+        loop {
+            if self.serving.is_some() {
+                if let Some(incoming) = self.poll_caller()? {
+                    return Ok(Some(incoming));
+                }
             }
-            let leased = session.serving.is_some();
-            while session.inbox.is_empty() && session.poll_controller()? {}
-            if let Some(lease) = session.revoked.take() {
-                session.close_lease(lease)?;
+            if let Some(next) = self.next_from_controller()? {
+                return Ok(next);
             }
-            if let Some(incoming) = session.inbox.pop_front() {
-                return Ok(Some(Some(incoming)));
-            }
-            if session.shutdown {
-                return Ok(Some(None));
-            }
-            // A lease came or went: wait again with its patience.
-            Ok((leased != session.serving.is_some()).then_some(None))
-        })?;
-        match found.flatten() {
-            Some(incoming) => Ok(Some(incoming)),
-            None if self.shutdown => Ok(None),
-            None => self.next_request(),
+            let patience = self.serving.as_ref().map_or(self.welcome.patience, |serving| serving.patience);
+            self.wait(patience, u64::MAX, |session| {
+                session.serving.as_ref().is_some_and(|serving| {
+                    serving.exchange.ready() || session.ring_ready(serving.caller)
+                }) || session.controller_ready()
+                    || !session.inbox.is_empty()
+                    || session.shutdown
+            })?;
         }
     }
 
-    /// A request under the lease we serve.
+    /// What the controller has for us: a request, or (`Some(None)`) the end.
     #[inline]
+    fn next_from_controller(&mut self) -> Result<Option<Option<Incoming>>, Fatal> {
+        while self.inbox.is_empty() && self.poll_controller()? {}
+        if let Some(lease) = self.revoked.take() {
+            self.close_lease(lease)?;
+        }
+        if let Some(incoming) = self.inbox.pop_front() {
+            return Ok(Some(Some(incoming)));
+        }
+        Ok(self.shutdown.then_some(None))
+    }
+
+    /// A request under the lease we serve.
+    #[inline(always)]
     fn poll_caller(&mut self) -> Result<Option<Incoming>, Fatal> {
         let Some(serving) = &mut self.serving else { return Ok(None) };
         let caller = serving.caller;
@@ -631,44 +717,54 @@ impl Session {
             Ok(None) => {}
             Ok(Some((sequence, request))) => {
                 self.link(caller).mark_exchange_taken(sequence);
-                return self.incoming(Origin::Exchange(caller), u64::from(sequence), &request);
+                return Ok(Some(Incoming { origin: Origin::Exchange(caller), request, heap: None }));
             }
-            Err(_) => return self.distrust(caller),
+            Err(_) => return self.distrust(caller).map(|()| None),
         }
         loop {
             let link = self.link(caller);
             match link.consumer.poll() {
                 Ok(None) => return Ok(None),
-                Ok(Some(descriptor)) if descriptor.kind & !record::ARGS == record::REQUEST => {
+                Ok(Some(request)) if request.kind & record::KIND == record::REQUEST => {
                     let head = link.consumer.head();
                     link.mark_taken(head);
-                    return self.incoming(Origin::Ring(caller), descriptor.id, &descriptor);
+                    return Ok(Some(Incoming { origin: Origin::Ring(caller), request, heap: None }));
                 }
                 Ok(Some(descriptor)) => self.released(Some(caller), descriptor.body),
-                Err(_) => return self.distrust(caller),
+                Err(_) => return self.distrust(caller).map(|()| None),
             }
         }
     }
 
-    #[inline]
-    fn incoming(&mut self, origin: Origin, call: u64, request: &Descriptor) -> Result<Option<Incoming>, Fatal> {
-        let (Origin::Ring(caller) | Origin::Exchange(caller)) = origin else { unreachable!("leased requests only") };
+    /// The input of a request, readable where it lies, and the name of its block. `None`: the request is not served.
+    #[inline(always)]
+    pub(crate) fn open(
+        &mut self,
+        origin: Origin,
+        request: &Descriptor,
+        heap: Option<Buffer>,
+    ) -> Result<Option<(Input, Option<BlockKey>)>, Fatal> {
         let is_args = request.kind & record::ARGS != 0;
-        let giver = self.giver(caller);
-        let Ok((bytes, block)) = self.receive(request.body, giver, None) else { return self.distrust(caller) };
-        Ok(Some(Incoming {
-            origin,
-            call,
-            function: request.tag,
-            deadline_ns: request.aux,
-            input: Input { bytes, is_args },
-            block,
-        }))
+        if let (Body::Inline(inline), None) = (request.body, &heap) {
+            return Ok(Some((Input { bytes: Bytes::Inline(inline), is_args }, None)));
+        }
+        let from = match origin {
+            Origin::Controller => ParticipantId::CONTROLLER,
+            Origin::Ring(caller) | Origin::Exchange(caller) => caller,
+        };
+        match (self.receive(request.body, self.giver(from), heap), origin) {
+            (Ok((bytes, block)), _) => {
+                self.memory.serve(block);
+                Ok(Some((Input { bytes, is_args }, block)))
+            }
+            (Err(fatal), Origin::Controller) => Err(fatal),
+            (Err(_), Origin::Ring(caller) | Origin::Exchange(caller)) => self.distrust(caller).map(|()| None),
+        }
     }
 
     /// The caller of our lease sent something malformed. We stop listening to it; the lease is closed when revoked.
     #[cold]
-    fn distrust<T>(&mut self, caller: ParticipantId) -> Result<Option<T>, Fatal> {
+    fn distrust(&mut self, caller: ParticipantId) -> Result<(), Fatal> {
         eprintln!("praas-worker {}: malformed request from {caller}; no longer serving its lease", self.me.get());
         if let Some(mut serving) = self.serving.take() {
             serving.exchange.close();
@@ -677,7 +773,7 @@ impl Session {
             link.close(serving.lease, head);
             link.bell.ring();
         }
-        Ok(None)
+        Ok(())
     }
 
     fn close_lease(&mut self, lease: u64) -> Result<(), Fatal> {
@@ -695,8 +791,9 @@ impl Session {
     }
 
     /// Marks the controller's request as begun: from here on it may have run.
-    pub(crate) fn begin(&mut self, incoming: &Incoming) {
-        if let (Origin::Controller, Channel::Ring { link, .. }) = (incoming.origin, &mut self.channel) {
+    #[inline(always)]
+    pub(crate) fn begin(&mut self, origin: Origin) {
+        if let (Origin::Controller, Channel::Ring { link, .. }) = (origin, &mut self.channel) {
             let head = link.consumer.head();
             link.mark_taken(head);
         }
@@ -708,7 +805,7 @@ impl Session {
         &mut self,
         origin: Origin,
         call: u64,
-        block: Option<BlockRef>,
+        block: Option<BlockKey>,
         code: Code,
         status: i32,
         payload: Payload<'_>,
@@ -719,7 +816,7 @@ impl Session {
         };
         let bytes = match payload.source {
             // A third party's block: the far end of a lease may not know that third party, so it gets a copy.
-            Source::Bytes(Bytes::Held(held)) if to != ParticipantId::CONTROLLER && Some(held.block()) != block => {
+            Source::Bytes(Bytes::Held(held)) if to != ParticipantId::CONTROLLER && Some(key(&held)) != block => {
                 match self.copy_of(&held) {
                     Ok(loan) => Source::Bytes(Bytes::Own(loan)),
                     Err(error) => return self.reply_error(origin, call, block, &error),
@@ -731,42 +828,48 @@ impl Session {
             Ok(loaded) => loaded,
             Err(error) => return self.reply_error(origin, call, block, &error),
         };
-        if let Carried::Passed(held) = carried {
-            if Some(held.block()) == block {
+        if let (Carried::Passed(passed), true) = (carried, matches!(carried, Carried::Passed(passed) if Some(passed) == block)) {
+            // An echo: the answer says that we have let go.
+            if let Some(held) = self.take_passed(passed) {
                 held.forget();
-            } else {
-                self.passed.push(held);
             }
         }
-        let kind = record::REPLY | if payload.is_args { record::ARGS } else { 0 };
+        let keeps = if self.memory.served() { record::KEEPS } else { 0 };
+        let kind = record::REPLY | keeps | if payload.is_args { record::ARGS } else { 0 };
         let aux = u64::from(status.cast_unsigned());
         let reply = Descriptor { kind, tag: code as u16, id: call, aux, body };
-        match origin {
-            Origin::Controller => self.send_controller(&reply, heap)?,
-            Origin::Exchange(caller) => {
-                if let Some(serving) = self.serving.as_mut().filter(|serving| serving.caller == caller) {
-                    serving.exchange.reply(&reply);
-                    self.link(caller).bell.ring();
-                }
-            }
-            Origin::Ring(caller) => {
-                if self.serving.as_ref().is_some_and(|serving| serving.caller == caller) {
-                    let link = self.link(caller);
-                    // Full cannot be: a caller has fewer calls in flight than the ring has slots. One that lies loses its answer.
-                    let _ = link.producer.try_send(&reply);
-                    link.bell.ring();
-                }
-            }
+        if origin == Origin::Controller {
+            return self.send_controller(&reply, heap);
         }
+        self.reply_leased(origin, &reply);
         Ok(())
     }
 
+    /// Answers under a lease. Without the lease nobody waits for the answer any more.
+    #[inline(always)]
+    pub(crate) fn reply_leased(&mut self, origin: Origin, reply: &Descriptor) {
+        let Some(serving) = &mut self.serving else { return };
+        let caller = serving.caller;
+        if origin == Origin::Exchange(caller) {
+            serving.exchange.reply(reply);
+            self.link(caller).bell.ring();
+        } else if origin == Origin::Ring(caller) {
+            let link = self.link(caller);
+            // Full cannot be: a caller has fewer calls in flight than the ring has slots. One that lies loses its answer.
+            let _ = link.producer.try_send(reply);
+            link.bell.ring();
+        }
+    }
+
+    /// Whether the owner of the bytes still lives, so that others can read them where they are.
+    fn knows(&self, held: &Held) -> bool {
+        let owner = self.peers[held.block().owner.index()].as_ref();
+        owner.is_some_and(|owner| owner.incarnation == held.owner_incarnation())
+    }
+
     fn copy_of(&self, held: &Held) -> Result<Loan, InvokeError> {
-        let peer = self.peers[held.block().owner.index()].as_ref();
-        let view = peer.and_then(|peer| peer.segment.view(&held.block()).ok());
-        let view = view.ok_or_else(|| InvokeError::WorkerLost { text: "the owner of the bytes is gone".into() })?;
-        let mut loan = self.memory.loan(view.len())?;
-        loan.copy_from_slice(&view);
+        let mut loan = self.memory.loan(held.as_slice().len())?;
+        loan.copy_from_slice(held.as_slice());
         Ok(loan)
     }
 
@@ -775,7 +878,7 @@ impl Session {
         &mut self,
         origin: Origin,
         call: u64,
-        block: Option<BlockRef>,
+        block: Option<BlockKey>,
         error: &InvokeError,
     ) -> Result<(), Fatal> {
         let code = match error {
@@ -801,75 +904,243 @@ impl Session {
 
     // ---- calling ----------------------------------------------------------------------------------------------
 
-    /// Calls and waits: over the exchange line when a lease is at hand, else as `submit` and `collect` would.
-    #[inline]
+    /// Calls and waits: directly when a lease is at hand and its way is free, else as `submit` and `collect` would.
+    #[inline(always)]
     pub(crate) fn invoke(&mut self, function: u16, deadline_ns: u64, payload: Payload<'_>) -> Result<Reply, InvokeError> {
-        let direct = self.exchange_wanted
-            && !matches!(payload.source, Source::Bytes(Bytes::Held(_)))
-            && self.calling.as_ref().is_some_and(|calling| !calling.exchange.busy());
-        if direct {
-            return self.invoke_exchange(function, deadline_ns, payload);
+        self.return_or_die();
+        let Some(calling) = &self.calling else { return self.invoke_by_window(function, deadline_ns, payload) };
+        let callee = calling.callee;
+        let over_exchange = self.exchange_wanted && !calling.exchange.busy();
+        if !over_exchange && (self.exchange_wanted || calling.in_flight > 0) {
+            return self.invoke_by_window(function, deadline_ns, payload);
         }
+        let kind = record::REQUEST | if payload.is_args { record::ARGS } else { 0 };
+        let inline = match payload.source {
+            Source::Slice(slice) => Inline::new(slice),
+            _ => None,
+        };
+        let (body, carried) = match inline {
+            Some(inline) => (Body::Inline(inline), Carried::Nothing),
+            None if matches!(payload.source, Source::Bytes(Bytes::Held(_))) => {
+                return self.invoke_by_window(function, deadline_ns, payload);
+            }
+            None => {
+                let (body, carried, _) = self.load(payload.source, callee)?;
+                (body, carried)
+            }
+        };
+        if over_exchange {
+            self.invoke_exchange(Descriptor { kind, tag: function, id: 0, aux: deadline_ns, body }, callee, carried)
+        } else {
+            self.direct_calls += 1;
+            let id = DIRECT | self.direct_calls;
+            self.invoke_ring(Descriptor { kind, tag: function, id, aux: deadline_ns, body }, callee, carried)
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn invoke_by_window(&mut self, function: u16, deadline_ns: u64, payload: Payload<'_>) -> Result<Reply, InvokeError> {
         let number = self.submit(function, deadline_ns, payload)?;
         self.collect(number)
     }
 
-    #[inline]
-    fn invoke_exchange(&mut self, function: u16, deadline_ns: u64, payload: Payload<'_>) -> Result<Reply, InvokeError> {
+    /// Request and answer in one cache line, shared with the callee alone.
+    #[inline(always)]
+    fn invoke_exchange(&mut self, request: Descriptor, callee: ParticipantId, carried: Carried) -> Result<Reply, InvokeError> {
         let calling = self.calling.as_ref().expect("checked by the caller");
-        let (callee, patience) = (calling.callee, calling.patience);
-        let kind = record::REQUEST | if payload.is_args { record::ARGS } else { 0 };
-        let (body, carried, _) = self.load(payload.source, callee)?;
-        let request = Descriptor { kind, tag: function, id: 0, aux: deadline_ns, body };
-        let calling = self.calling.as_mut().expect("checked by the caller");
+        let spins = if calling.patience.spin_ns > 0 { POLLS_PER_LOOK } else { 0 };
+        if self.ring_ready(callee) {
+            // Blocks that the callee kept longer than its answers took; nobody else reads them off its ring.
+            self.take_callee();
+        }
+        let calling = self.calling.as_mut().expect("a lease ends only in `take_controller`");
         let sequence = calling.exchange.submit(&request);
         self.link(callee).bell.ring();
-        self.parted = None;
-        let found = self.wait(patience, deadline_ns, |session, polls| {
-            if let Some(calling) = &mut session.calling {
+        for _ in 0..spins {
+            let calling = self.calling.as_mut().expect("checked by the caller");
+            if calling.exchange.ready() {
                 if let Ok(Some(ExchangeReply::Reply(reply))) = calling.exchange.poll() {
-                    return Ok(Some(Some(reply)));
+                    return self.conclude(reply, callee, carried);
+                }
+                break;
+            }
+            if self.controller_ready() {
+                break;
+            }
+            std::hint::spin_loop();
+        }
+        self.await_exchange(sequence, request, callee, carried)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn await_exchange(
+        &mut self,
+        sequence: u32,
+        request: Descriptor,
+        callee: ParticipantId,
+        carried: Carried,
+    ) -> Result<Reply, InvokeError> {
+        self.parted = None;
+        self.awaiting = true;
+        let patience = self.calling.as_ref().map_or(self.welcome.patience, |calling| calling.patience);
+        loop {
+            let waited = self.wait(patience, request.aux, |session| {
+                session.calling.as_ref().is_none_or(|calling| calling.exchange.ready()) || session.controller_ready()
+            });
+            let ready = waited.unwrap_or_else(|Fatal(text)| die(&text));
+            if let Some(calling) = &mut self.calling {
+                if let Ok(Some(ExchangeReply::Reply(reply))) = calling.exchange.poll() {
+                    self.awaiting = false;
+                    return self.conclude(reply, callee, carried);
                 }
             }
-            if polls % POLLS_PER_CONTROLLER == 0 {
-                while session.poll_controller()? {}
-                if session.parted.is_some() {
-                    return Ok(Some(None));
-                }
+            self.take_controller();
+            if let Some(mut parted) = self.parted.take() {
+                let reply = match parted.exchange.poll() {
+                    Ok(Some(ExchangeReply::Reply(reply))) => Some(reply),
+                    _ => None,
+                };
+                let begun = parted.death.as_ref().is_some_and(|death| death.exchange_taken == sequence);
+                return self.part(parted, reply, begun, request, carried);
             }
-            Ok(None)
-        });
-        match found {
-            Err(Fatal(text)) => die(&text),
-            Ok(Some(Some(reply))) => self.accept(reply, carried, self.giver(callee)),
-            Ok(Some(None)) => self.part(sequence, request, carried),
-            Ok(None) => {
+            if !ready {
+                self.awaiting = false;
                 // The callee may still be at it: the line, and what the call carried, stay its until the lease ends.
                 if let Some(calling) = &mut self.calling {
                     calling.left = carried;
                 }
-                self.overran();
-                Err(InvokeError::Timeout { text: "the deadline passed during a leased call".into() })
+                return Err(self.overran());
             }
         }
     }
 
-    /// The lease ended under an exchange: it was answered just before, or never begun, or died with its worker.
-    #[cold]
-    fn part(&mut self, sequence: u32, request: Descriptor, carried: Carried) -> Result<Reply, InvokeError> {
-        let mut parted = self.parted.take().expect("checked by the caller");
-        let giver = self.giver(parted.callee);
-        if let Ok(Some(ExchangeReply::Reply(reply))) = parted.exchange.poll() {
-            return self.accept(reply, carried, giver);
+    /// Request and answer each in the next slot of a ring.
+    #[inline(always)]
+    fn invoke_ring(&mut self, request: Descriptor, callee: ParticipantId, carried: Carried) -> Result<Reply, InvokeError> {
+        let spins = self.calling.as_ref().map_or(0, |calling| if calling.patience.spin_ns > 0 { POLLS_PER_LOOK } else { 0 });
+        let link = self.link(callee);
+        let Ok(position) = link.producer.try_send(&request) else {
+            // Full of what the callee has not read yet: then this call waits its turn with the controller.
+            let carried = self.hand_on(carried, callee);
+            let body = carried_body(request.body, &carried);
+            let number = self.resend(request.kind, request.tag, request.aux, body, carried)?;
+            return self.collect(number);
+        };
+        link.bell.ring();
+        for _ in 0..spins {
+            let link = self.link(callee);
+            if link.consumer.ready() {
+                match link.consumer.poll() {
+                    Ok(Some(reply)) if reply.id == request.id => return self.conclude(reply, callee, carried),
+                    Ok(Some(other)) => self.take_answer(callee, &other).unwrap_or_else(|Fatal(text)| die(&text)),
+                    _ => {}
+                }
+                continue;
+            }
+            if self.controller_ready() {
+                break;
+            }
+            std::hint::spin_loop();
         }
-        if let Some((taken, how)) = parted.death {
-            if taken == sequence {
-                return Err(InvokeError::WorkerLost { text: format!("the worker that ran the call {how}; it may have run") });
+        self.await_ring(position, request, callee, carried)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn await_ring(
+        &mut self,
+        position: u64,
+        request: Descriptor,
+        callee: ParticipantId,
+        carried: Carried,
+    ) -> Result<Reply, InvokeError> {
+        self.parted = None;
+        self.direct_reply = None;
+        self.awaiting = true;
+        let patience = self.calling.as_ref().map_or(self.welcome.patience, |calling| calling.patience);
+        loop {
+            let waited = self.wait(patience, request.aux, |session| {
+                session.calling.as_ref().is_none_or(|calling| session.ring_ready(calling.callee))
+                    || session.controller_ready()
+            });
+            let ready = waited.unwrap_or_else(|Fatal(text)| die(&text));
+            self.take_callee();
+            self.take_controller();
+            let reply = self.direct_reply.take_if(|reply| reply.id == request.id);
+            if let Some(parted) = self.parted.take() {
+                let begun = parted.death.as_ref().is_some_and(|death| position < death.taken);
+                return self.part(parted, reply, begun, request, carried);
+            }
+            if let Some(reply) = reply {
+                self.awaiting = false;
+                return self.conclude(reply, callee, carried);
+            }
+            if !ready {
+                self.awaiting = false;
+                // Its answer, should it come, is nobody's; the block comes back with the end of the lease.
+                self.direct_calls += 1;
+                if let Some(calling) = &mut self.calling {
+                    calling.left = carried;
+                }
+                return Err(self.overran());
             }
         }
-        let carried = self.hand_on(carried, parted.callee);
-        let number = self.resend(request.kind, request.tag, request.aux, carried_body(request.body, &carried), carried)?;
-        self.collect(number)
+    }
+
+    /// Turns the answer to a direct call into a reply.
+    #[inline(always)]
+    fn conclude(&mut self, reply: Descriptor, callee: ParticipantId, carried: Carried) -> Result<Reply, InvokeError> {
+        match (reply.body, &carried) {
+            (Body::Inline(inline), Carried::Nothing) if reply.tag == Code::Ok as u16 => {
+                Ok(Reply { status: status(reply.aux), bytes: Bytes::Inline(inline) })
+            }
+            _ => self.accept(reply, carried, self.giver(callee)),
+        }
+    }
+
+    /// Takes everything the controller has sent.
+    #[inline]
+    fn take_controller(&mut self) {
+        while self.poll_controller().unwrap_or_else(|Fatal(text)| die(&text)) {}
+    }
+
+    /// Takes everything the worker that serves us has sent.
+    #[inline]
+    fn take_callee(&mut self) {
+        while self.poll_callee().unwrap_or_else(|Fatal(text)| die(&text)) {}
+    }
+
+    /// The lease ended under a direct call: it was answered just before, or is lost because its callee had begun on it
+    /// before it died, or else starts over through the controller.
+    #[cold]
+    fn part(
+        &mut self,
+        parted: Parted,
+        reply: Option<Descriptor>,
+        begun: bool,
+        request: Descriptor,
+        carried: Carried,
+    ) -> Result<Reply, InvokeError> {
+        self.awaiting = false;
+        let Parted { callee, death, .. } = parted;
+        let starts_over = reply.is_none() && !begun;
+        let concluded = reply.map(|reply| self.conclude(reply, callee, carried));
+        let carried = if starts_over { self.hand_on(carried, callee) } else { Carried::Nothing };
+        if let (Some(_), Some(arena)) = (&death, &self.memory.arena) {
+            // Whatever else it had of ours.
+            arena.borrow_mut().reclaim(callee);
+        }
+        match (concluded, death) {
+            (Some(result), _) => result,
+            (None, Some(death)) if begun => Err(lost(&death.how)),
+            (None, _) => {
+                let body = carried_body(request.body, &carried);
+                let number = self.resend(request.kind, request.tag, request.aux, body, carried)?;
+                self.collect(number)
+            }
+        }
     }
 
     /// Turns what was lent to a callee into what is lent to the controller. The dead have given everything back.
@@ -889,13 +1160,14 @@ impl Session {
 
     fn enter(&mut self, route: Route, deadline_ns: u64, carried: Carried) -> u64 {
         let number = self.nested.next();
-        let call = NestedCall { route, carried, deadline_ns, outcome: None, settled: false, wanted: true };
+        let call = NestedCall { route, carried, deadline_ns, outcome: Outcome::None, settled: false, wanted: true };
         self.nested.calls.push_back(call);
         number
     }
 
     /// Starts a call and returns its number. Under a lease it goes straight into the callee's ring.
     pub(crate) fn submit(&mut self, function: u16, deadline_ns: u64, payload: Payload<'_>) -> Result<u64, InvokeError> {
+        self.return_or_die();
         if self.nested.calls.len() >= NESTED_MAX {
             let text = format!("{NESTED_MAX} nested calls are open, the most one function may have; wait for some");
             return Err(InvokeError::Busy { text });
@@ -937,39 +1209,31 @@ impl Session {
         let Some(call) = known else {
             return Err(InvokeError::Protocol { text: format!("nested call {number} is not open") });
         };
-        // The controller keeps the deadlines of what goes through it.
-        let deadline_ns = if call.route == Route::Controller { u64::MAX - 1 } else { call.deadline_ns };
-        let patience = self.calling.as_ref().map_or(self.welcome.patience, |calling| calling.patience);
-        let found = self.wait(patience, deadline_ns, |session, polls| {
-            while session.poll_callee()? {}
-            if polls % POLLS_PER_CONTROLLER == 0 {
-                while session.poll_controller()? {}
-            }
-            let call = session.nested.get(number);
-            Ok(call.and_then(|call| call.outcome.take()))
-        });
-        match found {
-            Err(Fatal(text)) => die(&text),
-            Ok(Some(outcome)) => {
+        let deadline_ns = if call.route == Route::Controller { UNTIL_TOLD } else { call.deadline_ns };
+        loop {
+            self.take_callee();
+            self.take_controller();
+            if let Some(outcome) = self.nested.get(number).and_then(|call| call.outcome.take()) {
                 self.dismiss(number);
-                outcome
+                return outcome;
             }
-            Ok(None) => {
+            let patience = self.calling.as_ref().map_or(self.welcome.patience, |calling| calling.patience);
+            let waited = self.wait(patience, deadline_ns, |session| {
+                session.calling.as_ref().is_some_and(|calling| session.ring_ready(calling.callee))
+                    || session.controller_ready()
+                    || session.nested.has_outcome(number)
+            });
+            if !waited.unwrap_or_else(|Fatal(text)| die(&text)) {
                 self.dismiss(number);
-                self.overran();
-                Err(InvokeError::Timeout { text: "the deadline passed during a leased call".into() })
+                return Err(self.overran());
             }
         }
     }
 
     /// The outcome if it is there.
     pub(crate) fn try_collect(&mut self, number: u64) -> Option<Result<Reply, InvokeError>> {
-        let look = |session: &mut Self| -> Result<(), Fatal> {
-            while session.poll_callee()? {}
-            while session.poll_controller()? {}
-            Ok(())
-        };
-        look(self).unwrap_or_else(|Fatal(text)| die(&text));
+        self.take_callee();
+        self.take_controller();
         let outcome = self.nested.get(number)?.outcome.take();
         if outcome.is_some() {
             self.dismiss(number);
@@ -992,17 +1256,19 @@ impl Session {
         }
         for call in &mut self.nested.calls {
             call.wanted = false;
-            call.outcome = None;
+            call.outcome = Outcome::None;
         }
         self.nested.trim();
     }
 
-    fn overran(&mut self) {
+    #[cold]
+    fn overran(&mut self) -> InvokeError {
         if let Some(calling) = self.calling.as_mut().filter(|calling| !calling.overran) {
             calling.overran = true;
             let lease = calling.lease;
             self.tell_controller(record::OVERRUN, 0, lease, 0).unwrap_or_else(|Fatal(text)| die(&text));
         }
+        InvokeError::Timeout { text: "the deadline passed during a leased call".into() }
     }
 
     /// Takes one answer from the ring of the worker that serves us.
@@ -1022,7 +1288,15 @@ impl Session {
 
     #[inline]
     fn take_answer(&mut self, callee: ParticipantId, descriptor: &Descriptor) -> Result<(), Fatal> {
-        if descriptor.kind & !record::ARGS == record::REPLY {
+        if descriptor.id & DIRECT != 0 && descriptor.kind & record::KIND == record::REPLY {
+            if descriptor.id == DIRECT | self.direct_calls {
+                self.direct_reply = Some(*descriptor);
+            } else {
+                // To a call that ran past its deadline: its bytes go back unread.
+                drop(self.accept(*descriptor, Carried::Nothing, self.giver(callee)));
+            }
+            Ok(())
+        } else if descriptor.kind & record::KIND == record::REPLY {
             if let Some(calling) = &mut self.calling {
                 calling.in_flight = calling.in_flight.saturating_sub(1);
             }
@@ -1042,15 +1316,22 @@ impl Session {
         let Some(call) = found else {
             return if from_controller { Err(Fatal("an answer to a call that is not open".into())) } else { Ok(()) };
         };
-        let carried = std::mem::replace(&mut call.carried, Carried::Nothing);
         call.settled = true;
+        let (carried, wanted) = (call.carried, call.wanted);
+        call.carried = Carried::Nothing;
+        if let (Body::Inline(inline), Carried::Nothing, true, None) = (descriptor.body, carried, wanted, &heap) {
+            if descriptor.tag == Code::Ok as u16 {
+                call.outcome = Outcome::Reply(Reply { status: status(descriptor.aux), bytes: Bytes::Inline(inline) });
+                return Ok(());
+            }
+        }
         let outcome = match heap {
             Some(buffer) if !buffer.as_ref().is_empty() => self.accept_heap(descriptor, buffer),
             _ => self.accept(*descriptor, carried, giver),
         };
-        let call = self.nested.get(descriptor.id).expect("found above");
-        if call.wanted {
-            call.outcome = Some(outcome);
+        if wanted {
+            let call = self.nested.get(descriptor.id).expect("found above");
+            call.outcome = outcome.into();
         }
         self.nested.trim();
         Ok(())
@@ -1082,13 +1363,15 @@ impl Session {
             }
             (body, carried) => {
                 let code = Code::from_wire(descriptor.tag).unwrap_or(Code::Protocol);
+                let keeps = descriptor.kind & record::KEEPS != 0;
                 match carried {
                     // The worker that ran the call still reads it; a RELEASE follows when it has let go.
-                    Carried::Lent(_) if code.leaves_block_lent() => {}
-                    Carried::Passed(held) if code.leaves_block_lent() => self.passed.push(held),
+                    Carried::Lent(_) | Carried::Passed(_) if keeps || code.leaves_block_lent() => {}
                     // What was passed on came back by echo.
-                    Carried::Passed(held) if matches!(body, Body::Block(block) if same_block(&block, &held.block())) => {
-                        return self.finish(descriptor, status, Bytes::Held(held));
+                    Carried::Passed(passed) if matches!(body, Body::Block(block) if BlockKey::from(&block) == passed) => {
+                        if let Some(held) = self.take_passed(passed) {
+                            return self.finish(descriptor, status, Bytes::Held(held));
+                        }
                     }
                     carried => self.unload(carried, giver.participant),
                 }
@@ -1118,11 +1401,12 @@ impl Session {
     /// The controller says that our lease is over. What the callee did not take goes through the controller again.
     fn lease_ended(&mut self, lease: u64) -> Result<(), Fatal> {
         if let Some(mut calling) = self.calling.take_if(|calling| calling.lease == lease) {
-            if calling.overran && calling.exchange.busy() {
+            if calling.overran {
                 // Nobody waits for this answer any more; what it brings and what the call carried go back.
-                let left = std::mem::replace(&mut calling.left, Carried::Nothing);
+                let left = calling.left;
                 match calling.exchange.poll() {
                     Ok(Some(ExchangeReply::Reply(late))) => drop(self.accept(late, left, self.giver(calling.callee))),
+                    // Over a ring its answer is below, and the callee is idle: it has let go.
                     _ => self.unload(left, calling.callee),
                 }
             }
@@ -1151,7 +1435,7 @@ impl Session {
 
     /// A record that the callee never took.
     fn bounced(&mut self, callee: ParticipantId, mut descriptor: Descriptor) -> Result<(), Fatal> {
-        if descriptor.kind & !record::ARGS == record::RELEASE {
+        if descriptor.kind & record::KIND == record::RELEASE {
             descriptor.tag = u16::from(callee.get());
             return self.send_controller(&descriptor, None);
         }
@@ -1176,7 +1460,7 @@ impl Session {
                 .filter_map(|position| Some((position, link.producer.sent(position)?)))
                 .collect();
             for (position, descriptor) in sent {
-                if position >= taken && descriptor.kind & !record::ARGS == record::REQUEST {
+                if position >= taken && descriptor.kind & record::KIND == record::REQUEST {
                     self.bounced(gone, descriptor)?;
                 }
             }
@@ -1184,14 +1468,15 @@ impl Session {
                 if matches!(call.route, Route::Ring { .. }) && !call.settled {
                     call.settled = true;
                     call.carried = Carried::Nothing;
-                    let text = format!("the worker that ran the call {how}; it may have run");
-                    call.outcome = call.wanted.then(|| Err(InvokeError::WorkerLost { text }));
+                    if call.wanted {
+                        call.outcome = Outcome::Failed(Box::new(lost(how)));
+                    }
                 }
             }
             self.nested.trim();
-            let death = Some((exchange_taken, how.to_owned()));
-            // A block lent over the exchange line comes back below, unless the call starts over: `part` lends it anew.
-            if let (Some(arena), false) = (&self.memory.arena, calling.exchange.busy()) {
+            let death = Some(Death { taken, exchange_taken, how: how.to_owned() });
+            // With a direct call open its block is dealt with first, and the rest then (`part_from`).
+            if let (Some(arena), false) = (&self.memory.arena, self.awaiting) {
                 arena.borrow_mut().reclaim(gone);
             }
             self.parted = Some(Parted { exchange: calling.exchange, callee: gone, death });
@@ -1230,7 +1515,11 @@ impl Session {
 }
 
 fn same_block(a: &BlockRef, b: &BlockRef) -> bool {
-    a.owner == b.owner && a.index == b.index && a.generation == b.generation
+    BlockKey::from(a) == BlockKey::from(b)
+}
+
+fn key(held: &Held) -> BlockKey {
+    BlockKey::from(&held.block())
 }
 
 fn carried_body(body: Body, carried: &Carried) -> Body {
@@ -1243,6 +1532,10 @@ fn carried_body(body: Body, carried: &Carried) -> Body {
 #[expect(clippy::cast_possible_truncation, reason = "a status is the low half")]
 fn status(aux: u64) -> i32 {
     (aux as u32).cast_signed()
+}
+
+fn lost(how: &str) -> InvokeError {
+    InvokeError::WorkerLost { text: format!("the worker that ran the call {how}; it may have run") }
 }
 
 fn participant(tag: u16) -> Result<ParticipantId, Fatal> {
