@@ -325,8 +325,7 @@ impl Client {
         stream.set_nonblocking(true).map_err(refused)?;
         let tcp = TcpConfig { backlog_bytes_max: 1 << 30, ..TcpConfig::default() };
         let limits = Limits { payload_bytes_max: 1 << 30 };
-        let mut connection =
-            Connection::new(mio::net::TcpStream::from_std(stream), limits, tcp).map_err(refused)?;
+        let mut connection = Connection::new(mio::net::TcpStream::from_std(stream), limits, tcp).map_err(refused)?;
         let mut pool = Pool::default();
         let welcome = greet(&mut connection, &mut pool, address, config)?;
         let functions = (0..).zip(&welcome.functions).map(|(id, name)| (name.clone(), id)).collect();
@@ -363,7 +362,11 @@ impl Client {
     ///
     /// # Errors
     /// Every way a call can fail. The client can be used again after all of them except `ConnectionLost`.
-    pub fn invoke(&mut self, callee: impl RemoteCallee, input: impl Into<Outgoing>) -> Result<ClientReply, InvokeError> {
+    pub fn invoke(
+        &mut self,
+        callee: impl RemoteCallee,
+        input: impl Into<Outgoing>,
+    ) -> Result<ClientReply, InvokeError> {
         let call = self.submit(callee, input)?;
         self.wait(call)
     }
@@ -495,7 +498,9 @@ impl Client {
         }
         let bytes = match body {
             Received::Whole(bytes) => bytes,
-            Received::Refused { bytes, .. } => return Err(format!("the process sent {bytes} bytes, above every limit")),
+            Received::Refused { bytes, .. } => {
+                return Err(format!("the process sent {bytes} bytes, above every limit"));
+            }
         };
         let reply = ClientReply { status: header.status, bytes, pool: self.pool.clone() };
         // An answer to a call that was cancelled or timed out here finds nobody.
@@ -664,7 +669,10 @@ fn greet(
         if connection.flush(&mut drop).map_err(|error| no(cause(&error)))? == Flush::Done {
             let received = connection.receive(pool).map_err(|error| match error {
                 ConnectionError::Frame(error) => no(error.to_string()),
-                _ => no("it closed the connection at once; its connection limit may be reached, or it is no process".into()),
+                _ => {
+                    no("it closed the connection at once; its connection limit may be reached, or it is no process"
+                        .into())
+                }
             });
             match received? {
                 Some(frame) => break frame,

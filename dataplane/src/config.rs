@@ -212,7 +212,9 @@ pub enum ConfigError {
     #[error("no worker program: name one with --worker PROGRAM or `worker = [\"PROGRAM\"]`")]
     NoWorker,
     /// Serving strangers needs keys, which this version does not have.
-    #[error("listen address {0} is not loopback: connections are not authenticated yet, so only 127.0.0.0/8 and ::1 are served")]
+    #[error(
+        "listen address {0} is not loopback: connections are not authenticated yet, so only 127.0.0.0/8 and ::1 are served"
+    )]
     NotLoopback(SocketAddr),
 }
 
@@ -223,8 +225,7 @@ impl ProcessConfig {
     /// `Read` and `Parse`; ranges are checked by [`ProcessConfig::validate`].
     pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
         let shown = path.display().to_string();
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: shown.clone(), source })?;
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: shown.clone(), source })?;
         toml::from_str(&text).map_err(|error| ConfigError::Parse {
             path: shown,
             line: error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count()),
@@ -246,8 +247,8 @@ impl ProcessConfig {
         if !self.listen.ip().is_loopback() {
             return Err(ConfigError::NotLoopback(self.listen));
         }
-        let name_ok = self.process.len() <= 64
-            && self.process.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        let name_ok =
+            self.process.len() <= 64 && self.process.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
         range(name_ok, "process", format!("`{}`", self.process), "at most 64 bytes of A-Z a-z 0-9 . _ -")?;
         range((1..=63).contains(&self.workers), "workers", self.workers.to_string(), "1 to 63")?;
         range(
@@ -268,7 +269,12 @@ impl ProcessConfig {
             self.arena_bytes.to_string(),
             "a multiple of 2 MiB, 2 MiB to 64 GiB",
         )?;
-        range((1..=86_400_000).contains(&self.deadline_ms), "deadline_ms", self.deadline_ms.to_string(), "1 ms to a day")?;
+        range(
+            (1..=86_400_000).contains(&self.deadline_ms),
+            "deadline_ms",
+            self.deadline_ms.to_string(),
+            "1 ms to a day",
+        )?;
         range((1..=1 << 20).contains(&self.queue_max), "queue_max", self.queue_max.to_string(), "1 to 1048576")?;
         range(
             (1..=1 << 16).contains(&self.connection_calls_max),
@@ -276,7 +282,12 @@ impl ProcessConfig {
             self.connection_calls_max.to_string(),
             "1 to 65536",
         )?;
-        range((1..=1 << 16).contains(&self.connections_max), "connections_max", self.connections_max.to_string(), "1 to 65536")?;
+        range(
+            (1..=1 << 16).contains(&self.connections_max),
+            "connections_max",
+            self.connections_max.to_string(),
+            "1 to 65536",
+        )?;
         for (field, value) in [("grace_ms", self.grace_ms), ("drain_ms", self.drain_ms), ("start_ms", self.start_ms)] {
             range((1..=600_000).contains(&value), field, value.to_string(), "1 ms to 10 minutes")?;
         }

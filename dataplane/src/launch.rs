@@ -106,7 +106,8 @@ impl LocalProcess {
         let program = match &config.process_binary {
             Some(path) => path.clone(),
             None => program_beside_us("praas-process").ok_or_else(|| LaunchError::NoBinary {
-                beside: std::env::current_exe().map_or_else(|_| "this program".into(), |path| path.display().to_string()),
+                beside: std::env::current_exe()
+                    .map_or_else(|_| "this program".into(), |path| path.display().to_string()),
             })?,
         };
         let mut command = Command::new(&program);
@@ -145,7 +146,8 @@ impl LocalProcess {
             if !ended {
                 let _ = child.kill();
             }
-            let status = child.wait().map_err(|source| LaunchError::Spawn { program: program.display().to_string(), source })?;
+            let status =
+                child.wait().map_err(|source| LaunchError::Spawn { program: program.display().to_string(), source })?;
             let text = said.join().unwrap_or_default();
             let line = line.trim().to_owned();
             return Err(if ended { LaunchError::Ended { status, text } } else { LaunchError::Strange { line } });
@@ -154,7 +156,11 @@ impl LocalProcess {
         let quiet = config.quiet;
         std::thread::spawn(move || {
             let mut out = std::io::stdout();
-            copy_lines(&mut stdout, |line| if !quiet { let _ = writeln!(out, "{line}"); });
+            copy_lines(&mut stdout, |line| {
+                if !quiet {
+                    let _ = writeln!(out, "{line}");
+                }
+            });
         });
         Ok(LocalProcess { child, name, address })
     }

@@ -106,8 +106,19 @@ impl Code {
     pub fn from_wire(number: u16) -> Option<Code> {
         use Code::*;
         const ALL: [Code; 13] = [
-            Ok, Failed, Panicked, UnknownFunction, Busy, TooLarge, NoSpace, Timeout, Cancelled, WorkerLost, FunctionBroken,
-            Draining, Protocol,
+            Ok,
+            Failed,
+            Panicked,
+            UnknownFunction,
+            Busy,
+            TooLarge,
+            NoSpace,
+            Timeout,
+            Cancelled,
+            WorkerLost,
+            FunctionBroken,
+            Draining,
+            Protocol,
         ];
         ALL.get(usize::from(number)).copied()
     }

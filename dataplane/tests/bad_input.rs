@@ -83,6 +83,7 @@ fn bad_workers_are_told_apart() {
     refused(&["--worker", "/bin/false"], 4, &["/bin/false", "code 1"]);
     refused(&["--worker", "/bin/sleep", "--worker-arg=1000", "--start-ms", "200"], 4, &["200 ms"]);
     refused(&["--worker", &test_worker(), "--worker-arg=nothing"], 4, &["no function"]);
+    let _queues = support::queues();
     for ipc in ["ring", "mq"] {
         refused(&["--worker", "/bin/cat", "--ipc", ipc, "--start-ms", "300"], 4, &["/bin/cat"]);
     }
@@ -94,6 +95,8 @@ fn bad_workers_are_told_apart() {
 
 #[test]
 fn m2_the_limit_on_queues_is_named_with_what_is_needed_and_how_to_get_it() {
+    // Others' queues count, too.
+    let _queues = support::queues();
     // `prlimit` so that root is limited, too.
     let limited = |bytes: &str| {
         let mut command = Command::new("timeout");
@@ -120,7 +123,10 @@ fn m2_the_limit_on_queues_is_named_with_what_is_needed_and_how_to_get_it() {
 fn launching_says_why_not() {
     let config = LaunchConfig { worker: vec!["/nowhere/worker".into()], ..launch_config(Ipc::Ring) };
     let error = LocalProcess::start(&config).unwrap_err();
-    assert!(matches!(&error, LaunchError::Ended { status, text } if status.code() == Some(3) && text.contains("/nowhere/worker")), "{error}");
+    assert!(
+        matches!(&error, LaunchError::Ended { status, text } if status.code() == Some(3) && text.contains("/nowhere/worker")),
+        "{error}"
+    );
     let config = LaunchConfig { process_binary: Some("/nowhere/praas-process".into()), ..launch_config(Ipc::Ring) };
     assert!(LocalProcess::start(&config).unwrap_err().to_string().contains("/nowhere/praas-process"));
     let config = LaunchConfig { process_binary: Some("/bin/echo".into()), ..launch_config(Ipc::Ring) };
@@ -135,7 +141,11 @@ fn connecting_says_why_not() {
         assert!(error.contains(words), "{error}");
     }
     // N13: somebody else's service: silent, talkative, gone.
-    for greeting in ["", "SSH-2.0-OpenSSH_9.7\r\n", "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n and more of it"] {
+    for greeting in [
+        "",
+        "SSH-2.0-OpenSSH_9.7\r\n",
+        "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n and more of it",
+    ] {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let stranger = std::thread::spawn(move || {
@@ -204,7 +214,9 @@ fn p2_a_payload_over_the_limit_is_refused_and_the_connection_goes_on() {
         raw.send(&request, &vec![1; 1_000_001]);
         let (header, text) = raw.receive();
         assert_eq!((header.call, header.flags), (1, 5), "TooLarge is code 5");
-        assert!(String::from_utf8_lossy(&text).contains("1000001") && String::from_utf8_lossy(&text).contains("1000000"));
+        assert!(
+            String::from_utf8_lossy(&text).contains("1000001") && String::from_utf8_lossy(&text).contains("1000000")
+        );
         raw.send(&Header { call: 2, payload_bytes: 2, ..request }, b"ok");
         let (header, bytes) = raw.receive();
         assert_eq!((header.call, header.flags, &*bytes), (2, 0, &b"ok"[..]));
@@ -313,7 +325,9 @@ fn a8_a_client_that_never_reads_costs_bounded_memory_and_nobody_else_anything() 
     assert_eq!(&*client.invoke("echo", b"others").unwrap(), b"others");
     drop(deaf);
     let input = content(5, 20 << 20);
-    wait_until("its memory is back", PATIENCE, || client.invoke("echo", input.clone()).is_ok_and(|reply| *reply == *input));
+    wait_until("its memory is back", PATIENCE, || {
+        client.invoke("echo", input.clone()).is_ok_and(|reply| *reply == *input)
+    });
 }
 
 /// The third large answer that waited for a client was dropped without a word: its call had no end (G1).
@@ -326,7 +340,8 @@ fn g1_answers_that_wait_for_a_slow_client_all_arrive() {
         // From beside, because the process stops reading a client who leaves too much unread.
         let writer = std::thread::spawn(move || {
             for call in 0..12_u8 {
-                let header = Header { kind: frame::REQUEST, call: call.into(), payload_bytes: 4_000_000, ..Header::default() };
+                let header =
+                    Header { kind: frame::REQUEST, call: call.into(), payload_bytes: 4_000_000, ..Header::default() };
                 sender.write_all(&header.encode()).and_then(|()| sender.write_all(&vec![call; 4_000_000])).unwrap();
             }
         });
@@ -348,11 +363,15 @@ fn g1_answers_that_wait_for_a_slow_client_all_arrive() {
 fn a8_a_client_that_stays_deaf_is_closed() {
     let (process, mut client) = start_workers(Ipc::Ring, 1, &["--payload-bytes-max", "1000000"]);
     let mut deaf = Raw::greet(process.addr());
-    for call in 0..60 {
-        let request = Header { kind: frame::REQUEST, call, payload_bytes: 100_000, ..Header::default() };
-        deaf.send(&request, &[1; 100_000]);
-    }
+    deaf.0.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
     let open = fds(process.pid());
+    // More than the kernel keeps for a connection, until it is not read any more.
+    for call in 0..400 {
+        let request = Header { kind: frame::REQUEST, call, payload_bytes: 100_000, ..Header::default() };
+        if deaf.0.write_all(&request.encode()).and_then(|()| deaf.0.write_all(&[1; 100_000])).is_err() {
+            break;
+        }
+    }
     wait_until("the deaf one is closed", PATIENCE, || {
         assert_eq!(&*client.invoke("echo", b"others").unwrap(), b"others");
         fds(process.pid()) < open

@@ -211,7 +211,8 @@ fn w4_every_kind_of_death_is_told_by_its_name() {
         ];
         for (function, input, how) in deaths {
             let error = client.invoke(function, input).unwrap_err();
-            let right = matches!(&error, InvokeError::WorkerLost { text } if text.contains(how) && text.contains(function));
+            let right =
+                matches!(&error, InvokeError::WorkerLost { text } if text.contains(how) && text.contains(function));
             assert!(right, "{function} {input}: {error}");
             assert_eq!(&*client.invoke("echo", b"next").unwrap(), b"next");
         }
@@ -320,7 +321,10 @@ fn w2_a_reply_outlives_the_worker_that_gave_it() {
             for _ in 0..5 {
                 let call = client.submit_within("survivor", mode, Duration::from_secs(15)).unwrap();
                 let reply = client.wait(call).unwrap_or_else(|error| panic!("{mode}: {error}"));
-                assert!(reply.len() == 100_000 && reply.iter().all(|byte| *byte == 7), "{mode}: bytes of somebody else");
+                assert!(
+                    reply.len() == 100_000 && reply.iter().all(|byte| *byte == 7),
+                    "{mode}: bytes of somebody else"
+                );
             }
         }
     });
@@ -366,7 +370,8 @@ fn w7_a_worker_program_that_breaks_later_is_tried_ever_more_rarely_and_found_aga
     let path = |name: &str| folder.join(name);
     let (program, starts) = (path("worker"), path("starts"));
     std::fs::copy(test_worker(), &program).unwrap();
-    let config = LaunchConfig { worker: vec![program.display().to_string()], workers_max: 2, ..launch_config(Ipc::Ring) };
+    let config =
+        LaunchConfig { worker: vec![program.display().to_string()], workers_max: 2, ..launch_config(Ipc::Ring) };
     let (process, mut client) = start_with(&config);
     // The program is replaced by one that only leaves a mark.
     std::fs::write(path("broken"), format!("#!/bin/sh\necho >> {}\nexit 3\n", starts.display())).unwrap();
@@ -407,9 +412,7 @@ fn w8_what_workers_forked_goes_with_them_and_with_the_process() {
         let workers = children(process.pid());
         assert!(process.stop().unwrap().success());
         let begun = Instant::now();
-        wait_until("nobody is left after a stop", PATIENCE, || {
-            left.iter().chain(&workers).all(|pid| !lives(*pid))
-        });
+        wait_until("nobody is left after a stop", PATIENCE, || left.iter().chain(&workers).all(|pid| !lives(*pid)));
         assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     });
 }

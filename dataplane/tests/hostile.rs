@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use praas_dataplane::{Client, ClientConfig, InvokeError, Ipc, LaunchConfig, LocalProcess};
 use support::{
-    PATIENCE, children, connect, cpu_seconds, evil_worker, fds, launch_config, lives, on_both_channels, start_with, wait_until,
+    PATIENCE, children, connect, cpu_seconds, evil_worker, fds, launch_config, lives, on_both_channels, start_with,
+    wait_until,
 };
 
 fn start_evil(ipc: Ipc) -> (LocalProcess, Client) {

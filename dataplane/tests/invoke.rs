@@ -10,8 +10,8 @@ use praas_dataplane::{InvokeError, Ipc, LaunchConfig};
 use praas_transport::Header;
 use support::raw::Raw;
 use support::{
-    PATIENCE, children, connect, content, launch_config, on_both_channels, queues_for, start, start_with, start_workers,
-    wait_until,
+    PATIENCE, children, connect, content, launch_config, on_both_channels, queues_for, start, start_with,
+    start_workers, wait_until,
 };
 
 #[test]
@@ -48,7 +48,11 @@ fn p2_empty_and_large_payloads_work_and_larger_ones_are_refused() {
 #[test]
 fn p10_recursion_ends_with_enough_workers_and_with_fewer() {
     on_both_channels(|ipc| {
-        let (_process, mut client) = start_with(&LaunchConfig { workers: 4, workers_max: if ipc == Ipc::Queue { 4 } else { 6 }, ..launch_config(ipc) });
+        let (_process, mut client) = start_with(&LaunchConfig {
+            workers: 4,
+            workers_max: if ipc == Ipc::Queue { 4 } else { 6 },
+            ..launch_config(ipc)
+        });
         assert_eq!(&*client.invoke("power", b"2 3").unwrap(), b"8");
         if ipc == Ipc::Ring {
             assert_eq!(&*client.invoke("power", b"2 4").unwrap(), b"16");
@@ -102,12 +106,17 @@ fn p4_an_unknown_function_is_named_and_the_callers_invocation_goes_on() {
     on_both_channels(|ipc| {
         let (process, mut client) = start(ipc);
         let error = client.invoke("no such function", b"").unwrap_err();
-        assert!(matches!(&error, InvokeError::UnknownFunction { text } if text.contains("no such function") && text.contains("echo")));
+        assert!(
+            matches!(&error, InvokeError::UnknownFunction { text } if text.contains("no such function") && text.contains("echo"))
+        );
         let reply = client.invoke("unknown", b"").unwrap();
         assert!(String::from_utf8_lossy(&reply).contains("no such function"));
         // A client that makes the number up.
         let mut raw = Raw::greet(process.addr());
-        raw.send(&Header { kind: frame::REQUEST, function: 9999, call: 5, payload_bytes: 3, ..Header::default() }, b"abc");
+        raw.send(
+            &Header { kind: frame::REQUEST, function: 9999, call: 5, payload_bytes: 3, ..Header::default() },
+            b"abc",
+        );
         let (header, text) = raw.receive();
         assert_eq!((header.kind, header.call, header.flags), (frame::REPLY, 5, 3), "UnknownFunction is code 3");
         assert!(String::from_utf8_lossy(&text).contains("9999"));
@@ -125,7 +134,9 @@ fn p5_a_panic_an_abort_and_an_exit_are_told_and_the_next_call_works() {
             let error = client.invoke(function, input).unwrap_err();
             let right = match &error {
                 InvokeError::Panicked { text } => function == "panic" && text.contains(said),
-                InvokeError::WorkerLost { text } => function != "panic" && text.contains(said) && text.contains("may have run"),
+                InvokeError::WorkerLost { text } => {
+                    function != "panic" && text.contains(said) && text.contains("may have run")
+                }
                 _ => false,
             };
             assert!(right, "{function}: {error}");
@@ -170,7 +181,9 @@ fn p8_a_function_sees_its_invocation() {
             let call = client.submit_within("context", b"1234", Duration::from_secs(9)).unwrap();
             let text = String::from_utf8_lossy(&client.wait(call).unwrap()).into_owned();
             let words: Vec<&str> = text.split(' ').collect();
-            let [id, process_id, function, left_ms, cancelled, active, swapped, bytes] = words[..] else { panic!("{text}") };
+            let [id, process_id, function, left_ms, cancelled, active, swapped, bytes] = words[..] else {
+                panic!("{text}")
+            };
             assert!(ids.insert(id.to_owned()), "invocation {id} twice");
             assert_eq!((process_id, function, cancelled), ("p8-test", "context", "false"));
             assert!((1000..=9000).contains(&left_ms.parse::<u64>().unwrap()), "{left_ms} ms");
@@ -272,7 +285,9 @@ fn p14_a_deadline_is_kept_the_function_told_and_the_neighbour_undisturbed() {
         // Each was told and came back within the grace: the same workers are there, and counted three.
         wait_until("three functions were told", PATIENCE, || {
             let calls: Vec<_> = (0..2).map(|_| client.submit("cancels", b"").unwrap()).collect();
-            let told = calls.into_iter().map(|call| String::from_utf8_lossy(&client.wait(call).unwrap()).parse::<u32>().unwrap());
+            let told = calls
+                .into_iter()
+                .map(|call| String::from_utf8_lossy(&client.wait(call).unwrap()).parse::<u32>().unwrap());
             told.max() >= Some(1)
         });
         assert_eq!(children(process.pid()), pids);
@@ -305,7 +320,10 @@ fn r1_many_clients_at_once_each_get_their_own() {
                     for call in 0..30 {
                         let bytes = [0, 8, 41, 700, 9000][(number + call) as usize % 5];
                         let input = content(number << 32 | call, bytes);
-                        assert!(*client.invoke("echo", input.clone()).unwrap() == *input, "client {number}, call {call}");
+                        assert!(
+                            *client.invoke("echo", input.clone()).unwrap() == *input,
+                            "client {number}, call {call}"
+                        );
                     }
                 });
             }

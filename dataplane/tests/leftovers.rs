@@ -61,6 +61,7 @@ fn c1_c4_a_killed_controller_leaves_no_worker_and_no_name() {
 fn c1_c4_a_controller_killed_while_it_starts_leaves_nobody() {
     use std::process::{Command, Stdio};
     let before = temporary();
+    let _queues = support::queues();
     for ipc in ["ring", "mq"] {
         for delay_us in (0..20).map(|round| round * 1500) {
             let mut command = Command::new(support::process_program());
@@ -129,7 +130,8 @@ fn is_busy(client: &mut Client) -> bool {
 }
 
 fn connect_late(process: &praas_dataplane::LocalProcess) -> Option<Client> {
-    Client::connect(process.addr(), &ClientConfig { connect_within: Duration::from_secs(1), ..ClientConfig::default() }).ok()
+    Client::connect(process.addr(), &ClientConfig { connect_within: Duration::from_secs(1), ..ClientConfig::default() })
+        .ok()
 }
 
 #[test]

@@ -13,7 +13,9 @@ use praas_dataplane::{Ipc, Pin, Process, ProcessConfig, ProcessError, WaitMode};
 ///   ready process=NAME listen=ADDRESS workers=N ipc=ring|mq wait=MODE reactor=epoll
 /// and serves until SIGTERM or SIGINT (running calls may finish; a second signal ends at once).
 #[derive(Debug, Parser)]
-#[command(version, after_long_help = "\
+#[command(
+    version,
+    after_long_help = "\
 Examples:
   praas-process --worker target/release/praas-worker
   praas-process --worker ./my-worker --workers 4 --wait latency --listen 127.0.0.1:4000
@@ -25,7 +27,8 @@ Exit codes:
   3  the worker program cannot be started
   4  the worker program does not register, or registers no function
   5  the listen address cannot be had
-  6  the system refuses queues, memory or descriptors; the line says which and what to do (see also `praas doctor`)")]
+  6  the system refuses queues, memory or descriptors; the line says which and what to do (see also `praas doctor`)"
+)]
 struct Arguments {
     /// A TOML file with any of the settings below; flags win over it
     #[arg(long, value_name = "FILE")]
@@ -100,10 +103,24 @@ impl Arguments {
             ($($field:ident),+) => { $(if let Some(value) = self.$field { config.$field = value; })+ };
         }
         override_with!(
-            process, listen, workers, workers_max, ipc, wait, pin, leases, payload_bytes_max, arena_bytes, deadline_ms,
-            queue_max, grace_ms, drain_ms, start_ms
+            process,
+            listen,
+            workers,
+            workers_max,
+            ipc,
+            wait,
+            pin,
+            leases,
+            payload_bytes_max,
+            arena_bytes,
+            deadline_ms,
+            queue_max,
+            grace_ms,
+            drain_ms,
+            start_ms
         );
-        config.workers_max = if self.workers_max.is_none() { config.workers_max.max(config.workers) } else { config.workers_max };
+        config.workers_max =
+            if self.workers_max.is_none() { config.workers_max.max(config.workers) } else { config.workers_max };
         Ok(config)
     }
 }

@@ -269,7 +269,10 @@ impl<P> Controller<P> {
             let open = self.connections.get(&connection).copied().unwrap_or(0);
             if open > self.bounds.connection_calls_max {
                 let max = self.bounds.connection_calls_max;
-                return refuse(Code::Busy, format!("{max} calls of this connection are in flight, the most it may have"));
+                return refuse(
+                    Code::Busy,
+                    format!("{max} calls of this connection are in flight, the most it may have"),
+                );
             }
         }
         let Some(circuit) = self.circuits.get(usize::from(function)) else {
@@ -381,7 +384,11 @@ impl<P> Controller<P> {
     /// A client no longer waits for a call.
     pub(crate) fn cancel(&mut self, connection: u64, call: u64) {
         let from = Caller::Client { connection, call };
-        let found = self.calls.iter().find(|(_, open)| open.from == from && !open.abandoned).map(|(index, open)| key(index, open.uses));
+        let found = self
+            .calls
+            .iter()
+            .find(|(_, open)| open.from == from && !open.abandoned)
+            .map(|(index, open)| key(index, open.uses));
         if let Some(key) = found {
             self.abandon(key, Some(CallError::new(Code::Cancelled, "cancelled by its caller")));
         }
@@ -446,7 +453,11 @@ impl<P> Controller<P> {
             let Some(call) = self.call(key) else { continue };
             let queued = call.payload.is_some();
             if !call.abandoned {
-                let text = if queued { "the deadline passed before a worker was free" } else { "the deadline passed while the function ran" };
+                let text = if queued {
+                    "the deadline passed before a worker was free"
+                } else {
+                    "the deadline passed while the function ran"
+                };
                 self.abandon(key, Some(CallError::new(Code::Timeout, text)));
             }
             if !queued {
@@ -471,15 +482,20 @@ impl<P> Controller<P> {
             return;
         }
         self.wake_by(now_ns + LOOK_NS);
-        let nested = self.queue.iter().rev().copied().find(|key| {
-            self.calls.get(place(*key)).is_some_and(|call| matches!(call.from, Caller::Worker { .. }))
-        });
+        let nested = self
+            .queue
+            .iter()
+            .rev()
+            .copied()
+            .find(|key| self.calls.get(place(*key)).is_some_and(|call| matches!(call.from, Caller::Worker { .. })));
         let waiting = waiting.unwrap_or_else(|| self.staff.nesting());
         let Some(key) = nested.filter(|_| self.staff.all_waiting(waiting)) else {
             self.stuck_since_ns = None;
             return;
         };
-        if self.staff.count() < usize::from(self.bounds.workers_max) && self.hire(now_ns) {
+        if self.staff.count() < usize::from(self.bounds.workers_max) {
+            // Now, or when the pause after a failed start is over.
+            self.hire(now_ns);
             self.stuck_since_ns = None;
             return;
         }

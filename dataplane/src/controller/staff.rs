@@ -13,13 +13,23 @@ const BACK_OFF_MAX_NS: u64 = 5_000_000_000;
 pub(super) enum State {
     /// Nobody here. Not to be used again before `mourners` have forgotten the last one.
     Vacant,
-    Starting { since_ns: u64 },
-    Idle { since_ns: u64 },
-    Running { call: CallKey },
+    Starting {
+        since_ns: u64,
+    },
+    Idle {
+        since_ns: u64,
+    },
+    Running {
+        call: CallKey,
+    },
     /// Callee of a lease.
-    Serving { lease: u64 },
+    Serving {
+        lease: u64,
+    },
     /// Callee of a lease whose caller died; back when it has forgotten it.
-    Mourning { of: WorkerId },
+    Mourning {
+        of: WorkerId,
+    },
     /// On its way out.
     Dying,
 }

@@ -177,7 +177,9 @@ impl Bench {
     }
 
     fn key(did: &[Did]) -> CallKey {
-        did.iter().find_map(|did| if let Did::Dispatch { call, .. } = did { Some(*call) } else { None }).expect("a dispatch")
+        did.iter()
+            .find_map(|did| if let Did::Dispatch { call, .. } = did { Some(*call) } else { None })
+            .expect("a dispatch")
     }
 
     fn dispatched(&mut self) -> CallKey {
@@ -233,7 +235,8 @@ fn p11_two_workers_take_two_calls_at_once() {
         bench.call(ECHO);
     }
     let did = bench.did();
-    let workers: Vec<_> = did.iter().map(|did| if let Did::Dispatch { worker, .. } = did { *worker } else { 0 }).collect();
+    let workers: Vec<_> =
+        did.iter().map(|did| if let Did::Dispatch { worker, .. } = did { *worker } else { 0 }).collect();
     assert_eq!(workers, [1, 2]);
 }
 
@@ -263,7 +266,9 @@ fn p4_an_unknown_function_and_a_past_deadline_are_refused_at_once() {
     let mut bench = Bench::ready(bounds());
     bench.call(77);
     let did = bench.did();
-    assert!(matches!(&did[..], [Did::Discard, Did::Failed { code: Code::UnknownFunction, text, .. }] if text.contains("77")));
+    assert!(
+        matches!(&did[..], [Did::Discard, Did::Failed { code: Code::UnknownFunction, text, .. }] if text.contains("77"))
+    );
     bench.ask(client(9), ECHO, 0, false);
     assert_eq!(codes(&bench.did()), [Code::Timeout]);
     // Neither counts against the connection.
@@ -310,7 +315,10 @@ fn p14_a_deadline_while_queued_frees_the_place_and_harms_nobody() {
     assert!(bench.controller.wake_ns() <= bench.now_ns + S);
     assert_eq!(bench.tick(S - 1), []);
     let did = bench.tick(1);
-    assert!(matches!(&did[..], [Did::Discard, Did::Failed { to, code: Code::Timeout, text }] if *to == client(2) && text.contains("before a worker")), "{did:?}");
+    assert!(
+        matches!(&did[..], [Did::Discard, Did::Failed { to, code: Code::Timeout, text }] if *to == client(2) && text.contains("before a worker")),
+        "{did:?}"
+    );
     bench.reply(1, key);
     assert_eq!(bench.did(), [Did::Done { to: client(1) }]);
 }
@@ -369,7 +377,10 @@ fn p12_cancel_ends_a_queued_call_and_tells_a_running_one() {
     bench.controller.cancel(1, 1);
     bench.controller.cancel(1, 99);
     let did = bench.did();
-    assert!(matches!(&did[..], [Did::TellCancelled { worker: 1 }, Did::Failed { code: Code::Cancelled, .. }]), "{did:?}");
+    assert!(
+        matches!(&did[..], [Did::TellCancelled { worker: 1 }, Did::Failed { code: Code::Cancelled, .. }]),
+        "{did:?}"
+    );
     bench.reply(1, key);
     assert_eq!(bench.did(), [Did::Discard]);
     assert_eq!(bench.controller.calls_open(), 0);
@@ -383,7 +394,10 @@ fn a_connection_that_goes_takes_its_calls_along() {
     let key = bench.dispatched();
     bench.controller.disconnected(1);
     let did = bench.did();
-    assert!(did.contains(&Did::Discard) && did.contains(&Did::TellCancelled { worker: 1 }) && did.len() == 2, "{did:?}");
+    assert!(
+        did.contains(&Did::Discard) && did.contains(&Did::TellCancelled { worker: 1 }) && did.len() == 2,
+        "{did:?}"
+    );
     bench.reply(1, key);
     assert_eq!((bench.did(), bench.controller.calls_open()), (vec![Did::Discard], 0));
 }
@@ -621,7 +635,10 @@ fn p10_everybody_waiting_brings_more_workers_and_then_busy_never_a_hang() {
     bench.now_ns += 20 * MS;
     bench.controller.unstick(bench.now_ns, waiting);
     let did = bench.did();
-    assert!(matches!(&did[..], [Did::Discard, Did::Failed { to: Caller::Worker { worker: 2, .. }, code: Code::Busy, text }] if text.contains('2')), "{did:?}");
+    assert!(
+        matches!(&did[..], [Did::Discard, Did::Failed { to: Caller::Worker { worker: 2, .. }, code: Code::Busy, text }] if text.contains('2')),
+        "{did:?}"
+    );
     bench.reply(2, second);
     bench.reply(1, first);
     assert_eq!(bench.controller.calls_open(), 0);
@@ -772,7 +789,11 @@ fn a_callee_s_death_ends_its_lease_in_every_phase() {
         }
         bench.controller.died(bench.now_ns, 2, Cause::Killed(9), false, None, 1 << 1);
         let did = bench.did();
-        assert_eq!(did.contains(&Did::End { lease, caller: 1 }), phase == 0, "an unopened lease has a page to throw away");
+        assert_eq!(
+            did.contains(&Did::End { lease, caller: 1 }),
+            phase == 0,
+            "an unopened lease has a page to throw away"
+        );
         // Its place is not used again before worker 1 has forgotten it: another one is.
         assert_eq!(bench.tick(0), [Did::Spawn { worker: 3 }]);
         bench.dies(3, Cause::Exited(1), false, false);

@@ -12,8 +12,8 @@ use praas_transport::{Frame, Header, Limits};
 use slab::Slab;
 
 use super::body::{Bytes, Landing, Payload, Store};
-use crate::clock::now_ns;
 use super::error::ProcessError;
+use crate::clock::now_ns;
 use crate::config::ProcessConfig;
 use crate::wire::{Code, PROTOCOL_VERSION, Welcome, frame};
 
@@ -35,9 +35,21 @@ const LOG_NS: u64 = 1_000_000_000;
 /// What a connection brought.
 #[derive(Debug)]
 pub(super) enum Event {
-    Request { connection: u64, call: u64, function: u16, budget_ns: u64, idempotent: bool, payload: Payload },
-    Cancel { connection: u64, call: u64 },
-    Gone { connection: u64 },
+    Request {
+        connection: u64,
+        call: u64,
+        function: u16,
+        budget_ns: u64,
+        idempotent: bool,
+        payload: Payload,
+    },
+    Cancel {
+        connection: u64,
+        call: u64,
+    },
+    Gone {
+        connection: u64,
+    },
     /// A payload is with the kernel and can go back to its owner.
     Sent(Bytes),
 }
@@ -193,7 +205,8 @@ impl Clients {
         events: &mut Vec<Event>,
     ) {
         let Some(client) = self.open.get_mut(index) else { return };
-        let mut alive = !client.expired && client.connection.flush(&mut |bytes| events.push(Event::Sent(bytes))).is_ok();
+        let mut alive =
+            !client.expired && client.connection.flush(&mut |bytes| events.push(Event::Sent(bytes))).is_ok();
         if alive && (readable || client.paused) {
             alive = client.read(store, welcome, events);
         }
@@ -379,7 +392,11 @@ impl Client {
             let header = Header { kind: frame::WELCOME, aux: u64::from(PROTOCOL_VERSION), ..Header::default() };
             let _ = self.connection.send(&header, &[], Bytes::Text(body));
             // A client of another version reads our version in the welcome, and the connection ends here.
-            return if header_version(&frame.header) == PROTOCOL_VERSION { Ok(()) } else { Err("another version of the protocol") };
+            return if header_version(&frame.header) == PROTOCOL_VERSION {
+                Ok(())
+            } else {
+                Err("another version of the protocol")
+            };
         }
         match (header.kind, body) {
             (frame::REQUEST, Received::Whole(body)) => {
@@ -400,9 +417,10 @@ impl Client {
                         let max = welcome.payload_bytes_max;
                         (Code::TooLarge, format!("{bytes} bytes of input, the process allows {max}"))
                     }
-                    Refusal::NoSpace => {
-                        (Code::NoSpace, format!("{bytes} bytes of input do not fit the controller's free payload memory"))
-                    }
+                    Refusal::NoSpace => (
+                        Code::NoSpace,
+                        format!("{bytes} bytes of input do not fit the controller's free payload memory"),
+                    ),
                 };
                 let header = Header { kind: frame::REPLY, flags: code as u16, call: header.call, ..Header::default() };
                 let _ = self.connection.send(&header, &[], Bytes::Text(text));

@@ -29,7 +29,9 @@ pub enum ProcessError {
         source: io::Error,
     },
     /// The worker program runs and does not register.
-    #[error("the worker `{program}` {how} before it registered; it has to call Worker::serve (see README, \"Writing a worker\")")]
+    #[error(
+        "the worker `{program}` {how} before it registered; it has to call Worker::serve (see README, \"Writing a worker\")"
+    )]
     WorkerSilent {
         /// As configured.
         program: String,

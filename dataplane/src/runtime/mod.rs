@@ -255,7 +255,11 @@ impl Process {
                     timeout = Duration::ZERO;
                 }
             }
-            if self.seated.iter().any(|worker| matches!(&self.seats[usize::from(*worker)], Some(seat) if seat.wants_flush())) {
+            if self
+                .seated
+                .iter()
+                .any(|worker| matches!(&self.seats[usize::from(*worker)], Some(seat) if seat.wants_flush()))
+            {
                 // A full ring has no bell to tell us of room.
                 timeout = timeout.min(Duration::from_millis(1));
             }
@@ -288,7 +292,9 @@ impl Process {
             DOORBELL => {}
             SIGNALS => self.on_signal(now),
             LISTENER => self.clients.accept(self.poll.registry(), CLIENTS),
-            _ if token >= CLIENTS => self.on_client(now, token - CLIENTS, event.is_readable() || event.is_read_closed()),
+            _ if token >= CLIENTS => {
+                self.on_client(now, token - CLIENTS, event.is_readable() || event.is_read_closed())
+            }
             _ => {
                 let worker = WorkerId::try_from(token & 0xfff).expect("tokens hold worker numbers");
                 match token & !0xfff {
@@ -485,9 +491,7 @@ impl Process {
     fn holds_of_ours(&self, worker: WorkerId, block: &BlockRef) -> bool {
         let key = BlockKey::from(block);
         let given = self.seats[usize::from(worker)].as_ref().and_then(|seat| seat.given.as_ref());
-        let passed = |request: &seat::Request| {
-            matches!(request, seat::Request::Foreign(foreign) if BlockKey::from(foreign.view.block()) == key)
-        };
+        let passed = |request: &seat::Request| matches!(request, seat::Request::Foreign(foreign) if BlockKey::from(foreign.view.block()) == key);
         let lent = |arena: &praas_shm::Arena| arena.is_lent(ParticipantId::new(worker).expect("a worker"), block);
         self.store.arena.as_ref().is_some_and(lent)
             || given.is_some_and(|given| passed(&given.request))
@@ -683,7 +687,9 @@ impl Process {
                         self.release(unsent);
                     }
                 }
-                Action::Answer { to: Caller::Worker { worker, call }, outcome } => self.answer_worker(worker, call, outcome),
+                Action::Answer { to: Caller::Worker { worker, call }, outcome } => {
+                    self.answer_worker(worker, call, outcome)
+                }
                 Action::Discard(payload) => self.release(payload.bytes),
                 Action::TellCancelled { worker, call } => self.tell(worker, record::CANCEL, 0, call, 0),
                 Action::Spawn { worker } => self.spawn(now, worker),
@@ -714,7 +720,9 @@ impl Process {
         }
         for at in 0..self.seated.len() {
             let worker = self.seated[at];
-            let deaf = self.seats[usize::from(worker)].as_mut().is_some_and(|seat| seat.wants_flush() && seat.flush().is_err());
+            let deaf = self.seats[usize::from(worker)]
+                .as_mut()
+                .is_some_and(|seat| seat.wants_flush() && seat.flush().is_err());
             if deaf {
                 self.condemn(worker, Cause::Violation("it does not read its records"));
             }
@@ -808,7 +816,8 @@ impl Process {
         if known || owner == ParticipantId::CONTROLLER || number == worker {
             return;
         }
-        let Some(Seat { channel: Channel::Ring { file, eventfd, .. }, incarnation, .. }) = &self.seats[owner.index()] else {
+        let Some(Seat { channel: Channel::Ring { file, eventfd, .. }, incarnation, .. }) = &self.seats[owner.index()]
+        else {
             return;
         };
         let eventfd = eventfd.try_clone().map_err(|error| error.to_string());
@@ -916,7 +925,8 @@ impl Process {
             arena_bytes: self.config.arena_bytes,
             payload_bytes_max: self.config.payload_bytes_max,
         };
-        let greeting = serde_json::to_vec(&ToWorker::Welcome(Box::new(welcome))).expect("our own messages are serialisable");
+        let greeting =
+            serde_json::to_vec(&ToWorker::Welcome(Box::new(welcome))).expect("our own messages are serialisable");
         let channel = match &self.shared {
             Some(shared) => {
                 let file = SegmentFile::create(&segment_config(&self.config))?;
@@ -960,7 +970,10 @@ impl Process {
                 Ok(FromWorker::Ready { version, functions }) => self.register(now, worker, version, &functions),
                 Err(_) => self.condemn(worker, Cause::Violation("a malformed control message")),
             }
-            if functions_missing(&self.controller, self.announced) && self.start_error.is_none() && self.controller.ready_count() > 0 {
+            if functions_missing(&self.controller, self.announced)
+                && self.start_error.is_none()
+                && self.controller.ready_count() > 0
+            {
                 return Err(ProcessError::NoFunctions { program: self.program() });
             }
         }
@@ -1058,7 +1071,8 @@ impl Process {
                 self.tell(other, record::PEER_GONE, u16::from(worker), 0, word);
             }
         }
-        let held: Vec<_> = self.lent_on.iter().filter(|(_, (_, holder))| *holder == worker).map(|(key, _)| *key).collect();
+        let held: Vec<_> =
+            self.lent_on.iter().filter(|(_, (_, holder))| *holder == worker).map(|(key, _)| *key).collect();
         for key in held {
             let (foreign, _) = self.lent_on.remove(&key).expect("listed above");
             self.release(Bytes::Foreign(foreign));
@@ -1144,8 +1158,7 @@ fn segment_config(config: &ProcessConfig) -> SegmentConfig {
 
 fn share(config: &ProcessConfig, process_id: [u8; 16], incarnation: u64) -> Result<Shared, ProcessError> {
     let file = SegmentFile::create(&segment_config(config))?;
-    let identity =
-        praas_shm::Identity { participant: ParticipantId::CONTROLLER, incarnation, process: process_id };
+    let identity = praas_shm::Identity { participant: ParticipantId::CONTROLLER, incarnation, process: process_id };
     let own = OwnSegment::map(&file, &identity, &segment_config(config))?;
     file.seal_future_write()?;
     let segment = PeerSegment::attach(&file, &identity, &segment_config(config))

@@ -36,9 +36,20 @@ pub(crate) struct Seat {
 #[derive(Debug)]
 pub(crate) enum Channel {
     /// Ring: waiting for the worker to map its segment.
-    Mapping { file: SegmentFile, eventfd: OwnedFd },
-    Ring { file: SegmentFile, eventfd: OwnedFd, segment: Arc<PeerSegment>, link: Box<Link> },
-    Queue { sender: Box<Sender>, receiver: Box<Receiver> },
+    Mapping {
+        file: SegmentFile,
+        eventfd: OwnedFd,
+    },
+    Ring {
+        file: SegmentFile,
+        eventfd: OwnedFd,
+        segment: Arc<PeerSegment>,
+        link: Box<Link>,
+    },
+    Queue {
+        sender: Box<Sender>,
+        receiver: Box<Receiver>,
+    },
 }
 
 /// The call a worker has been given, and what it was given with it.
@@ -68,7 +79,18 @@ pub(crate) struct Deaf;
 
 impl Seat {
     pub(crate) fn new(incarnation: u64, child: Child, control: OwnedFd, channel: Channel, cpu: Option<usize>) -> Seat {
-        Seat { incarnation, child, control, channel, knows: 0, cpu, given: None, backlog: VecDeque::new(), readable: true, verdict: None }
+        Seat {
+            incarnation,
+            child,
+            control,
+            channel,
+            knows: 0,
+            cpu,
+            given: None,
+            backlog: VecDeque::new(),
+            readable: true,
+            verdict: None,
+        }
     }
 
     /// Sends a record, or keeps it until there is room.

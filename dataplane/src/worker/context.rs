@@ -178,7 +178,7 @@ impl<'a> Context<'a> {
     /// Starts a call and returns at once. Calls to a leased worker run in the order submitted.
     ///
     /// # Errors
-    /// `Busy` at the bounds (192 leased, 1024 in all); nothing was sent then.
+    /// `Busy` at the bounds (96 leased, 1024 in all); nothing was sent then.
     #[inline]
     pub fn submit<'p>(&mut self, callee: impl Callee, payload: impl Into<Payload<'p>>) -> Result<Pending, InvokeError> {
         let function = self.find(&callee)?;

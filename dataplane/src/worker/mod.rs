@@ -16,7 +16,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use praas_shm::{Descriptor, Identity, Link, OwnSegment, ParticipantId, PeerSegment, SegmentConfig, SegmentFile, child, handover};
+use praas_shm::{
+    Descriptor, Identity, Link, OwnSegment, ParticipantId, PeerSegment, SegmentConfig, SegmentFile, child, handover,
+};
 use praas_transport::queue::{Queue, Receiver, Sender};
 
 use crate::config::Ipc;
@@ -71,7 +73,9 @@ impl Worker {
     pub fn serve(self) -> ExitCode {
         let Ok(control) = child::inherited_control() else {
             let program = std::env::args().next().unwrap_or_else(|| "this program".into());
-            eprintln!("{program} is a PraaS worker: it is started by a process, not by hand. Try: praas-process --worker {program}");
+            eprintln!(
+                "{program} is a PraaS worker: it is started by a process, not by hand. Try: praas-process --worker {program}"
+            );
             return exit_code(crate::exit::USAGE);
         };
         match self.run(control) {
@@ -169,7 +173,8 @@ fn register(control: OwnedFd, functions: Vec<String>) -> Result<Session, Fatal> 
     let mut next = |control: &OwnedFd| -> Result<(ToWorker, std::vec::IntoIter<OwnedFd>), Fatal> {
         let (bytes, fds) =
             handover::receive(control.as_fd(), &mut buffer).map_err(|e| fatal("cannot read the control socket", e))?;
-        let message = serde_json::from_slice(&buffer[..bytes]).map_err(|e| fatal("bad message from the controller", e))?;
+        let message =
+            serde_json::from_slice(&buffer[..bytes]).map_err(|e| fatal("bad message from the controller", e))?;
         Ok((message, fds.into_iter()))
     };
     let say = |control: &OwnedFd, message: &FromWorker| -> Result<(), Fatal> {
@@ -181,11 +186,15 @@ fn register(control: OwnedFd, functions: Vec<String>) -> Result<Session, Fatal> 
     };
     let welcome = *welcome;
     if welcome.version != PROTOCOL_VERSION {
-        let text = format!("the process speaks version {}, this worker {PROTOCOL_VERSION}: rebuild the worker", welcome.version);
+        let text = format!(
+            "the process speaks version {}, this worker {PROTOCOL_VERSION}: rebuild the worker",
+            welcome.version
+        );
         return Err(Fatal(text));
     }
     let mut fd = || fds.next().ok_or(Fatal("a greeting without its file descriptors".into()));
-    let me = ParticipantId::new(welcome.participant).ok_or_else(|| fatal("participant out of range", welcome.participant))?;
+    let me = ParticipantId::new(welcome.participant)
+        .ok_or_else(|| fatal("participant out of range", welcome.participant))?;
     let (channel, controller) = match welcome.ipc {
         Ipc::Ring => {
             let (file, own_eventfd, controller_eventfd) = (SegmentFile::from_fd(fd()?), fd()?, fd()?);

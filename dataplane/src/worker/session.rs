@@ -27,7 +27,7 @@ use crate::wire::{Code, ToWorker, WorkerWelcome, record};
 /// Nested calls that one function may have open.
 const NESTED_MAX: usize = 1024;
 /// Leased calls in flight that leave room in the answering ring for every answer.
-const LEASED_MAX: u64 = 192;
+const LEASED_MAX: u64 = 96;
 /// Slots that answers to leased calls may take, the direct one included.
 const ANSWERS_MAX: u32 = LEASED_MAX as u32 + 1;
 /// Polls between two looks at the clock.
@@ -292,12 +292,7 @@ impl Session {
     /// Waits until `ready` or the deadline: spins, then yields, then sleeps, as patience has it. `ready` only looks;
     /// what it sees is taken by the caller, all of it, since what is left behind rings no bell. False at the deadline.
     #[inline(always)]
-    fn wait(
-        &mut self,
-        patience: Patience,
-        deadline_ns: u64,
-        ready: impl Fn(&mut Self) -> bool,
-    ) -> Result<bool, Fatal> {
+    fn wait(&mut self, patience: Patience, deadline_ns: u64, ready: impl Fn(&mut Self) -> bool) -> Result<bool, Fatal> {
         if patience.spin_ns > 0 {
             for _ in 0..POLLS_PER_LOOK {
                 if ready(self) {
@@ -442,7 +437,8 @@ impl Session {
     }
 
     fn take_message(&mut self, message: Message) -> Result<(), Fatal> {
-        let descriptor = Descriptor::from_bytes(&message.head).map_err(|e| fatal("bad record from the controller", e))?;
+        let descriptor =
+            Descriptor::from_bytes(&message.head).map_err(|e| fatal("bad record from the controller", e))?;
         self.take_record(&descriptor, Some(message.body))
     }
 
@@ -472,9 +468,10 @@ impl Session {
 
     fn read_control(&mut self) -> Result<(), Fatal> {
         let mut buffer = [0; 4096];
-        let (bytes, fds) =
-            handover::receive(self.control.as_fd(), &mut buffer).map_err(|e| fatal("cannot read the control socket", e))?;
-        let message = serde_json::from_slice(&buffer[..bytes]).map_err(|e| fatal("bad message from the controller", e))?;
+        let (bytes, fds) = handover::receive(self.control.as_fd(), &mut buffer)
+            .map_err(|e| fatal("cannot read the control socket", e))?;
+        let message =
+            serde_json::from_slice(&buffer[..bytes]).map_err(|e| fatal("bad message from the controller", e))?;
         let mut fds = fds.into_iter();
         let mut fd = || fds.next().ok_or(Fatal("a message without its file descriptor".into()));
         match message {
@@ -487,8 +484,16 @@ impl Session {
                 let callee = participant(u16::from(callee))?;
                 let exchange = ExchangeCaller::from_fd(fd()?).map_err(|e| fatal("cannot map the exchange page", e))?;
                 let start = self.link_to(callee)?.producer.tail();
-                self.calling =
-                    Some(Calling { lease, callee, exchange, patience, start, in_flight: 0, overran: false, left: Carried::Nothing });
+                self.calling = Some(Calling {
+                    lease,
+                    callee,
+                    exchange,
+                    patience,
+                    start,
+                    in_flight: 0,
+                    overran: false,
+                    left: Carried::Nothing,
+                });
                 self.tell_controller(record::TAKEN, 0, lease, start)?;
             }
             ToWorker::Serve { lease, caller, position, patience } => {
@@ -572,7 +577,11 @@ impl Session {
         self.load_bytes(Source::Bytes(Bytes::Own(loan)), to)
     }
 
-    fn load_bytes(&mut self, source: Source<'_>, to: ParticipantId) -> Result<(Body, Carried, Option<Buffer>), InvokeError> {
+    fn load_bytes(
+        &mut self,
+        source: Source<'_>,
+        to: ParticipantId,
+    ) -> Result<(Body, Carried, Option<Buffer>), InvokeError> {
         let Source::Bytes(bytes) = source else { unreachable!("slices are loaded by `load`") };
         let empty = Body::Inline(NO_HOLD);
         Ok(match bytes {
@@ -652,8 +661,7 @@ impl Session {
             if known.is_none_or(|peer| peer.incarnation != giver.incarnation) {
                 continue; // It died, and its memory with it.
             }
-            let mut release =
-                Descriptor { kind: record::RELEASE, tag: 0, id: 0, aux: 0, body: Body::Block(block) };
+            let mut release = Descriptor { kind: record::RELEASE, tag: 0, id: 0, aux: 0, body: Body::Block(block) };
             let direct = self.calling.as_ref().is_some_and(|calling| calling.callee == giver.participant)
                 || self.serving.as_ref().is_some_and(|serving| serving.caller == giver.participant);
             if direct && self.release_directly(giver.participant, &release) {
@@ -686,9 +694,11 @@ impl Session {
             }
             let patience = self.serving.as_ref().map_or(self.welcome.patience, |serving| serving.patience);
             self.wait(patience, u64::MAX, |session| {
-                session.serving.as_ref().is_some_and(|serving| {
-                    serving.exchange.ready() || session.ring_ready(serving.caller)
-                }) || session.controller_ready()
+                session
+                    .serving
+                    .as_ref()
+                    .is_some_and(|serving| serving.exchange.ready() || session.ring_ready(serving.caller))
+                    || session.controller_ready()
                     || !session.inbox.is_empty()
                     || session.shutdown
             })?;
@@ -828,7 +838,9 @@ impl Session {
             Ok(loaded) => loaded,
             Err(error) => return self.reply_error(origin, call, block, &error),
         };
-        if let (Carried::Passed(passed), true) = (carried, matches!(carried, Carried::Passed(passed) if Some(passed) == block)) {
+        if let (Carried::Passed(passed), true) =
+            (carried, matches!(carried, Carried::Passed(passed) if Some(passed) == block))
+        {
             // An echo: the answer says that we have let go.
             if let Some(held) = self.take_passed(passed) {
                 held.forget();
@@ -906,7 +918,12 @@ impl Session {
 
     /// Calls and waits: directly when a lease is at hand and its way is free, else as `submit` and `collect` would.
     #[inline(always)]
-    pub(crate) fn invoke(&mut self, function: u16, deadline_ns: u64, payload: Payload<'_>) -> Result<Reply, InvokeError> {
+    pub(crate) fn invoke(
+        &mut self,
+        function: u16,
+        deadline_ns: u64,
+        payload: Payload<'_>,
+    ) -> Result<Reply, InvokeError> {
         self.return_or_die();
         let Some(calling) = &self.calling else { return self.invoke_by_window(function, deadline_ns, payload) };
         let callee = calling.callee;
@@ -940,14 +957,24 @@ impl Session {
 
     #[cold]
     #[inline(never)]
-    fn invoke_by_window(&mut self, function: u16, deadline_ns: u64, payload: Payload<'_>) -> Result<Reply, InvokeError> {
+    fn invoke_by_window(
+        &mut self,
+        function: u16,
+        deadline_ns: u64,
+        payload: Payload<'_>,
+    ) -> Result<Reply, InvokeError> {
         let number = self.submit(function, deadline_ns, payload)?;
         self.collect(number)
     }
 
     /// Request and answer in one cache line, shared with the callee alone.
     #[inline(always)]
-    fn invoke_exchange(&mut self, request: Descriptor, callee: ParticipantId, carried: Carried) -> Result<Reply, InvokeError> {
+    fn invoke_exchange(
+        &mut self,
+        request: Descriptor,
+        callee: ParticipantId,
+        carried: Carried,
+    ) -> Result<Reply, InvokeError> {
         let calling = self.calling.as_ref().expect("checked by the caller");
         let spins = if calling.patience.spin_ns > 0 { POLLS_PER_LOOK } else { 0 };
         if self.ring_ready(callee) {
@@ -1018,8 +1045,14 @@ impl Session {
 
     /// Request and answer each in the next slot of a ring.
     #[inline(always)]
-    fn invoke_ring(&mut self, request: Descriptor, callee: ParticipantId, carried: Carried) -> Result<Reply, InvokeError> {
-        let spins = self.calling.as_ref().map_or(0, |calling| if calling.patience.spin_ns > 0 { POLLS_PER_LOOK } else { 0 });
+    fn invoke_ring(
+        &mut self,
+        request: Descriptor,
+        callee: ParticipantId,
+        carried: Carried,
+    ) -> Result<Reply, InvokeError> {
+        let spins =
+            self.calling.as_ref().map_or(0, |calling| if calling.patience.spin_ns > 0 { POLLS_PER_LOOK } else { 0 });
         let link = self.link(callee);
         let Ok(position) = link.producer.try_send(&request) else {
             // Full of what the callee has not read yet: then this call waits its turn with the controller.
@@ -1151,7 +1184,14 @@ impl Session {
         carried
     }
 
-    fn resend(&mut self, kind: u8, function: u16, deadline_ns: u64, body: Body, carried: Carried) -> Result<u64, InvokeError> {
+    fn resend(
+        &mut self,
+        kind: u8,
+        function: u16,
+        deadline_ns: u64,
+        body: Body,
+        carried: Carried,
+    ) -> Result<u64, InvokeError> {
         let number = self.enter(Route::Controller, deadline_ns, carried);
         let request = Descriptor { kind, tag: function, id: number, aux: deadline_ns, body };
         self.send_controller(&request, None).unwrap_or_else(|Fatal(text)| die(&text));
@@ -1310,9 +1350,10 @@ impl Session {
     /// An answer to a call of the window.
     fn settle(&mut self, descriptor: &Descriptor, giver: Giver, heap: Option<Buffer>) -> Result<(), Fatal> {
         let from_controller = giver.participant == ParticipantId::CONTROLLER;
-        let found = self.nested.get(descriptor.id).filter(|call| {
-            !call.settled && (call.route == Route::Controller) == from_controller
-        });
+        let found = self
+            .nested
+            .get(descriptor.id)
+            .filter(|call| !call.settled && (call.route == Route::Controller) == from_controller);
         let Some(call) = found else {
             return if from_controller { Err(Fatal("an answer to a call that is not open".into())) } else { Ok(()) };
         };
@@ -1456,9 +1497,8 @@ impl Session {
             let link = self.link(gone);
             let (taken, exchange_taken) = (link.peer_taken(), link.peer_exchange_taken());
             let tail = link.producer.tail();
-            let sent: Vec<(u64, Descriptor)> = (calling.start..tail)
-                .filter_map(|position| Some((position, link.producer.sent(position)?)))
-                .collect();
+            let sent: Vec<(u64, Descriptor)> =
+                (calling.start..tail).filter_map(|position| Some((position, link.producer.sent(position)?))).collect();
             for (position, descriptor) in sent {
                 if position >= taken && descriptor.kind & record::KIND == record::REQUEST {
                     self.bounced(gone, descriptor)?;

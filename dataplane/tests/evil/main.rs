@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use praas_dataplane::{Context, Failure, Input, Output, Worker};
 use praas_shm::{
-    BlockRef, Body, Descriptor, Identity, Inline, Link, OwnSegment, ParticipantId, PeerSegment, SegmentConfig, SegmentFile,
-    child, handover,
+    BlockRef, Body, Descriptor, Identity, Inline, Link, OwnSegment, ParticipantId, PeerSegment, SegmentConfig,
+    SegmentFile, child, handover,
 };
 use praas_transport::queue::{Buffer, Message, Queue, Receiver, Sender};
 use serde_json::Value;
@@ -181,7 +181,9 @@ impl Evil {
             "block overflow" => self.reply(call, Body::Block(BlockRef { offset: !63, len: 128, ..block })),
             "block unaligned" => self.reply(call, Body::Block(BlockRef { offset: 13, ..block })),
             "block too long" => self.reply(call, Body::Block(BlockRef { len: u64::MAX, ..block })),
-            "block over the end" => self.reply(call, Body::Block(BlockRef { offset: (256 << 20) - 64, len: 65, ..block })),
+            "block over the end" => {
+                self.reply(call, Body::Block(BlockRef { offset: (256 << 20) - 64, len: 65, ..block }))
+            }
             "block of nobody" => {
                 let owner = ParticipantId::new(50).expect("below 64");
                 self.reply(call, Body::Block(BlockRef { owner, ..block }));
@@ -193,7 +195,9 @@ impl Evil {
             "take a lease never granted" => self.tell(TAKEN, 0, 99, 0),
             "forget nobody" => self.tell(FORGOTTEN, 70, 0, 0),
             "release nothing" => self.tell(RELEASE, 0, 0, 0),
-            "release to nobody" => self.send(Descriptor { kind: RELEASE, tag: 900, id: 0, aux: 0, body: Body::Block(block) }),
+            "release to nobody" => {
+                self.send(Descriptor { kind: RELEASE, tag: 900, id: 0, aux: 0, body: Body::Block(block) })
+            }
             "talk on the control socket" => {
                 let _ = handover::send(self.control.as_fd(), b"{\"gibberish\": [", &[]);
                 std::thread::sleep(Duration::from_secs(5));
@@ -235,7 +239,8 @@ impl Evil {
             "a lease from far away" => {
                 self.tell(REQUEST, 0, 1, u64::MAX);
                 let (lease, _) = receive(&self.control);
-                let lease = lease["Lease"]["lease"].as_u64().or_else(|| receive(&self.control).0["Lease"]["lease"].as_u64());
+                let lease =
+                    lease["Lease"]["lease"].as_u64().or_else(|| receive(&self.control).0["Lease"]["lease"].as_u64());
                 self.tell(TAKEN, 0, lease.expect("a lease"), 1 << 40);
             }
             "deaf on the control socket" => {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use praas_dataplane::{Client, ClientConfig, Ipc, LaunchConfig, LocalProcess, WaitMode};
+use praas_dataplane::{Client, ClientConfig, Ipc, LaunchConfig, LaunchError, LocalProcess, WaitMode};
 
 /// The worker with the functions of `tests/worker/main.rs`.
 pub(crate) fn test_worker() -> String {
@@ -40,7 +40,19 @@ pub(crate) fn start(ipc: Ipc) -> (LocalProcess, Client) {
 }
 
 pub(crate) fn start_with(config: &LaunchConfig) -> (LocalProcess, Client) {
-    let process = LocalProcess::start(config).expect("the process starts");
+    let begun = Instant::now();
+    let process = loop {
+        match LocalProcess::start(config) {
+            Ok(process) => break process,
+            // Other tests of this user have the queues just now.
+            Err(LaunchError::Ended { text, .. })
+                if text.contains("RLIMIT_MSGQUEUE") && begun.elapsed() < Duration::from_secs(30) =>
+            {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Err(error) => panic!("the process does not start: {error}"),
+        }
+    };
     let client = connect(&process);
     (process, client)
 }
@@ -60,11 +72,16 @@ pub(crate) fn connect_with(process: &LocalProcess, config: &ClientConfig) -> Cli
     Client::connect(process.addr(), config).expect("the process answers")
 }
 
-/// Runs a test on both channels. On queues one test at a time: a user has few of them (RLIMIT_MSGQUEUE).
-pub(crate) fn on_both_channels(test: impl Fn(Ipc)) {
+/// The right to use queues: a user has few of them (RLIMIT_MSGQUEUE), so that one test at a time does.
+pub(crate) fn queues() -> std::sync::MutexGuard<'static, ()> {
     static QUEUES: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    QUEUES.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Runs a test on both channels.
+pub(crate) fn on_both_channels(test: impl Fn(Ipc)) {
     test(Ipc::Ring);
-    let _alone = QUEUES.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _alone = queues();
     test(Ipc::Queue);
 }
 

@@ -20,11 +20,15 @@ fn main() -> ExitCode {
         .function("panic", |_, _| panic!("panicked as asked"))
         .function("abort", |_, _| std::process::abort())
         .function("exit", |_, input| std::process::exit(number(&input)))
-        .function("hang", |_, _| loop {
-            std::thread::sleep(Duration::from_millis(10));
+        .function("hang", |_, _| {
+            loop {
+                std::thread::sleep(Duration::from_millis(10));
+            }
         })
-        .function("spin", |_, _| loop {
-            std::hint::spin_loop();
+        .function("spin", |_, _| {
+            loop {
+                std::hint::spin_loop();
+            }
         })
         .function("raise", |_, input| {
             // Twice: Rust's own handler takes the first SIGSEGV off and lets the program go on.
@@ -61,7 +65,9 @@ fn main() -> ExitCode {
         .function("pid", |context, _| Ok(format!("{} {}", context.worker(), std::process::id()).into()))
         .function("power", power)
         .function("nested", nested)
-        .function("args", |_, input| Ok(input.args().map(|arg| arg.len().to_string()).collect::<Vec<_>>().join(" ").into()))
+        .function("args", |_, input| {
+            Ok(input.args().map(|arg| arg.len().to_string()).collect::<Vec<_>>().join(" ").into())
+        })
         .function("context", context)
         .function("large", |context, input| {
             let bytes = usize::try_from(number(&input)).map_err(|_| Failure::new(-22, "below zero"))?;
@@ -212,7 +218,8 @@ fn nested(context: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
     let (count, mode, bytes) = (number(), number(), number());
     let (count, bytes): (u32, usize) = (count.parse().unwrap_or(1), bytes.parse().unwrap_or(8));
     context.prefer_exchange(mode != "ring" && mode != "async");
-    let expected = |at: u32| -> Vec<u8> { (0..bytes).map(|i| (i as u32).wrapping_mul(31).wrapping_add(at) as u8).collect() };
+    let expected =
+        |at: u32| -> Vec<u8> { (0..bytes).map(|i| (i as u32).wrapping_mul(31).wrapping_add(at) as u8).collect() };
     match mode.as_str() {
         "async" => {
             let mut open = std::collections::VecDeque::new();

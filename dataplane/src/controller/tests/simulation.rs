@@ -176,7 +176,10 @@ impl World {
                 Action::TellCancelled { worker, .. } => self.worker(worker).inbox.push_back(ToWorker::Cancelled),
                 Action::Spawn { worker } => {
                     assert!(!self.workers.contains_key(&worker), "{worker} was started twice");
-                    assert!(self.workers.values().all(|other| !other.knows.contains(&worker)), "its place is still mourned");
+                    assert!(
+                        self.workers.values().all(|other| !other.knows.contains(&worker)),
+                        "its place is still mourned"
+                    );
                     if self.dice.one_in(10) {
                         self.controller.died(self.now_ns, worker, Cause::Exited(127), false, None, 0);
                     } else {
@@ -460,7 +463,9 @@ fn w2_whatever_happens_every_call_is_answered_once_and_nothing_stays() {
     let mut sums = (0, 0, 0);
     for seed in seeds {
         let ran = std::panic::catch_unwind(|| simulate(seed, 4_000));
-        let Ok((answered, deaths, leases)) = ran else { panic!("seed {seed} fails; run it alone with PRAAS_SEED={seed}") };
+        let Ok((answered, deaths, leases)) = ran else {
+            panic!("seed {seed} fails; run it alone with PRAAS_SEED={seed}")
+        };
         sums = (sums.0 + answered, sums.1 + deaths, sums.2 + leases);
     }
     println!("{} answers, {} deaths, {} leases", sums.0, sums.1, sums.2);
