@@ -1,4 +1,5 @@
 //! What people, programs and strangers get wrong: command lines, garbage on the port, slow and silent clients, bounds.
+#![allow(clippy::cast_possible_truncation, reason = "dice and patterns are cut to size on purpose")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! The controller dies or is asked to stop: what is left, and when (faults.md section 3).
+#![allow(clippy::cast_possible_truncation, reason = "dice and patterns are cut to size on purpose")]
 
 mod support;
 
