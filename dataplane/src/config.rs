@@ -320,7 +320,8 @@ mod tests {
 
     #[test]
     fn every_range_is_checked() {
-        let refused: [(&str, fn(&mut ProcessConfig)); 6] = [
+        type Spoil = fn(&mut ProcessConfig);
+        let refused: [(&str, Spoil); 6] = [
             ("workers", |c| c.workers = 0),
             ("workers_max", |c| c.workers_max = 1),
             ("arena_bytes", |c| c.arena_bytes = 3 << 20),

@@ -211,10 +211,10 @@ impl fmt::Debug for Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if let Some(view) = self.view.take() {
-            if !self.memory.let_go(view.block()) {
-                self.memory.returned.borrow_mut().push((self.giver, *view.block()));
-            }
+        if let Some(view) = self.view.take()
+            && !self.memory.let_go(view.block())
+        {
+            self.memory.returned.borrow_mut().push((self.giver, *view.block()));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Workers that die, hang, crash in loops and leave children behind (faults.md section 1), on both channels.
 //!
 //! `PRAAS_KILLS` sets the number of kills of the random tests (default 150 a channel), `PRAAS_SEED` their seed.
+#![allow(clippy::cast_possible_truncation, reason = "dice and patterns are cut to size on purpose")]
 
 mod support;
 

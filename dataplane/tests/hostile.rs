@@ -1,5 +1,6 @@
 //! A hostile worker (faults.md W11, R1-R3, R7, R10; promise G4): it wastes what is its own and nothing else. Its callers
 //! get an error, it is killed when it breaks the protocol, and everybody else is served all along.
+#![allow(clippy::cast_possible_truncation, reason = "dice and patterns are cut to size on purpose")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! The programming model, on both channels (conformance P1-P11, P14).
+#![allow(clippy::cast_possible_truncation, reason = "dice and patterns are cut to size on purpose")]
 
 mod support;
 

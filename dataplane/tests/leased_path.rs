@@ -12,6 +12,7 @@
 //!
 //! A program of its own (`harness = false`), because it is its own worker: it must be that from its first thread on, and
 //! with an allocator that counts. Functions that allocate or ask the kernel on purpose show that the counts can fail.
+#![allow(clippy::cast_possible_truncation, reason = "dice and patterns are cut to size on purpose")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

@@ -460,10 +460,8 @@ impl<P> Controller<P> {
                 };
                 self.abandon(key, Some(CallError::new(Code::Timeout, text)));
             }
-            if !queued {
-                if let Some(worker) = self.staff.running(key) {
-                    self.staff.overdue(worker, now_ns + self.bounds.grace_ns);
-                }
+            if !queued && let Some(worker) = self.staff.running(key) {
+                self.staff.overdue(worker, now_ns + self.bounds.grace_ns);
             }
         }
         let next = self.calls.iter().map(|(_, call)| call.deadline_ns).filter(|deadline| *deadline > now_ns).min();
@@ -524,7 +522,6 @@ fn place(key: CallKey) -> usize {
     (key & 0xffff_ffff) as usize
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "the high half is 32 bits")]
 fn uses(key: CallKey) -> u32 {
     (key >> 32) as u32
 }

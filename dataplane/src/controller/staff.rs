@@ -321,12 +321,12 @@ impl<P> Controller<P> {
             if let State::Starting { since_ns } = post.state {
                 post.overdue.get_or_insert((since_ns + self.bounds.start_ns, true));
             }
-            if let Some((at_ns, warned)) = post.overdue {
-                if at_ns <= now_ns {
-                    let signal = if warned { Signal::Kill } else { Signal::Terminate };
-                    due.push(Action::Signal { worker, signal });
-                    post.overdue = Some((now_ns + self.bounds.grace_ns, true));
-                }
+            if let Some((at_ns, warned)) = post.overdue
+                && at_ns <= now_ns
+            {
+                let signal = if warned { Signal::Kill } else { Signal::Terminate };
+                due.push(Action::Signal { worker, signal });
+                post.overdue = Some((now_ns + self.bounds.grace_ns, true));
             }
         }
         self.actions.extend(due);

@@ -2,6 +2,7 @@
 //!
 //! Payloads are [`Token`]s that tell a [`Ledger`] when they are lost: one that is dropped anywhere but in the hands of
 //! whoever got it from an action is a leak.
+#![allow(clippy::cast_possible_truncation, reason = "dice and patterns are cut to size on purpose")]
 
 use std::cell::Cell;
 use std::rc::Rc;

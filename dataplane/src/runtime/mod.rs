@@ -412,12 +412,12 @@ impl Process {
 
     /// Kills a worker. Whatever it still publishes is dropped with it.
     fn condemn(&mut self, worker: WorkerId, cause: Cause) {
-        if let Some(seat) = &mut self.seats[usize::from(worker)] {
-            if seat.verdict.is_none() {
-                tracing::warn!(worker, "worker {cause}");
-                seat.verdict = Some(cause);
-                let _ = seat.child.signal_group(9);
-            }
+        if let Some(seat) = &mut self.seats[usize::from(worker)]
+            && seat.verdict.is_none()
+        {
+            tracing::warn!(worker, "worker {cause}");
+            seat.verdict = Some(cause);
+            let _ = seat.child.signal_group(9);
         }
     }
 

@@ -116,14 +116,14 @@ fn run_function(session: &mut Session, handlers: &mut [Handler], incoming: Incom
     // Whatever the panic left half-done is never looked at again: the worker exits below.
     let result = catch_unwind(AssertUnwindSafe(|| handler(&mut context, input)));
     context.finish();
-    if let (Ok(Ok(output)), true) = (&result, origin != Origin::Controller) {
-        if let Some(body) = output.inline() {
-            let keeps = if session.memory.served() { record::KEEPS } else { 0 };
-            let kind = record::REPLY | keeps | if output.payload.is_args { record::ARGS } else { 0 };
-            let aux = u64::from(output.status.cast_unsigned());
-            session.reply_leased(origin, &Descriptor { kind, tag: Code::Ok as u16, id: call, aux, body });
-            return session.return_blocks();
-        }
+    if let (Ok(Ok(output)), true) = (&result, origin != Origin::Controller)
+        && let Some(body) = output.inline()
+    {
+        let keeps = if session.memory.served() { record::KEEPS } else { 0 };
+        let kind = record::REPLY | keeps | if output.payload.is_args { record::ARGS } else { 0 };
+        let aux = u64::from(output.status.cast_unsigned());
+        session.reply_leased(origin, &Descriptor { kind, tag: Code::Ok as u16, id: call, aux, body });
+        return session.return_blocks();
     }
     conclude(session, origin, call, block, result)
 }

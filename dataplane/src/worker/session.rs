@@ -27,9 +27,9 @@ use crate::wire::{Code, ToWorker, WorkerWelcome, record};
 /// Nested calls that one function may have open.
 const NESTED_MAX: usize = 1024;
 /// Leased calls in flight that leave room in the answering ring for every answer.
-const LEASED_MAX: u64 = 96;
+const LEASED_MAX: u32 = 96;
 /// Slots that answers to leased calls may take, the direct one included.
-const ANSWERS_MAX: u32 = LEASED_MAX as u32 + 1;
+const ANSWERS_MAX: u32 = LEASED_MAX + 1;
 /// Polls between two looks at the clock.
 const POLLS_PER_LOOK: u32 = 256;
 /// Deadline of a wait that the controller ends: past every clock, but not the `u64::MAX` of one that nothing ends.
@@ -73,7 +73,7 @@ struct Calling {
     patience: Patience,
     /// First position of this lease in our ring to the callee.
     start: u64,
-    in_flight: u64,
+    in_flight: u32,
     /// Told the controller that a call of this lease overran.
     overran: bool,
     /// What the exchange call carried that we no longer wait for; the callee may still read it.
@@ -684,10 +684,10 @@ impl Session {
     #[inline(always)]
     pub(crate) fn next_request(&mut self) -> Result<Option<Incoming>, Fatal> {
         loop {
-            if self.serving.is_some() {
-                if let Some(incoming) = self.poll_caller()? {
-                    return Ok(Some(incoming));
-                }
+            if self.serving.is_some()
+                && let Some(incoming) = self.poll_caller()?
+            {
+                return Ok(Some(incoming));
             }
             if let Some(next) = self.next_from_controller()? {
                 return Ok(next);
@@ -1017,11 +1017,11 @@ impl Session {
                 session.calling.as_ref().is_none_or(|calling| calling.exchange.ready()) || session.controller_ready()
             });
             let ready = waited.unwrap_or_else(|Fatal(text)| die(&text));
-            if let Some(calling) = &mut self.calling {
-                if let Ok(Some(ExchangeReply::Reply(reply))) = calling.exchange.poll() {
-                    self.awaiting = false;
-                    return self.conclude(reply, callee, carried);
-                }
+            if let Some(calling) = &mut self.calling
+                && let Ok(Some(ExchangeReply::Reply(reply))) = calling.exchange.poll()
+            {
+                self.awaiting = false;
+                return self.conclude(reply, callee, carried);
             }
             self.take_controller();
             if let Some(mut parted) = self.parted.take() {
@@ -1360,11 +1360,11 @@ impl Session {
         call.settled = true;
         let (carried, wanted) = (call.carried, call.wanted);
         call.carried = Carried::Nothing;
-        if let (Body::Inline(inline), Carried::Nothing, true, None) = (descriptor.body, carried, wanted, &heap) {
-            if descriptor.tag == Code::Ok as u16 {
-                call.outcome = Outcome::Reply(Reply { status: status(descriptor.aux), bytes: Bytes::Inline(inline) });
-                return Ok(());
-            }
+        if let (Body::Inline(inline), Carried::Nothing, true, None) = (descriptor.body, carried, wanted, &heap)
+            && descriptor.tag == Code::Ok as u16
+        {
+            call.outcome = Outcome::Reply(Reply { status: status(descriptor.aux), bytes: Bytes::Inline(inline) });
+            return Ok(());
         }
         let outcome = match heap {
             Some(buffer) if !buffer.as_ref().is_empty() => self.accept_heap(descriptor, buffer),

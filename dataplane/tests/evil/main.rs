@@ -1,5 +1,6 @@
 //! A worker program whose worker 1 is an attacker (faults.md W11, R1-R3, G4): it speaks the protocol by hand, up to the
 //! moment it is called with `evil NAME`, and then does what NAME says. Every other worker is an honest one.
+#![allow(clippy::cast_possible_truncation, reason = "dice and patterns are cut to size on purpose")]
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};

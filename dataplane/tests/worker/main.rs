@@ -1,4 +1,5 @@
 //! The worker of the integration tests: functions that behave, and functions that do what the fault catalogue lists.
+#![allow(clippy::cast_possible_truncation, reason = "dice and patterns are cut to size on purpose")]
 
 use std::cell::Cell;
 use std::os::unix::process::CommandExt;

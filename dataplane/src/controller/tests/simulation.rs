@@ -4,6 +4,7 @@
 //! Checked all along: an action never speaks to or of somebody who is gone; a worker is given one call at a time; every
 //! call is answered exactly once unless its caller went. Checked at the end, when nobody does anything new: nothing is
 //! open, every worker is back, no payload was lost.
+#![allow(clippy::cast_possible_truncation, reason = "dice and patterns are cut to size on purpose")]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -274,7 +275,7 @@ impl World {
             return self.bury(worker, cause);
         }
         if !seat.registered {
-            if evil && roll % 8 == 0 {
+            if evil && roll.is_multiple_of(8) {
                 return self.bury(worker, Cause::Exited(1));
             }
             seat.registered = true;
@@ -282,7 +283,7 @@ impl World {
             return;
         }
         if seat.leased_busy {
-            seat.leased_busy = roll % 3 != 0;
+            seat.leased_busy = !roll.is_multiple_of(3);
             if evil && roll % 40 == 1 {
                 return self.bury(worker, Cause::Killed(11));
             }
@@ -313,7 +314,7 @@ impl World {
             }
         }
         let Some(message) = seat.inbox.pop_front() else {
-            if seat.serving.is_some() && seat.running.is_none() && roll % 4 == 0 {
+            if seat.serving.is_some() && seat.running.is_none() && roll.is_multiple_of(4) {
                 seat.leased_busy = true;
             }
             return;
