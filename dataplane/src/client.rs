@@ -528,6 +528,11 @@ impl Client {
                 Some(Open::Done(_)) => return self.finish(number),
                 None => return Err(InvokeError::Protocol { text: format!("call {number} is not in flight here") }),
             };
+            let sleep_first = self.config.wait == WaitMode::Efficient && self.connection.drained();
+            if sleep_first && !self.connection.wants_write() && self.lost.is_none() {
+                // The last read emptied the socket: a look before sleeping would find nothing.
+                self.sleep(Duration::from_nanos(deadline_ns.saturating_sub(now_ns())));
+            }
             if self.progress() {
                 since_ns = 0;
                 continue;

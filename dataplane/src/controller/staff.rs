@@ -135,6 +135,10 @@ impl Staff {
         self.numbered().filter(|(_, post)| post.nested > 0).fold(0, |mask, (worker, _)| mask | 1 << worker)
     }
 
+    pub(super) fn nested(&self, worker: WorkerId) -> usize {
+        self.posts[usize::from(worker)].nested as usize
+    }
+
     pub(super) fn nested_began(&mut self, worker: WorkerId) {
         self.posts[usize::from(worker)].nested += 1;
     }
@@ -183,6 +187,11 @@ impl<P> Controller<P> {
         self.staff.on_time(worker);
         self.employ(now_ns, worker);
         Ok(())
+    }
+
+    /// Nested calls of a worker that have no answer yet.
+    pub(crate) fn nested_of(&self, worker: WorkerId) -> usize {
+        self.staff.nested(worker)
     }
 
     /// Workers that can be given work or are at it.

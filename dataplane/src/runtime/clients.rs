@@ -60,6 +60,8 @@ struct Client {
     /// Unique for the life of the process; a slab index is not.
     id: u64,
     greeted: bool,
+    /// The peer sends no more once what is there is read.
+    closing: bool,
     /// Has requests that were not read because of a bound.
     paused: bool,
     dirty: bool,
@@ -185,6 +187,7 @@ impl Clients {
             connection,
             id: self.accepted,
             greeted: false,
+            closing: false,
             paused: false,
             dirty: false,
             accepted_ns: now_ns(),
@@ -193,6 +196,13 @@ impl Clients {
             expired: false,
         });
         Ok(())
+    }
+
+    /// The peer has closed its side.
+    pub(super) fn closing(&mut self, index: usize) {
+        if let Some(client) = self.open.get_mut(index) {
+            client.closing = true;
+        }
     }
 
     /// Reads what a connection has, writes what it can take.
@@ -356,6 +366,11 @@ impl Client {
                     if let Err(text) = self.take(frame, store, welcome, events) {
                         tracing::warn!(connection = self.id, text, "connection closed");
                         return false;
+                    }
+                    // A short read emptied the socket, and what comes later is an event of its own; only a close that
+                    // came with the bytes has to be read to be seen.
+                    if self.connection.drained() && !self.closing {
+                        return true;
                     }
                 }
                 Err(error) => {

@@ -239,8 +239,8 @@ impl Process {
     /// Waits for something to happen. True when `events` has some.
     fn wait(&mut self, now: u64, idle_since_ns: u64, worked: bool, events: &mut Events) -> Result<bool, ProcessError> {
         let patience = if self.core_is_wanted() { Patience::NONE } else { self.placement.controller_patience() };
-        let idle_ns = now.saturating_sub(idle_since_ns);
-        let spin = worked || idle_ns < patience.linger_ns || self.clients.unfinished();
+        let idle_ns = if worked { 0 } else { now.saturating_sub(idle_since_ns) };
+        let spin = idle_ns < patience.linger_ns || self.clients.unfinished();
         let mut timeout = Duration::ZERO;
         if !spin {
             let due_ns = self.controller.wake_ns().min(self.drain_until_ns.unwrap_or(u64::MAX)).min(self.strays_due_ns);
@@ -254,6 +254,14 @@ impl Process {
                 if ready {
                     timeout = Duration::ZERO;
                 }
+            }
+            if self.seated.iter().any(|worker| {
+                matches!(
+                    &self.seats[usize::from(*worker)],
+                    Some(Seat { readable: true, channel: Channel::Queue { .. }, .. })
+                )
+            }) {
+                timeout = Duration::ZERO;
             }
             if self
                 .seated
@@ -293,7 +301,10 @@ impl Process {
             SIGNALS => self.on_signal(now),
             LISTENER => self.clients.accept(self.poll.registry(), CLIENTS),
             _ if token >= CLIENTS => {
-                self.on_client(now, token - CLIENTS, event.is_readable() || event.is_read_closed())
+                if event.is_read_closed() {
+                    self.clients.closing(token - CLIENTS);
+                }
+                self.on_client(now, token - CLIENTS, event.is_readable() || event.is_read_closed());
             }
             _ => {
                 let worker = WorkerId::try_from(token & 0xfff).expect("tokens hold worker numbers");
@@ -436,6 +447,10 @@ impl Process {
         match kind & record::KIND {
             record::REPLY => self.on_reply(now, worker, &descriptor, heap),
             record::REQUEST => {
+                if self.controller.nested_of(worker) >= crate::worker::NESTED_MAX {
+                    // Its library keeps to the bound; a flood would take the queue from everybody else.
+                    return Err(Violation("more nested calls open than one function may have"));
+                }
                 let from = Caller::Worker { worker, call: id };
                 let Some(bytes) = self.bytes_of(worker, body, heap)? else {
                     self.answer_worker(worker, id, Outcome::Failed(owner_died()));

@@ -26,7 +26,7 @@ use crate::error::{Failure, InvokeError};
 use crate::payload::{BlockKey, Input, Output};
 use crate::wire::{Code, FromWorker, PROTOCOL_VERSION, ToWorker, WorkerWelcome, record};
 pub use context::{Context, FunctionId, Lease, Pending};
-pub(crate) use session::ACTIVITY_WAITING;
+pub(crate) use session::{ACTIVITY_WAITING, NESTED_MAX};
 use session::{Channel, Fatal, Incoming, Origin, Session, fatal};
 
 type Handler = Box<dyn FnMut(&mut Context<'_>, Input) -> Result<Output, Failure>>;

@@ -25,7 +25,7 @@ use crate::placement::Patience;
 use crate::wire::{Code, ToWorker, WorkerWelcome, record};
 
 /// Nested calls that one function may have open.
-const NESTED_MAX: usize = 1024;
+pub(crate) const NESTED_MAX: usize = 1024;
 /// Leased calls in flight that leave room in the answering ring for every answer.
 const LEASED_MAX: u32 = 96;
 /// Slots that answers to leased calls may take, the direct one included.
@@ -1232,9 +1232,11 @@ impl Session {
         let link = self.link(callee);
         match link.producer.try_send(&request) {
             Ok(position) => {
-                link.bell.ring();
                 self.calling.as_mut().expect("checked above").in_flight += 1;
-                Ok(self.enter(Route::Ring { position }, deadline_ns, carried))
+                let number = self.enter(Route::Ring { position }, deadline_ns, carried);
+                // Rung last: its fence waits for the record to leave the store buffer, which has had time meanwhile.
+                self.link(callee).bell.ring();
+                Ok(number)
             }
             Err(_) => {
                 self.unload(carried, callee);
