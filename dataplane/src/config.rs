@@ -21,9 +21,9 @@ pub enum Ipc {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum WaitMode {
-    /// Spin wherever a core is free for it. An idle process may burn the cores it was given.
+    /// Spin wherever a core is free for it, and yield between looks after 50 us. An idle process may burn the cores it was given.
     Latency,
-    /// Spin while answers come quickly, then sleep. An idle process uses no CPU.
+    /// Spin for 5 us, then yield between looks up to 100 us, then sleep. An idle process uses no CPU.
     #[default]
     Balanced,
     /// Sleep at once.
@@ -143,7 +143,7 @@ pub struct ProcessConfig {
     pub connection_calls_max: u32,
     /// Connections served at once; more are closed on arrival. Default 1024.
     pub connections_max: u32,
-    /// How long a worker past its deadline may go on before SIGTERM, and again before SIGKILL, ms. Default 100.
+    /// How long a worker past its call's deadline may go on before SIGTERM, and again before SIGKILL, ms. Default 100.
     pub grace_ms: u64,
     /// How long running calls may go on after SIGTERM to the process, ms. Default 5000.
     pub drain_ms: u64,

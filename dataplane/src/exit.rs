@@ -1,4 +1,4 @@
-//! Exit codes of our programs. 0 is success; 1 is left to panics and `anyhow`.
+//! Exit codes of our programs. 0 is success; 1 is left to programs that return an error from `main`, 101 is a panic of ours.
 
 /// The command line or the configuration is wrong.
 pub const USAGE: i32 = 2;

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) enum Wait {
     /// Spin for ever, on two cores.
     Latency,
-    /// Spin for up to 100 µs, then block; on two cores.
+    /// Spin for up to 100 µs, then block; on two cores. (A process under test yields from 5 µs on, and is not pinned.)
     Balanced,
     /// Block at once; both ends on one core.
     Efficient,
@@ -54,7 +54,8 @@ pub(crate) struct Placement {
 }
 
 impl Placement {
-    /// Where the two ends stand in this wait mode: the same cores `praas-process --pin auto` uses.
+    /// Where the two ends stand in this wait mode: in `latency` on cores that `praas-process --pin auto` uses too; in
+    /// `efficient` on the one that a process under test is pinned to; in `balanced` such a process is not pinned.
     pub(crate) fn of(wait: Wait, cores: &[usize]) -> Result<Self> {
         let (Some(&first), Some(&last)) = (cores.first(), cores.last()) else { bail!("no core is allowed") };
         match wait {

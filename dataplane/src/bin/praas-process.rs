@@ -11,7 +11,7 @@ use praas_dataplane::{Ipc, Pin, Process, ProcessConfig, ProcessError, WaitMode};
 ///
 /// Prints one line on stdout when clients can connect:
 ///   ready process=NAME listen=ADDRESS workers=N ipc=ring|mq wait=MODE reactor=epoll
-/// and serves until SIGTERM or SIGINT (running calls may finish; a second signal ends at once).
+/// and serves until SIGTERM, SIGINT or SIGHUP (running calls may finish; a second signal ends at once).
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -22,15 +22,15 @@ Examples:
   praas-process --config process.toml
 
 Exit codes:
-  0  ended by a signal, after running calls finished
+  0  ended by SIGTERM, SIGINT or SIGHUP, whether or not running calls finished in time
   2  wrong command line or configuration
   3  the worker program cannot be started
-  4  the worker program does not register, or registers no function
+  4  the worker program ends or stays silent before it registers, or registers no function
   5  the listen address cannot be had
   6  the system refuses queues, memory or descriptors; the line says which and what to do (see also `praas doctor`)"
 )]
 struct Arguments {
-    /// A TOML file with any of the settings below; flags win over it
+    /// A TOML file with any of the settings below, `connection_calls_max` or `connections_max`; flags win over it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// The worker program: yours, built with praas-dataplane, or praas-worker
@@ -42,7 +42,7 @@ struct Arguments {
     /// Name of the process [default: random]
     #[arg(long, value_name = "NAME")]
     process: Option<String>,
-    /// Where clients connect; loopback only, port 0 takes a free one [default: 127.0.0.1:0]
+    /// Where clients connect; loopback only and not authenticated, port 0 takes a free one [default: 127.0.0.1:0]
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
     /// Workers kept running, 1 to 63 [default: 2]
@@ -54,7 +54,7 @@ struct Arguments {
     /// Channel to workers: ring (shared memory) or mq (POSIX queues) [default: ring]
     #[arg(long, value_name = "CHANNEL")]
     ipc: Option<Ipc>,
-    /// How to wait: latency (spin), balanced (spin, then sleep) or efficient (sleep) [default: balanced]
+    /// How to wait: latency (spin), balanced (spin, yield, then sleep) or efficient (sleep) [default: balanced]
     #[arg(long, value_name = "MODE")]
     wait: Option<WaitMode>,
     /// Cores: auto, none, or a list such as 0,1 (controller first, then workers) [default: auto]
@@ -75,7 +75,7 @@ struct Arguments {
     /// Calls waiting for a worker before callers are told Busy [default: 4096]
     #[arg(long, value_name = "N")]
     queue_max: Option<u32>,
-    /// How long a worker past its deadline may go on before it is killed, ms [default: 100]
+    /// How long a worker past its deadline may go on before SIGTERM, and again before SIGKILL, ms [default: 100]
     #[arg(long, value_name = "MS")]
     grace_ms: Option<u64>,
     /// How long running calls may go on after SIGTERM, ms [default: 5000]
