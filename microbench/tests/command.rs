@@ -48,6 +48,60 @@ fn b2_floors_write_one_checked_row_per_cell_and_a_report_is_made_of_them() {
     std::fs::remove_dir_all(folder).expect("cleaned up");
 }
 
+/// B1, B3: each experiment of `scripts/reproduce`, at toy lengths: processes are started, every answer is checked, each row
+/// stands beside its floor, and the rows make a report with the published figures in it.
+#[test]
+fn b1_b3_every_experiment_runs_and_its_rows_make_a_report_with_floors_and_published_figures() {
+    let folder = scratch("experiments");
+    let text = |path: PathBuf| path.to_str().expect("UTF-8").to_owned();
+    let brief = ["--repetitions", "60", "--runs", "1", "--run-limit", "0.2"];
+    let experiments: [&[&str]; 6] = [
+        &[
+            "invoke",
+            "--path",
+            "local",
+            "--ipc",
+            "ring",
+            "--wait",
+            "latency",
+            "--via",
+            "exchange,ring",
+            "--sizes",
+            "8,100KiB",
+        ],
+        &["invoke", "--path", "local", "--ipc", "mq", "--wait", "efficient", "--sizes", "10,100KiB"],
+        &["invoke", "--path", "remote", "--ipc", "ring", "--wait", "efficient", "--sizes", "64,100KiB"],
+        &["invoke", "--path", "local", "--wait", "latency", "--sizes", "8", "--in-flight", "16"],
+        &["death", "--kills", "3"],
+        &["idle", "--seconds", "1"],
+    ];
+    let mut rows = Vec::new();
+    for (number, experiment) in experiments.into_iter().enumerate() {
+        let file = text(folder.join(format!("{number}.jsonl")));
+        let brief = if experiment[0] == "invoke" { &brief[..] } else { &[] };
+        let done = bench(&[experiment, brief, &["--json", &file]].concat());
+        assert!(done.status.success(), "{experiment:?}: {}", String::from_utf8_lossy(&done.stderr));
+        for line in std::fs::read_to_string(&file).expect("rows").lines() {
+            let row: serde_json::Value = serde_json::from_str(line).expect("an object a line");
+            let timed = experiment[0] == "invoke" && !experiment.contains(&"--in-flight");
+            assert!(!timed || row["ratio_p50"].as_f64() > Some(0.0), "no floor beside {line}");
+        }
+        rows.push(file);
+    }
+    let out = folder.join("out");
+    let mut report = vec!["report", "--out", out.to_str().expect("UTF-8")];
+    for file in &rows {
+        report.extend(["--rows", file]);
+    }
+    let done = bench(&report);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    for file in ["report.html", "report.md"] {
+        let page = std::fs::read_to_string(out.join(file)).expect(file);
+        assert!(page.contains("fargate") && page.contains("exchange"), "{file} lacks published or own figures");
+    }
+    std::fs::remove_dir_all(folder).expect("cleaned up");
+}
+
 #[test]
 fn wrong_usage_is_exit_code_2_and_says_what_to_write() {
     for (arguments, expected) in [

@@ -1,0 +1,201 @@
+//! What the controller wants, carried out: calls handed over, answers sent, leases granted and opened.
+
+use super::*;
+
+impl Process {
+    pub(super) fn unstick(&mut self, now: u64) {
+        let waiting = self.shared.as_ref().map(|_| {
+            self.seated.iter().fold(0, |mask, worker| {
+                let activity = self.seats[usize::from(*worker)].as_ref().map_or(0, Seat::activity);
+                if activity == crate::worker::ACTIVITY_WAITING { mask | 1 << worker } else { mask }
+            })
+        });
+        self.controller.unstick(now, waiting);
+    }
+
+    pub(super) fn act(&mut self, now: u64) {
+        while let Some(action) = self.controller.next_action() {
+            match action {
+                Action::Dispatch { worker, call, function, deadline_ns, payload } => {
+                    self.dispatch(worker, call, function, deadline_ns, payload);
+                }
+                Action::Answer { to: Caller::Client { connection, call }, outcome } => {
+                    let (code, status, payload) = spread(outcome);
+                    if let Some(unsent) = self.clients.answer(connection, call, code, status, payload) {
+                        self.release(unsent);
+                    }
+                }
+                Action::Answer { to: Caller::Worker { worker, call }, outcome } => {
+                    self.answer_worker(worker, call, outcome)
+                }
+                Action::Discard(payload) => self.release(payload.bytes),
+                Action::TellCancelled { worker, call } => self.tell(worker, record::CANCEL, 0, call, 0),
+                Action::Spawn { worker } => self.spawn(now, worker),
+                Action::Signal { worker, signal } => {
+                    if let Some(seat) = &mut self.seats[usize::from(worker)] {
+                        seat.verdict.get_or_insert(Cause::Overran);
+                        let number = if signal == Signal::Kill { 9 } else { 15 };
+                        let _ = seat.child.signal_group(number);
+                    }
+                }
+                Action::Retire { worker } => self.tell(worker, record::SHUTDOWN, 0, 0, 0),
+                Action::Grant { lease, caller, callee } => self.grant(lease, caller, callee),
+                Action::Open { lease, caller, callee, position } => self.open(lease, caller, callee, position),
+                Action::Revoke { lease, callee } => self.tell(callee, record::REVOKE, 0, lease, 0),
+                Action::End { lease, caller } => {
+                    self.clients.leases.remove(&lease);
+                    self.tell(caller, record::ENDED, 0, lease, 0);
+                }
+            }
+        }
+        let mut sent = Vec::new();
+        let gone = self.clients.flush(&mut self.store, &mut sent);
+        for bytes in sent {
+            self.release(bytes);
+        }
+        for connection in gone {
+            self.controller.disconnected(connection);
+        }
+        for at in 0..self.seated.len() {
+            let worker = self.seated[at];
+            let deaf = self.seats[usize::from(worker)]
+                .as_mut()
+                .is_some_and(|seat| seat.wants_flush() && seat.flush().is_err());
+            if deaf {
+                self.condemn(worker, Cause::Violation("it does not read its records"));
+            }
+        }
+    }
+
+    pub(super) fn dispatch(&mut self, worker: WorkerId, call: u64, function: u16, deadline_ns: u64, payload: Payload) {
+        let me = ParticipantId::new(worker).expect("workers have participant numbers");
+        let Payload { bytes, is_args, .. } = payload;
+        let mut heap = None;
+        let request = match bytes {
+            Bytes::Inline(inline) => seat::Request::Inline(inline),
+            Bytes::Own(block) => {
+                let len = block.len();
+                let arena = self.store.arena.as_mut().expect("a block of ours comes from the arena");
+                seat::Request::Lent(arena.lend(block, len, me))
+            }
+            Bytes::Foreign(foreign) => {
+                self.introduce(worker, foreign.view.block().owner);
+                seat::Request::Foreign(foreign)
+            }
+            Bytes::Heap(buffer) => {
+                heap = Some(buffer);
+                seat::Request::Heap(None)
+            }
+            Bytes::Text(_) => unreachable!("texts go to clients"),
+        };
+        let kind = record::REQUEST | if is_args { record::ARGS } else { 0 };
+        let body = Seat::body_of(&request);
+        if let Some(seat) = &mut self.seats[usize::from(worker)] {
+            seat.given = Some(Given { call, position: None, request, is_args });
+        }
+        self.send(worker, Descriptor { kind, tag: function, id: call, aux: deadline_ns, body }, heap);
+    }
+
+    pub(super) fn answer_worker(&mut self, worker: WorkerId, call: u64, outcome: Outcome<Payload>) {
+        let (code, status, payload) = spread(outcome);
+        let Some(incarnation) = self.seats[usize::from(worker)].as_ref().map(|seat| seat.incarnation) else {
+            return self.release(payload.bytes);
+        };
+        let me = ParticipantId::new(worker).expect("workers have participant numbers");
+        let mut heap = None;
+        let body = match payload.bytes {
+            Bytes::Inline(inline) => Body::Inline(inline),
+            // The caller's own block comes back by echo.
+            Bytes::Foreign(foreign) if foreign.giver == worker && foreign.incarnation == incarnation => {
+                Body::Block(*foreign.view.block())
+            }
+            Bytes::Foreign(foreign) => {
+                let block = *foreign.view.block();
+                self.introduce(worker, block.owner);
+                self.lent_on.insert(BlockKey::from(&block), (foreign, worker));
+                Body::Block(block)
+            }
+            Bytes::Own(_) => unreachable!("a block of ours goes to clients only"),
+            Bytes::Heap(buffer) => {
+                heap = Some(buffer);
+                Body::Inline(Inline::EMPTY)
+            }
+            Bytes::Text(text) => match (Inline::new(text.as_bytes()), self.store.arena.is_some()) {
+                (Some(inline), _) => Body::Inline(inline),
+                (None, false) => {
+                    heap = Some(Buffer::from(text.as_bytes()));
+                    Body::Inline(Inline::EMPTY)
+                }
+                (None, true) => self.lend_text(&text, me),
+            },
+        };
+        let keeps = if payload.keeps { record::KEEPS } else { 0 };
+        let kind = record::REPLY | keeps | if payload.is_args { record::ARGS } else { 0 };
+        let aux = u64::from(status.cast_unsigned());
+        self.send(worker, Descriptor { kind, tag: code as u16, id: call, aux, body }, heap);
+    }
+
+    /// An error's text for a worker, in our arena while it reads it; cut to what a record holds when there is no room.
+    pub(super) fn lend_text(&mut self, text: &str, to: ParticipantId) -> Body {
+        let arena = self.store.arena.as_mut().expect("checked by the caller");
+        match arena.loan(text.len()) {
+            Ok(mut block) => {
+                block.copy_from_slice(text.as_bytes());
+                Body::Block(arena.lend(block, text.len(), to))
+            }
+            Err(_) => Body::Inline(Inline::new(&text.as_bytes()[..praas_shm::INLINE_BYTES_MAX]).expect("cut to fit")),
+        }
+    }
+
+    /// Makes sure that `worker` can read blocks of `owner`.
+    pub(super) fn introduce(&mut self, worker: WorkerId, owner: ParticipantId) {
+        let number = owner.get();
+        let known = self.seats[usize::from(worker)].as_ref().is_none_or(|seat| seat.knows & (1 << number) != 0);
+        if known || owner == ParticipantId::CONTROLLER || number == worker {
+            return;
+        }
+        let Some(Seat { channel: Channel::Ring { file, eventfd, .. }, incarnation, .. }) = &self.seats[owner.index()]
+        else {
+            return;
+        };
+        let eventfd = eventfd.try_clone().map_err(|error| error.to_string());
+        let copies = eventfd.and_then(|eventfd| Ok((file.try_clone().map_err(|error| error.to_string())?, eventfd)));
+        let message = ToWorker::Peer { participant: number, incarnation: *incarnation };
+        match copies {
+            Ok((file, eventfd)) => {
+                self.notify(worker, &message, &[file.fd(), eventfd.as_fd()]);
+                if let Some(seat) = &mut self.seats[usize::from(worker)] {
+                    seat.knows |= 1 << number;
+                }
+            }
+            Err(error) => tracing::warn!(worker, %error, "no descriptors to introduce worker {number}"),
+        }
+    }
+
+    pub(super) fn lease_patience(&self, mine: WorkerId, theirs: WorkerId) -> Patience {
+        let core = |worker: WorkerId| self.seats[usize::from(worker)].as_ref().and_then(|seat| seat.cpu);
+        self.placement.patience(core(mine), core(theirs), true, self.seated.len() + 1)
+    }
+
+    pub(super) fn grant(&mut self, lease: u64, caller: WorkerId, callee: WorkerId) {
+        let page = match praas_shm::exchange::create() {
+            Ok(page) => page,
+            Err(error) => {
+                // The caller never takes it up; the controller takes it back when somebody else needs the callee.
+                tracing::warn!(%error, "no exchange page for a lease");
+                return;
+            }
+        };
+        self.introduce(caller, ParticipantId::new(callee).expect("workers have participant numbers"));
+        let patience = self.lease_patience(caller, callee);
+        self.notify(caller, &ToWorker::Lease { lease, callee, patience }, &[page.as_fd()]);
+        self.clients.leases.insert(lease, page);
+    }
+
+    pub(super) fn open(&mut self, lease: u64, caller: WorkerId, callee: WorkerId, position: u64) {
+        let Some(page) = self.clients.leases.remove(&lease) else { return };
+        self.introduce(callee, ParticipantId::new(caller).expect("workers have participant numbers"));
+        let patience = self.lease_patience(callee, caller);
+        self.notify(callee, &ToWorker::Serve { lease, caller, position, patience }, &[page.as_fd()]);
+    }
+}

@@ -1,0 +1,538 @@
+//! Calling: over the exchange line, over rings, or through the controller.
+
+use super::*;
+
+impl Session {
+    /// Calls and waits: directly when a lease is at hand and its way is free, else as `submit` and `collect` would.
+    #[inline(always)]
+    pub(crate) fn invoke(
+        &mut self,
+        function: u16,
+        deadline_ns: u64,
+        payload: Payload<'_>,
+    ) -> Result<Reply, InvokeError> {
+        self.return_or_die();
+        let Some(calling) = &self.calling else { return self.invoke_by_window(function, deadline_ns, payload) };
+        let callee = calling.callee;
+        let over_exchange = self.exchange_wanted && !calling.exchange.busy();
+        if !over_exchange && (self.exchange_wanted || calling.in_flight > 0) {
+            return self.invoke_by_window(function, deadline_ns, payload);
+        }
+        let kind = record::REQUEST | if payload.is_args { record::ARGS } else { 0 };
+        let inline = match payload.source {
+            Source::Slice(slice) => Inline::new(slice),
+            _ => None,
+        };
+        let (body, carried) = match inline {
+            Some(inline) => (Body::Inline(inline), Carried::Nothing),
+            None if matches!(payload.source, Source::Bytes(Bytes::Held(_))) => {
+                return self.invoke_by_window(function, deadline_ns, payload);
+            }
+            None => {
+                let (body, carried, _) = self.load(payload.source, callee)?;
+                (body, carried)
+            }
+        };
+        if over_exchange {
+            self.invoke_exchange(Descriptor { kind, tag: function, id: 0, aux: deadline_ns, body }, callee, carried)
+        } else {
+            self.direct_calls += 1;
+            let id = DIRECT | self.direct_calls;
+            self.invoke_ring(Descriptor { kind, tag: function, id, aux: deadline_ns, body }, callee, carried)
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(super) fn invoke_by_window(
+        &mut self,
+        function: u16,
+        deadline_ns: u64,
+        payload: Payload<'_>,
+    ) -> Result<Reply, InvokeError> {
+        let number = self.submit(function, deadline_ns, payload)?;
+        self.collect(number)
+    }
+
+    /// Request and answer in one cache line, shared with the callee alone.
+    #[inline(always)]
+    pub(super) fn invoke_exchange(
+        &mut self,
+        request: Descriptor,
+        callee: ParticipantId,
+        carried: Carried,
+    ) -> Result<Reply, InvokeError> {
+        let calling = self.calling.as_ref().expect("checked by the caller");
+        let spins = if calling.patience.spin_ns > 0 { POLLS_PER_LOOK } else { 0 };
+        if self.ring_ready(callee) {
+            // Blocks that the callee kept longer than its answers took; nobody else reads them off its ring.
+            self.take_callee();
+        }
+        let calling = self.calling.as_mut().expect("a lease ends only in `take_controller`");
+        let sequence = calling.exchange.submit(&request);
+        self.link(callee).bell.ring();
+        for _ in 0..spins {
+            let calling = self.calling.as_mut().expect("checked by the caller");
+            if calling.exchange.ready() {
+                if let Ok(Some(ExchangeReply::Reply(reply))) = calling.exchange.poll() {
+                    return self.conclude(reply, callee, carried);
+                }
+                break;
+            }
+            if self.controller_ready() {
+                break;
+            }
+            std::hint::spin_loop();
+        }
+        self.await_exchange(sequence, request, callee, carried)
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(super) fn await_exchange(
+        &mut self,
+        sequence: u32,
+        request: Descriptor,
+        callee: ParticipantId,
+        carried: Carried,
+    ) -> Result<Reply, InvokeError> {
+        self.parted = None;
+        self.awaiting = true;
+        let patience = self.calling.as_ref().map_or(self.welcome.patience, |calling| calling.patience);
+        loop {
+            let waited = self.wait(patience, request.aux, |session| {
+                session.calling.as_ref().is_none_or(|calling| calling.exchange.ready()) || session.controller_ready()
+            });
+            let ready = waited.unwrap_or_else(|Fatal(text)| die(&text));
+            if let Some(calling) = &mut self.calling
+                && let Ok(Some(ExchangeReply::Reply(reply))) = calling.exchange.poll()
+            {
+                self.awaiting = false;
+                return self.conclude(reply, callee, carried);
+            }
+            self.take_controller();
+            if let Some(mut parted) = self.parted.take() {
+                let reply = match parted.exchange.poll() {
+                    Ok(Some(ExchangeReply::Reply(reply))) => Some(reply),
+                    _ => None,
+                };
+                let begun = parted.death.as_ref().is_some_and(|death| death.exchange_taken == sequence);
+                return self.part(parted, reply, begun, request, carried);
+            }
+            if !ready {
+                self.awaiting = false;
+                // The callee may still be at it: the line, and what the call carried, stay its until the lease ends.
+                if let Some(calling) = &mut self.calling {
+                    calling.left = carried;
+                }
+                return Err(self.overran());
+            }
+        }
+    }
+
+    /// Request and answer each in the next slot of a ring.
+    #[inline(always)]
+    pub(super) fn invoke_ring(
+        &mut self,
+        request: Descriptor,
+        callee: ParticipantId,
+        carried: Carried,
+    ) -> Result<Reply, InvokeError> {
+        let spins =
+            self.calling.as_ref().map_or(0, |calling| if calling.patience.spin_ns > 0 { POLLS_PER_LOOK } else { 0 });
+        let link = self.link(callee);
+        let Ok(position) = link.producer.try_send(&request) else {
+            // Full of what the callee has not read yet: then this call waits its turn with the controller.
+            let carried = self.hand_on(carried, callee);
+            let body = carried_body(request.body, &carried);
+            let number = self.resend(request.kind, request.tag, request.aux, body, carried)?;
+            return self.collect(number);
+        };
+        link.bell.ring();
+        for _ in 0..spins {
+            let link = self.link(callee);
+            if link.consumer.ready() {
+                match link.consumer.poll() {
+                    Ok(Some(reply)) if reply.id == request.id => return self.conclude(reply, callee, carried),
+                    Ok(Some(other)) => self.take_answer(callee, &other).unwrap_or_else(|Fatal(text)| die(&text)),
+                    _ => {}
+                }
+                continue;
+            }
+            if self.controller_ready() {
+                break;
+            }
+            std::hint::spin_loop();
+        }
+        self.await_ring(position, request, callee, carried)
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(super) fn await_ring(
+        &mut self,
+        position: u64,
+        request: Descriptor,
+        callee: ParticipantId,
+        carried: Carried,
+    ) -> Result<Reply, InvokeError> {
+        self.parted = None;
+        self.direct_reply = None;
+        self.awaiting = true;
+        let patience = self.calling.as_ref().map_or(self.welcome.patience, |calling| calling.patience);
+        loop {
+            let waited = self.wait(patience, request.aux, |session| {
+                session.calling.as_ref().is_none_or(|calling| session.ring_ready(calling.callee))
+                    || session.controller_ready()
+            });
+            let ready = waited.unwrap_or_else(|Fatal(text)| die(&text));
+            self.take_callee();
+            self.take_controller();
+            let reply = self.direct_reply.take_if(|reply| reply.id == request.id);
+            if let Some(parted) = self.parted.take() {
+                let begun = parted.death.as_ref().is_some_and(|death| position < death.taken);
+                return self.part(parted, reply, begun, request, carried);
+            }
+            if let Some(reply) = reply {
+                self.awaiting = false;
+                return self.conclude(reply, callee, carried);
+            }
+            if !ready {
+                self.awaiting = false;
+                // Its answer, should it come, is nobody's; the block comes back with the end of the lease.
+                self.direct_calls += 1;
+                if let Some(calling) = &mut self.calling {
+                    calling.left = carried;
+                }
+                return Err(self.overran());
+            }
+        }
+    }
+
+    /// Turns the answer to a direct call into a reply.
+    #[inline(always)]
+    pub(super) fn conclude(
+        &mut self,
+        reply: Descriptor,
+        callee: ParticipantId,
+        carried: Carried,
+    ) -> Result<Reply, InvokeError> {
+        match (reply.body, &carried) {
+            (Body::Inline(inline), Carried::Nothing) if reply.tag == Code::Ok as u16 => {
+                Ok(Reply { status: status(reply.aux), bytes: Bytes::Inline(inline) })
+            }
+            _ => self.accept(reply, carried, self.giver(callee)),
+        }
+    }
+
+    /// Takes everything the controller has sent.
+    #[inline]
+    pub(super) fn take_controller(&mut self) {
+        while self.poll_controller().unwrap_or_else(|Fatal(text)| die(&text)) {}
+    }
+
+    /// Takes everything the worker that serves us has sent.
+    #[inline]
+    pub(super) fn take_callee(&mut self) {
+        while self.poll_callee().unwrap_or_else(|Fatal(text)| die(&text)) {}
+    }
+
+    /// The lease ended under a direct call: it was answered just before, or is lost because its callee had begun on it
+    /// before it died, or else starts over through the controller.
+    #[cold]
+    pub(super) fn part(
+        &mut self,
+        parted: Parted,
+        reply: Option<Descriptor>,
+        begun: bool,
+        request: Descriptor,
+        carried: Carried,
+    ) -> Result<Reply, InvokeError> {
+        self.awaiting = false;
+        let Parted { callee, death, .. } = parted;
+        let starts_over = reply.is_none() && !begun;
+        let concluded = reply.map(|reply| self.conclude(reply, callee, carried));
+        let carried = if starts_over { self.hand_on(carried, callee) } else { Carried::Nothing };
+        if let (Some(_), Some(arena)) = (&death, &self.memory.arena) {
+            // Whatever else it had of ours.
+            arena.borrow_mut().reclaim(callee);
+        }
+        match (concluded, death) {
+            (Some(result), _) => result,
+            (None, Some(death)) if begun => Err(lost(&death.how)),
+            (None, _) => {
+                let body = carried_body(request.body, &carried);
+                let number = self.resend(request.kind, request.tag, request.aux, body, carried)?;
+                self.collect(number)
+            }
+        }
+    }
+
+    /// Turns what was lent to a callee into what is lent to the controller. The dead have given everything back.
+    pub(super) fn hand_on(&mut self, carried: Carried, callee: ParticipantId) -> Carried {
+        if let (Carried::Lent(block), Some(arena)) = (&carried, &self.memory.arena) {
+            let _ = arena.borrow_mut().relend(callee, ParticipantId::CONTROLLER, block.index, block.generation);
+        }
+        carried
+    }
+
+    pub(super) fn resend(
+        &mut self,
+        kind: u8,
+        function: u16,
+        deadline_ns: u64,
+        body: Body,
+        carried: Carried,
+    ) -> Result<u64, InvokeError> {
+        let number = self.enter(Route::Controller, deadline_ns, carried);
+        let request = Descriptor { kind, tag: function, id: number, aux: deadline_ns, body };
+        self.send_controller(&request, None).unwrap_or_else(|Fatal(text)| die(&text));
+        Ok(number)
+    }
+
+    pub(super) fn enter(&mut self, route: Route, deadline_ns: u64, carried: Carried) -> u64 {
+        let number = self.nested.next();
+        let call = NestedCall { route, carried, deadline_ns, outcome: Outcome::None, settled: false, wanted: true };
+        self.nested.calls.push_back(call);
+        number
+    }
+
+    /// Starts a call and returns its number. Under a lease it goes straight into the callee's ring.
+    pub(crate) fn submit(&mut self, function: u16, deadline_ns: u64, payload: Payload<'_>) -> Result<u64, InvokeError> {
+        self.return_or_die();
+        if self.nested.calls.len() >= NESTED_MAX {
+            let text = format!("{NESTED_MAX} nested calls are open, the most one function may have; wait for some");
+            return Err(InvokeError::Busy { text });
+        }
+        let kind = record::REQUEST | if payload.is_args { record::ARGS } else { 0 };
+        let foreign = matches!(payload.source, Source::Bytes(Bytes::Held(_)));
+        let leased = self.calling.as_ref().filter(|_| !foreign).map(|calling| (calling.callee, calling.in_flight));
+        let Some((callee, in_flight)) = leased else {
+            let (body, carried, heap) = self.load(payload.source, ParticipantId::CONTROLLER)?;
+            let number = self.enter(Route::Controller, deadline_ns, carried);
+            let request = Descriptor { kind, tag: function, id: number, aux: deadline_ns, body };
+            self.send_controller(&request, heap).unwrap_or_else(|Fatal(text)| die(&text));
+            return Ok(number);
+        };
+        if in_flight >= LEASED_MAX {
+            let text = format!("{LEASED_MAX} leased calls are in flight, the most a ring holds; wait for some");
+            return Err(InvokeError::Busy { text });
+        }
+        let (body, carried, _) = self.load(payload.source, callee)?;
+        let number = self.nested.next();
+        let request = Descriptor { kind, tag: function, id: number, aux: deadline_ns, body };
+        let link = self.link(callee);
+        match link.producer.try_send(&request) {
+            Ok(position) => {
+                self.calling.as_mut().expect("checked above").in_flight += 1;
+                let number = self.enter(Route::Ring { position }, deadline_ns, carried);
+                // Rung last: its fence waits for the record to leave the store buffer, which has had time meanwhile.
+                self.link(callee).bell.ring();
+                Ok(number)
+            }
+            Err(_) => {
+                self.unload(carried, callee);
+                Err(InvokeError::Busy { text: "the ring to the leased worker is full; wait for some calls".into() })
+            }
+        }
+    }
+
+    /// Waits for the outcome of a call started with `submit`. Each number is collected once.
+    pub(crate) fn collect(&mut self, number: u64) -> Result<Reply, InvokeError> {
+        let known = self.nested.get(number).filter(|call| call.wanted);
+        let Some(call) = known else {
+            return Err(InvokeError::Protocol { text: format!("nested call {number} is not open") });
+        };
+        let deadline_ns = if call.route == Route::Controller { UNTIL_TOLD } else { call.deadline_ns };
+        loop {
+            self.take_callee();
+            self.take_controller();
+            if let Some(outcome) = self.nested.get(number).and_then(|call| call.outcome.take()) {
+                self.dismiss(number);
+                return outcome;
+            }
+            let patience = self.calling.as_ref().map_or(self.welcome.patience, |calling| calling.patience);
+            let waited = self.wait(patience, deadline_ns, |session| {
+                session.calling.as_ref().is_some_and(|calling| session.ring_ready(calling.callee))
+                    || session.controller_ready()
+                    || session.nested.has_outcome(number)
+            });
+            if !waited.unwrap_or_else(|Fatal(text)| die(&text)) {
+                self.dismiss(number);
+                return Err(self.overran());
+            }
+        }
+    }
+
+    /// The outcome if it is there.
+    pub(crate) fn try_collect(&mut self, number: u64) -> Option<Result<Reply, InvokeError>> {
+        self.take_callee();
+        self.take_controller();
+        let outcome = self.nested.get(number)?.outcome.take();
+        if outcome.is_some() {
+            self.dismiss(number);
+        }
+        outcome
+    }
+
+    /// Nobody asks for this call any more.
+    pub(super) fn dismiss(&mut self, number: u64) {
+        if let Some(call) = self.nested.get(number) {
+            call.wanted = false;
+            self.nested.trim();
+        }
+    }
+
+    /// The function returned: its open calls are nobody's. What they carry comes back with their answers.
+    pub(crate) fn dismiss_all(&mut self) {
+        if self.nested.calls.is_empty() {
+            return;
+        }
+        for call in &mut self.nested.calls {
+            call.wanted = false;
+            call.outcome = Outcome::None;
+        }
+        self.nested.trim();
+    }
+
+    #[cold]
+    pub(super) fn overran(&mut self) -> InvokeError {
+        if let Some(calling) = self.calling.as_mut().filter(|calling| !calling.overran) {
+            calling.overran = true;
+            let lease = calling.lease;
+            self.tell_controller(record::OVERRUN, 0, lease, 0).unwrap_or_else(|Fatal(text)| die(&text));
+        }
+        InvokeError::Timeout { text: "the deadline passed during a leased call".into() }
+    }
+
+    /// Takes one answer from the ring of the worker that serves us.
+    #[inline]
+    pub(super) fn poll_callee(&mut self) -> Result<bool, Fatal> {
+        let Some(callee) = self.calling.as_ref().map(|calling| calling.callee) else { return Ok(false) };
+        match self.link(callee).consumer.poll() {
+            Ok(None) => Ok(false),
+            Ok(Some(descriptor)) => {
+                self.take_answer(callee, &descriptor)?;
+                Ok(true)
+            }
+            // It can only waste our time: what it owes us ends with the lease or at the deadline.
+            Err(_) => Ok(false),
+        }
+    }
+
+    #[inline]
+    pub(super) fn take_answer(&mut self, callee: ParticipantId, descriptor: &Descriptor) -> Result<(), Fatal> {
+        if descriptor.id & DIRECT != 0 && descriptor.kind & record::KIND == record::REPLY {
+            if descriptor.id == DIRECT | self.direct_calls {
+                self.direct_reply = Some(*descriptor);
+            } else {
+                // To a call that ran past its deadline: its bytes go back unread.
+                drop(self.accept(*descriptor, Carried::Nothing, self.giver(callee)));
+            }
+            Ok(())
+        } else if descriptor.kind & record::KIND == record::REPLY {
+            if let Some(calling) = &mut self.calling {
+                calling.in_flight = calling.in_flight.saturating_sub(1);
+            }
+            self.settle(descriptor, self.giver(callee), None)
+        } else {
+            self.released(Some(callee), descriptor.body);
+            Ok(())
+        }
+    }
+
+    /// An answer to a call of the window.
+    pub(super) fn settle(&mut self, descriptor: &Descriptor, giver: Giver, heap: Option<Buffer>) -> Result<(), Fatal> {
+        let from_controller = giver.participant == ParticipantId::CONTROLLER;
+        let found = self
+            .nested
+            .get(descriptor.id)
+            .filter(|call| !call.settled && (call.route == Route::Controller) == from_controller);
+        let Some(call) = found else {
+            return if from_controller { Err(Fatal("an answer to a call that is not open".into())) } else { Ok(()) };
+        };
+        call.settled = true;
+        let (carried, wanted) = (call.carried, call.wanted);
+        call.carried = Carried::Nothing;
+        if let (Body::Inline(inline), Carried::Nothing, true, None) = (descriptor.body, carried, wanted, &heap)
+            && descriptor.tag == Code::Ok as u16
+        {
+            call.outcome = Outcome::Reply(Reply { status: status(descriptor.aux), bytes: Bytes::Inline(inline) });
+            return Ok(());
+        }
+        let outcome = match heap {
+            Some(buffer) if !buffer.as_ref().is_empty() => self.accept_heap(descriptor, buffer),
+            _ => self.accept(*descriptor, carried, giver),
+        };
+        if wanted {
+            let call = self.nested.get(descriptor.id).expect("found above");
+            call.outcome = outcome.into();
+        }
+        self.nested.trim();
+        Ok(())
+    }
+
+    pub(super) fn accept_heap(&self, descriptor: &Descriptor, buffer: Buffer) -> Result<Reply, InvokeError> {
+        let status = status(descriptor.aux);
+        match Code::from_wire(descriptor.tag) {
+            Some(Code::Ok) => {
+                let loan = Loan::of_heap(buffer, &self.memory);
+                Ok(Reply { status, bytes: Bytes::Own(loan) })
+            }
+            Some(code) => Err(InvokeError::from_wire(code, status, buffer.as_ref())),
+            None => Err(InvokeError::Protocol { text: format!("answer with unknown code {}", descriptor.tag) }),
+        }
+    }
+
+    /// Turns an answer into a reply, and brings back what the call carried.
+    #[inline]
+    pub(super) fn accept(
+        &mut self,
+        descriptor: Descriptor,
+        carried: Carried,
+        giver: Giver,
+    ) -> Result<Reply, InvokeError> {
+        let status = status(descriptor.aux);
+        let bytes = match (descriptor.body, carried) {
+            (Body::Inline(inline), Carried::Nothing) => Bytes::Inline(inline),
+            (Body::Block(block), Carried::Lent(lent)) if same_block(&block, &lent) => {
+                match self.take_back(giver.participant, &block) {
+                    Some(loan) => Bytes::Own(loan),
+                    None => return Err(InvokeError::Protocol { text: "echoed more than it was lent".into() }),
+                }
+            }
+            (body, carried) => {
+                let code = Code::from_wire(descriptor.tag).unwrap_or(Code::Protocol);
+                let keeps = descriptor.kind & record::KEEPS != 0;
+                match carried {
+                    // The worker that ran the call still reads it; a RELEASE follows when it has let go.
+                    Carried::Lent(_) | Carried::Passed(_) if keeps || code.leaves_block_lent() => {}
+                    // What was passed on came back by echo.
+                    Carried::Passed(passed) if matches!(body, Body::Block(block) if BlockKey::from(&block) == passed) => {
+                        if let Some(held) = self.take_passed(passed) {
+                            return self.finish(descriptor, status, Bytes::Held(held));
+                        }
+                    }
+                    carried => self.unload(carried, giver.participant),
+                }
+                match self.receive(body, giver, None) {
+                    Ok((bytes, _)) => bytes,
+                    Err(Fatal(text)) => return Err(InvokeError::Protocol { text }),
+                }
+            }
+        };
+        self.finish(descriptor, status, bytes)
+    }
+
+    #[inline]
+    pub(super) fn finish(&self, descriptor: Descriptor, status: i32, bytes: Bytes) -> Result<Reply, InvokeError> {
+        if descriptor.tag == Code::Ok as u16 {
+            return Ok(Reply { status, bytes });
+        }
+        let reply = Reply { status, bytes };
+        match Code::from_wire(descriptor.tag) {
+            Some(code) => Err(InvokeError::from_wire(code, status, &reply)),
+            None => Err(InvokeError::Protocol { text: format!("answer with unknown code {}", descriptor.tag) }),
+        }
+    }
+}

@@ -1,0 +1,595 @@
+//! A worker's side of everything: its channel to the controller, its leases, its nested calls.
+//!
+//! One thread, no locks. What arrives is handled by `poll_controller` (records from the controller), `poll_callee`
+//! (answers to our leased calls) and `poll_caller` (requests under a lease we serve); `wait` calls them in turn and
+//! decides between spinning and sleeping. Functions are not re-entered: while a nested call is waited for, requests
+//! stay where they are.
+
+mod calling;
+mod endings;
+mod payloads;
+mod serving;
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use praas_shm::{
+    BlockRef, Body, Descriptor, Doorbell, ExchangeCallee, ExchangeCaller, ExchangeReply, Inline, Link, OwnSegment,
+    ParticipantId, PeerSegment, handover,
+};
+use praas_transport::queue::{Buffer, Message, Receiver, Sender};
+
+use crate::clock::now_ns;
+use crate::error::InvokeError;
+use crate::payload::{BlockKey, Bytes, Giver, Held, Input, Loan, Memory, Payload, Reply, Source, Store};
+use crate::placement::Patience;
+use crate::wire::{Code, ToWorker, WorkerWelcome, record};
+
+/// Nested calls that one function may have open.
+pub(crate) const NESTED_MAX: usize = 1024;
+/// Leased calls in flight that leave room in the answering ring for every answer.
+const LEASED_MAX: u32 = 96;
+/// Slots that answers to leased calls may take, the direct one included.
+const ANSWERS_MAX: u32 = LEASED_MAX + 1;
+/// Polls between two looks at the clock.
+const POLLS_PER_LOOK: u32 = 256;
+/// Deadline of a wait that the controller ends: past every clock, but not the `u64::MAX` of one that nothing ends.
+const UNTIL_TOLD: u64 = u64::MAX - 1;
+/// Bit of the number of a call that waits outside the window of nested calls.
+const DIRECT: u64 = 1 << 63;
+/// `activity` of a worker that waits for a nested call.
+pub(crate) const ACTIVITY_WAITING: u64 = 1;
+/// Longest text of an error.
+const TEXT_BYTES_MAX: usize = 1024;
+
+/// The worker cannot go on; it exits with this text.
+#[derive(Debug)]
+pub(crate) struct Fatal(pub(crate) String);
+
+pub(crate) fn fatal(what: &str, why: impl std::fmt::Display) -> Fatal {
+    Fatal(format!("{what}: {why}"))
+}
+
+#[derive(Debug)]
+pub(crate) enum Channel {
+    Ring { link: Link, own: OwnSegment, doorbell: Doorbell },
+    Queue { sender: Sender, receiver: Receiver },
+}
+
+#[derive(Debug)]
+struct Peer {
+    incarnation: u64,
+    segment: Arc<PeerSegment>,
+    /// Until a link needs it.
+    eventfd: Option<OwnedFd>,
+    link: Option<Link>,
+}
+
+/// A lease we hold: `callee` serves us.
+#[derive(Debug)]
+struct Calling {
+    lease: u64,
+    callee: ParticipantId,
+    exchange: ExchangeCaller,
+    patience: Patience,
+    /// First position of this lease in our ring to the callee.
+    start: u64,
+    in_flight: u32,
+    /// Told the controller that a call of this lease overran.
+    overran: bool,
+    /// What the exchange call carried that we no longer wait for; the callee may still read it.
+    left: Carried,
+}
+
+/// A lease we serve.
+#[derive(Debug)]
+struct Serving {
+    lease: u64,
+    caller: ParticipantId,
+    exchange: ExchangeCallee,
+    patience: Patience,
+}
+
+/// How the lease that an exchange was waiting on came to its end.
+#[derive(Debug)]
+struct Parted {
+    exchange: ExchangeCaller,
+    callee: ParticipantId,
+    death: Option<Death>,
+}
+
+/// A dead callee's last words: what it had begun on, and what it died of.
+#[derive(Debug)]
+struct Death {
+    taken: u64,
+    exchange_taken: u32,
+    how: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    Controller,
+    Ring(ParticipantId),
+    Exchange(ParticipantId),
+}
+
+/// A request for one of our functions, as it arrived.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    pub(crate) origin: Origin,
+    /// `id` is the controller's key, the caller's number, or the exchange's sequence.
+    pub(crate) request: Descriptor,
+    /// Queue channel: the input, when the record does not hold it.
+    pub(crate) heap: Option<Buffer>,
+}
+
+/// What of ours a call carries until it is answered: a block we lent, or somebody else's that we passed on (kept in `passed`).
+#[derive(Debug, Clone, Copy)]
+enum Carried {
+    Nothing,
+    Lent(BlockRef),
+    Passed(BlockKey),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Route {
+    Controller,
+    Ring { position: u64 },
+}
+
+#[derive(Debug)]
+struct NestedCall {
+    route: Route,
+    carried: Carried,
+    deadline_ns: u64,
+    outcome: Outcome,
+    /// The far end has answered, or is known never to.
+    settled: bool,
+    /// Somebody holds a handle and may ask for the outcome.
+    wanted: bool,
+}
+
+#[derive(Debug)]
+enum Outcome {
+    None,
+    Reply(Reply),
+    Failed(Box<InvokeError>),
+}
+
+impl From<Result<Reply, InvokeError>> for Outcome {
+    fn from(result: Result<Reply, InvokeError>) -> Outcome {
+        match result {
+            Ok(reply) => Outcome::Reply(reply),
+            Err(error) => Outcome::Failed(Box::new(error)),
+        }
+    }
+}
+
+impl Outcome {
+    fn take(&mut self) -> Option<Result<Reply, InvokeError>> {
+        match std::mem::replace(self, Outcome::None) {
+            Outcome::None => None,
+            Outcome::Reply(reply) => Some(Ok(reply)),
+            Outcome::Failed(error) => Some(Err(*error)),
+        }
+    }
+}
+
+/// Open nested calls, by number: a window that moves on as its oldest calls are settled and collected.
+#[derive(Debug, Default)]
+struct Nested {
+    first: u64,
+    calls: VecDeque<NestedCall>,
+}
+
+impl Nested {
+    fn get(&mut self, number: u64) -> Option<&mut NestedCall> {
+        let index = number.checked_sub(self.first)?;
+        self.calls.get_mut(usize::try_from(index).ok()?)
+    }
+
+    fn has_outcome(&self, number: u64) -> bool {
+        let index = number.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
+        index.and_then(|index| self.calls.get(index)).is_some_and(|call| !matches!(call.outcome, Outcome::None))
+    }
+
+    fn next(&self) -> u64 {
+        self.first + self.calls.len() as u64
+    }
+
+    fn trim(&mut self) {
+        while self.calls.front().is_some_and(|call| call.settled && !call.wanted) {
+            self.calls.pop_front();
+            self.first += 1;
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) welcome: WorkerWelcome,
+    pub(crate) me: ParticipantId,
+    pub(crate) functions: Vec<String>,
+    pub(crate) memory: Rc<Memory>,
+    control: OwnedFd,
+    channel: Channel,
+    peers: Vec<Option<Peer>>,
+    calling: Option<Calling>,
+    serving: Option<Serving>,
+    parted: Option<Parted>,
+    nested: Nested,
+    /// Other people's blocks that we passed on and are not back.
+    passed: Vec<Held>,
+    inbox: VecDeque<Incoming>,
+    revoked: Option<u64>,
+    cancelled: u64,
+    shutdown: bool,
+    exchange_wanted: bool,
+    /// Direct calls over rings so far, and the answer to the last one when it was taken while something else was.
+    direct_calls: u64,
+    direct_reply: Option<Descriptor>,
+    /// A direct call waits, and deals with the end of its lease itself.
+    awaiting: bool,
+}
+
+const NO_HOLD: Inline = Inline::EMPTY;
+
+impl Session {
+    pub(crate) fn new(
+        welcome: WorkerWelcome,
+        me: ParticipantId,
+        functions: Vec<String>,
+        control: OwnedFd,
+        channel: Channel,
+        controller: Option<(Arc<PeerSegment>, u64)>,
+    ) -> Result<Session, Fatal> {
+        let arena = match &channel {
+            Channel::Ring { own, .. } => Some(RefCell::new(own.arena().map_err(|e| fatal("cannot use the arena", e))?)),
+            Channel::Queue { .. } => None,
+        };
+        let memory = Memory {
+            arena,
+            returned: RefCell::default(),
+            payload_bytes_max: welcome.payload_bytes_max,
+            current: Cell::default(),
+            spare: RefCell::default(),
+        };
+        let mut peers: Vec<Option<Peer>> = (0..praas_shm::PARTICIPANTS_MAX).map(|_| None).collect();
+        peers[0] = controller.map(|(segment, incarnation)| Peer { incarnation, segment, eventfd: None, link: None });
+        Ok(Session {
+            welcome,
+            me,
+            functions,
+            memory: Rc::new(memory),
+            control,
+            channel,
+            peers,
+            calling: None,
+            serving: None,
+            parted: None,
+            nested: Nested::default(),
+            passed: Vec::new(),
+            inbox: VecDeque::new(),
+            revoked: None,
+            cancelled: u64::MAX,
+            shutdown: false,
+            exchange_wanted: true,
+            direct_calls: 0,
+            direct_reply: None,
+            awaiting: false,
+        })
+    }
+
+    pub(crate) fn leased(&self) -> Option<(ParticipantId, bool)> {
+        self.calling.as_ref().map(|calling| (calling.callee, self.exchange_wanted))
+    }
+
+    pub(crate) fn prefer_exchange(&mut self, wanted: bool) {
+        self.exchange_wanted = wanted;
+    }
+
+    // ---- waiting ----------------------------------------------------------------------------------------------
+
+    /// Waits until `ready` or the deadline: spins, then yields, then sleeps, as patience has it. `ready` only looks;
+    /// what it sees is taken by the caller, all of it, since what is left behind rings no bell. False at the deadline.
+    #[inline(always)]
+    fn wait(&mut self, patience: Patience, deadline_ns: u64, ready: impl Fn(&mut Self) -> bool) -> Result<bool, Fatal> {
+        if patience.spin_ns > 0 {
+            for _ in 0..POLLS_PER_LOOK {
+                if ready(self) {
+                    return Ok(true);
+                }
+            }
+        }
+        self.wait_long(patience, deadline_ns, ready)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wait_long(
+        &mut self,
+        patience: Patience,
+        deadline_ns: u64,
+        ready: impl Fn(&mut Self) -> bool,
+    ) -> Result<bool, Fatal> {
+        let mut since_ns = now_ns();
+        let nested = deadline_ns != u64::MAX;
+        loop {
+            if ready(self) {
+                return Ok(true);
+            }
+            let now = now_ns();
+            if now >= deadline_ns {
+                return Ok(false);
+            }
+            let waited_ns = now.saturating_sub(since_ns);
+            if waited_ns < patience.spin_ns {
+                for _ in 0..POLLS_PER_LOOK {
+                    if ready(self) {
+                        return Ok(true);
+                    }
+                    std::hint::spin_loop();
+                }
+                continue;
+            }
+            if nested {
+                self.set_activity(ACTIVITY_WAITING);
+            }
+            self.return_blocks()?;
+            if waited_ns < patience.linger_ns {
+                rustix::thread::sched_yield();
+            } else {
+                self.sleep(deadline_ns, &ready)?;
+                since_ns = now_ns();
+            }
+            if nested {
+                self.set_activity(0);
+            }
+        }
+    }
+
+    fn sleep(&mut self, deadline_ns: u64, ready: &impl Fn(&mut Self) -> bool) -> Result<(), Fatal> {
+        // Armed before the last look: whoever publishes after it sees us asleep and rings.
+        if let Channel::Ring { doorbell, .. } = &self.channel {
+            doorbell.arm();
+            if ready(self) {
+                if let Channel::Ring { doorbell, .. } = &self.channel {
+                    doorbell.disarm();
+                }
+                return Ok(());
+            }
+        }
+        // The controller keeps the deadlines of what goes through it: it tells us.
+        let left = (deadline_ns < UNTIL_TOLD).then(|| Duration::from_nanos(deadline_ns.saturating_sub(now_ns())));
+        match &mut self.channel {
+            Channel::Ring { doorbell, .. } => {
+                doorbell.sleep(left).map_err(|e| fatal("cannot sleep on the doorbell", e))?;
+            }
+            Channel::Queue { receiver, .. } => {
+                let until = left.map(|left| std::time::Instant::now() + left);
+                let spin = Duration::from_nanos(self.welcome.patience.spin_ns);
+                if let Some(spare) = self.memory.spare.borrow_mut().pop() {
+                    receiver.recycle(spare);
+                }
+                if let Some(message) = receiver.receive_until(spin, until).map_err(|e| fatal("queue", e))? {
+                    self.take_message(message)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn controller_ready(&self) -> bool {
+        matches!(&self.channel, Channel::Ring { link, .. } if link.consumer.ready())
+    }
+
+    #[inline(always)]
+    fn ring_ready(&self, from: ParticipantId) -> bool {
+        let peer = self.peers[from.index()].as_ref();
+        peer.and_then(|peer| peer.link.as_ref()).is_some_and(|link| link.consumer.ready())
+    }
+
+    fn set_activity(&self, activity: u64) {
+        if let Channel::Ring { own, .. } = &self.channel {
+            own.set_activity(activity);
+        }
+    }
+
+    // ---- the controller ---------------------------------------------------------------------------------------
+
+    fn send_controller(&mut self, descriptor: &Descriptor, body: Option<Buffer>) -> Result<(), Fatal> {
+        match &mut self.channel {
+            Channel::Ring { link, .. } => {
+                // The controller always reads; if it is gone, so are we.
+                while link.producer.try_send(descriptor).is_err() {
+                    link.bell.ring();
+                    rustix::thread::sched_yield();
+                }
+                link.bell.ring();
+            }
+            Channel::Queue { sender, .. } => {
+                let body = body.unwrap_or_else(|| Buffer::with_len(0));
+                sender
+                    .queue(Message { head: descriptor.to_bytes(), body })
+                    .map_err(|_| Fatal("queue to the controller: a message is still on its way".into()))?;
+                // Our end blocks: this returns when all of it is with the kernel.
+                let _ = sender.flush().map_err(|e| fatal("queue to the controller", e))?;
+                while let Some(sent) = sender.take_sent() {
+                    self.memory.recycle(sent.body);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn tell_controller(&mut self, kind: u8, tag: u16, id: u64, aux: u64) -> Result<(), Fatal> {
+        self.send_controller(&Descriptor { kind, tag, id, aux, body: Body::Inline(NO_HOLD) }, None)
+    }
+
+    /// Takes one record from the controller, if there is one. Rings only; a queue is read in `sleep_and_look`.
+    fn poll_controller(&mut self) -> Result<bool, Fatal> {
+        let Channel::Ring { link, .. } = &mut self.channel else { return Ok(false) };
+        match link.consumer.poll() {
+            Ok(None) => Ok(false),
+            Ok(Some(descriptor)) => self.take_record(&descriptor, None).map(|()| true),
+            Err(bad) => Err(fatal("bad record from the controller", bad)),
+        }
+    }
+
+    fn take_message(&mut self, message: Message) -> Result<(), Fatal> {
+        let descriptor =
+            Descriptor::from_bytes(&message.head).map_err(|e| fatal("bad record from the controller", e))?;
+        self.take_record(&descriptor, Some(message.body))
+    }
+
+    fn take_record(&mut self, descriptor: &Descriptor, heap: Option<Buffer>) -> Result<(), Fatal> {
+        let Descriptor { kind, tag, id, aux, .. } = *descriptor;
+        let giver = self.giver(ParticipantId::CONTROLLER);
+        match kind & record::KIND {
+            record::REQUEST => {
+                self.inbox.push_back(Incoming { origin: Origin::Controller, request: *descriptor, heap });
+            }
+            record::REPLY => self.settle(descriptor, giver, heap)?,
+            record::RELEASE => self.released(giver_of_release(tag), descriptor.body),
+            record::NOTICE => self.read_control()?,
+            record::PEER_GONE => {
+                let gone = participant(tag)?;
+                let how = Cause::describe(aux);
+                self.peer_gone(gone, &how)?;
+            }
+            record::REVOKE => self.revoked = Some(id),
+            record::ENDED => self.lease_ended(id)?,
+            record::CANCEL => self.cancelled = id,
+            record::SHUTDOWN => self.shutdown = true,
+            _ => return Err(fatal("record of an unknown kind from the controller", kind)),
+        }
+        Ok(())
+    }
+
+    fn read_control(&mut self) -> Result<(), Fatal> {
+        let mut buffer = [0; 4096];
+        let (bytes, fds) = handover::receive(self.control.as_fd(), &mut buffer)
+            .map_err(|e| fatal("cannot read the control socket", e))?;
+        let message =
+            serde_json::from_slice(&buffer[..bytes]).map_err(|e| fatal("bad message from the controller", e))?;
+        let mut fds = fds.into_iter();
+        let mut fd = || fds.next().ok_or(Fatal("a message without its file descriptor".into()));
+        match message {
+            ToWorker::Peer { participant: number, incarnation } => {
+                let segment = super::attach(&self.welcome, number, incarnation, fd()?)?;
+                let peer = Peer { incarnation, segment, eventfd: Some(fd()?), link: None };
+                self.peers[usize::from(number)] = Some(peer);
+            }
+            ToWorker::Lease { lease, callee, patience } => {
+                let callee = participant(u16::from(callee))?;
+                let exchange = ExchangeCaller::from_fd(fd()?).map_err(|e| fatal("cannot map the exchange page", e))?;
+                let start = self.link_to(callee)?.producer.tail();
+                self.calling = Some(Calling {
+                    lease,
+                    callee,
+                    exchange,
+                    patience,
+                    start,
+                    in_flight: 0,
+                    overran: false,
+                    left: Carried::Nothing,
+                });
+                self.tell_controller(record::TAKEN, 0, lease, start)?;
+            }
+            ToWorker::Serve { lease, caller, position, patience } => {
+                let caller = participant(u16::from(caller))?;
+                let exchange = ExchangeCallee::from_fd(fd()?).map_err(|e| fatal("cannot map the exchange page", e))?;
+                // A position out of range is the caller's lie: its lease is not served, and closed when revoked.
+                if self.link_to(caller)?.consumer.skip_to(position).is_ok() {
+                    self.serving = Some(Serving { lease, caller, exchange, patience });
+                }
+            }
+            ToWorker::Welcome(_) | ToWorker::Attached { .. } => {
+                return Err(Fatal("the controller greeted twice".into()));
+            }
+        }
+        Ok(())
+    }
+
+    /// The link to a peer that the controller introduced, made on first use.
+    fn link_to(&mut self, to: ParticipantId) -> Result<&mut Link, Fatal> {
+        let Channel::Ring { own, .. } = &self.channel else {
+            return Err(Fatal("leases need rings".into()));
+        };
+        let peer = self.peers[to.index()].as_mut().ok_or_else(|| fatal("a lease with a stranger", to))?;
+        if peer.link.is_none() {
+            let eventfd = peer.eventfd.take().ok_or_else(|| fatal("no doorbell of", to))?;
+            let link = Link::establish(own, Arc::clone(&peer.segment), eventfd).map_err(|e| fatal("cannot link", e))?;
+            peer.link = Some(link);
+        }
+        Ok(peer.link.as_mut().expect("made above"))
+    }
+
+    #[inline]
+    fn link(&mut self, to: ParticipantId) -> &mut Link {
+        self.peers[to.index()].as_mut().and_then(|peer| peer.link.as_mut()).expect("a lease has a link")
+    }
+
+    fn giver(&self, participant: ParticipantId) -> Giver {
+        let incarnation = self.peers[participant.index()].as_ref().map_or(0, |peer| peer.incarnation);
+        Giver { participant, incarnation }
+    }
+}
+
+fn same_block(a: &BlockRef, b: &BlockRef) -> bool {
+    BlockKey::from(a) == BlockKey::from(b)
+}
+
+fn key(held: &Held) -> BlockKey {
+    BlockKey::from(&held.block())
+}
+
+fn carried_body(body: Body, carried: &Carried) -> Body {
+    match carried {
+        Carried::Lent(block) => Body::Block(*block),
+        _ => body,
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a status is the low half")]
+fn status(aux: u64) -> i32 {
+    (aux as u32).cast_signed()
+}
+
+fn lost(how: &str) -> InvokeError {
+    InvokeError::WorkerLost { text: format!("the worker that ran the call {how}; it may have run") }
+}
+
+fn participant(tag: u16) -> Result<ParticipantId, Fatal> {
+    let number = u8::try_from(tag).ok().and_then(ParticipantId::new);
+    number.ok_or_else(|| fatal("the controller named a participant out of range", tag))
+}
+
+fn giver_of_release(tag: u16) -> Option<ParticipantId> {
+    u8::try_from(tag).ok().and_then(ParticipantId::new)
+}
+
+/// Causes of death as a word on the wire.
+pub(crate) struct Cause;
+
+impl Cause {
+    /// `signal` or `1 << 32 | code`.
+    pub(crate) fn describe(word: u64) -> String {
+        let low = word & 0xffff_ffff;
+        match word >> 32 {
+            0 => format!("was killed by signal {low}"),
+            _ => format!("exited with code {low}"),
+        }
+    }
+}
+
+/// Ends this worker: without its controller it has no purpose.
+pub(crate) fn die(text: &str) -> ! {
+    eprintln!("praas-worker: {text}");
+    std::process::exit(crate::exit::WORKER_PROTOCOL);
+}

@@ -1,0 +1,239 @@
+//! Serving: the next request, from the controller or under a lease, and its answer.
+
+use super::*;
+
+impl Session {
+    /// The next request, from the controller or under a lease; `None` when the worker is to exit.
+    #[inline(always)]
+    pub(crate) fn next_request(&mut self) -> Result<Option<Incoming>, Fatal> {
+        loop {
+            if self.serving.is_some()
+                && let Some(incoming) = self.poll_caller()?
+            {
+                return Ok(Some(incoming));
+            }
+            if let Some(next) = self.next_from_controller()? {
+                return Ok(next);
+            }
+            let patience = self.serving.as_ref().map_or(self.welcome.patience, |serving| serving.patience);
+            self.wait(patience, u64::MAX, |session| {
+                session
+                    .serving
+                    .as_ref()
+                    .is_some_and(|serving| serving.exchange.ready() || session.ring_ready(serving.caller))
+                    || session.controller_ready()
+                    || !session.inbox.is_empty()
+                    || session.shutdown
+            })?;
+        }
+    }
+
+    /// What the controller has for us: a request, or (`Some(None)`) the end.
+    #[inline]
+    pub(super) fn next_from_controller(&mut self) -> Result<Option<Option<Incoming>>, Fatal> {
+        while self.inbox.is_empty() && self.poll_controller()? {}
+        if let Some(lease) = self.revoked.take() {
+            self.close_lease(lease)?;
+        }
+        if let Some(incoming) = self.inbox.pop_front() {
+            return Ok(Some(Some(incoming)));
+        }
+        Ok(self.shutdown.then_some(None))
+    }
+
+    /// A request under the lease we serve.
+    #[inline(always)]
+    pub(super) fn poll_caller(&mut self) -> Result<Option<Incoming>, Fatal> {
+        let Some(serving) = &mut self.serving else { return Ok(None) };
+        let caller = serving.caller;
+        match serving.exchange.poll() {
+            Ok(None) => {}
+            Ok(Some((sequence, request))) => {
+                self.link(caller).mark_exchange_taken(sequence);
+                return Ok(Some(Incoming { origin: Origin::Exchange(caller), request, heap: None }));
+            }
+            Err(_) => return self.distrust(caller).map(|()| None),
+        }
+        loop {
+            let link = self.link(caller);
+            match link.consumer.poll() {
+                Ok(None) => return Ok(None),
+                Ok(Some(request)) if request.kind & record::KIND == record::REQUEST => {
+                    let head = link.consumer.head();
+                    link.mark_taken(head);
+                    return Ok(Some(Incoming { origin: Origin::Ring(caller), request, heap: None }));
+                }
+                Ok(Some(descriptor)) => self.released(Some(caller), descriptor.body),
+                Err(_) => return self.distrust(caller).map(|()| None),
+            }
+        }
+    }
+
+    /// The input of a request, readable where it lies, and the name of its block. `None`: the request is not served.
+    #[inline(always)]
+    pub(crate) fn open(
+        &mut self,
+        origin: Origin,
+        request: &Descriptor,
+        heap: Option<Buffer>,
+    ) -> Result<Option<(Input, Option<BlockKey>)>, Fatal> {
+        let is_args = request.kind & record::ARGS != 0;
+        if let (Body::Inline(inline), None) = (request.body, &heap) {
+            return Ok(Some((Input { bytes: Bytes::Inline(inline), is_args }, None)));
+        }
+        let from = match origin {
+            Origin::Controller => ParticipantId::CONTROLLER,
+            Origin::Ring(caller) | Origin::Exchange(caller) => caller,
+        };
+        match (self.receive(request.body, self.giver(from), heap), origin) {
+            (Ok((bytes, block)), _) => {
+                self.memory.serve(block);
+                Ok(Some((Input { bytes, is_args }, block)))
+            }
+            (Err(fatal), Origin::Controller) => Err(fatal),
+            (Err(_), Origin::Ring(caller) | Origin::Exchange(caller)) => self.distrust(caller).map(|()| None),
+        }
+    }
+
+    /// The caller of our lease sent something malformed. We stop listening to it; the lease is closed when revoked.
+    #[cold]
+    pub(super) fn distrust(&mut self, caller: ParticipantId) -> Result<(), Fatal> {
+        eprintln!("praas-worker {}: malformed request from {caller}; no longer serving its lease", self.me.get());
+        if let Some(mut serving) = self.serving.take() {
+            serving.exchange.close();
+            let link = self.link(caller);
+            let head = link.consumer.head();
+            link.close(serving.lease, head);
+            link.bell.ring();
+        }
+        Ok(())
+    }
+
+    pub(super) fn close_lease(&mut self, lease: u64) -> Result<(), Fatal> {
+        if let Some(mut serving) = self.serving.take_if(|serving| serving.lease == lease) {
+            // From here on nothing of this lease is taken: the caller finds it closed and asks the controller again.
+            serving.exchange.close();
+            let link = self.link(serving.caller);
+            link.consumer.publish();
+            let head = link.consumer.head();
+            link.close(lease, head);
+            link.bell.ring();
+        }
+        self.return_blocks()?;
+        self.tell_controller(record::CLOSED, 0, lease, 0)
+    }
+
+    /// Marks the controller's request as begun: from here on it may have run.
+    #[inline(always)]
+    pub(crate) fn begin(&mut self, origin: Origin) {
+        if let (Origin::Controller, Channel::Ring { link, .. }) = (origin, &mut self.channel) {
+            let head = link.consumer.head();
+            link.mark_taken(head);
+        }
+    }
+
+    /// Answers a request with bytes or with an error's text.
+    #[inline]
+    pub(crate) fn reply(
+        &mut self,
+        origin: Origin,
+        call: u64,
+        block: Option<BlockKey>,
+        code: Code,
+        status: i32,
+        payload: Payload<'_>,
+    ) -> Result<(), Fatal> {
+        let to = match origin {
+            Origin::Controller => ParticipantId::CONTROLLER,
+            Origin::Ring(caller) | Origin::Exchange(caller) => caller,
+        };
+        let bytes = match payload.source {
+            // A third party's block: the far end of a lease may not know that third party, so it gets a copy.
+            Source::Bytes(Bytes::Held(held)) if to != ParticipantId::CONTROLLER && Some(key(&held)) != block => {
+                match self.copy_of(&held) {
+                    Ok(loan) => Source::Bytes(Bytes::Own(loan)),
+                    Err(error) => return self.reply_error(origin, call, block, &error),
+                }
+            }
+            source => source,
+        };
+        let (body, carried, heap) = match self.load(bytes, to) {
+            Ok(loaded) => loaded,
+            Err(error) => return self.reply_error(origin, call, block, &error),
+        };
+        if let (Carried::Passed(passed), true) =
+            (carried, matches!(carried, Carried::Passed(passed) if Some(passed) == block))
+        {
+            // An echo: the answer says that we have let go.
+            if let Some(held) = self.take_passed(passed) {
+                held.forget();
+            }
+        }
+        let keeps = if self.memory.served() { record::KEEPS } else { 0 };
+        let kind = record::REPLY | keeps | if payload.is_args { record::ARGS } else { 0 };
+        let aux = u64::from(status.cast_unsigned());
+        let reply = Descriptor { kind, tag: code as u16, id: call, aux, body };
+        if origin == Origin::Controller {
+            return self.send_controller(&reply, heap);
+        }
+        self.reply_leased(origin, &reply);
+        Ok(())
+    }
+
+    /// Answers under a lease. Without the lease nobody waits for the answer any more.
+    #[inline(always)]
+    pub(crate) fn reply_leased(&mut self, origin: Origin, reply: &Descriptor) {
+        let Some(serving) = &mut self.serving else { return };
+        let caller = serving.caller;
+        if origin == Origin::Exchange(caller) {
+            serving.exchange.reply(reply);
+            self.link(caller).bell.ring();
+        } else if origin == Origin::Ring(caller) {
+            let link = self.link(caller);
+            // Full cannot be: a caller has fewer calls in flight than the ring has slots. One that lies loses its answer.
+            let _ = link.producer.try_send(reply);
+            link.bell.ring();
+        }
+    }
+
+    /// Whether the owner of the bytes still lives, so that others can read them where they are.
+    pub(super) fn knows(&self, held: &Held) -> bool {
+        let owner = self.peers[held.block().owner.index()].as_ref();
+        owner.is_some_and(|owner| owner.incarnation == held.owner_incarnation())
+    }
+
+    pub(super) fn copy_of(&self, held: &Held) -> Result<Loan, InvokeError> {
+        let mut loan = self.memory.loan(held.as_slice().len())?;
+        loan.copy_from_slice(held.as_slice());
+        Ok(loan)
+    }
+
+    #[cold]
+    pub(crate) fn reply_error(
+        &mut self,
+        origin: Origin,
+        call: u64,
+        block: Option<BlockKey>,
+        error: &InvokeError,
+    ) -> Result<(), Fatal> {
+        let code = match error {
+            InvokeError::TooLarge { .. } => Code::TooLarge,
+            InvokeError::NoSpace { .. } => Code::NoSpace,
+            InvokeError::UnknownFunction { .. } => Code::UnknownFunction,
+            InvokeError::Panicked { .. } => Code::Panicked,
+            _ => Code::Failed,
+        };
+        let text = match error {
+            InvokeError::Failed { text, .. }
+            | InvokeError::Panicked { text }
+            | InvokeError::UnknownFunction { text }
+            | InvokeError::TooLarge { text }
+            | InvokeError::NoSpace { text } => text.clone(),
+            other => other.to_string(),
+        };
+        let text = &text.as_bytes()[..text.len().min(TEXT_BYTES_MAX)];
+        let fits = self.memory.arena.is_none() || text.len() <= 40 || self.memory.loan(text.len()).is_ok();
+        let text = if fits { text } else { &text[..40] };
+        self.reply(origin, call, block, code, error.status(), text.into())
+    }
+}
