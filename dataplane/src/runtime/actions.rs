@@ -14,6 +14,7 @@ impl Process {
     }
 
     pub(super) fn act(&mut self, now: u64) {
+        let mut starts = Vec::new();
         while let Some(action) = self.controller.next_action() {
             match action {
                 Action::Dispatch { worker, call, function, deadline_ns, payload } => {
@@ -30,7 +31,8 @@ impl Process {
                 }
                 Action::Discard(payload) => self.release(payload.bytes),
                 Action::TellCancelled { worker, call } => self.tell(worker, record::CANCEL, 0, call, 0),
-                Action::Spawn { worker } => self.spawn(now, worker),
+                // A start takes a millisecond or more: answers go out first.
+                Action::Spawn { worker } => starts.push(worker),
                 Action::Signal { worker, signal } => {
                     if let Some(seat) = &mut self.seats[usize::from(worker)] {
                         seat.verdict.get_or_insert(Cause::Overran);
@@ -55,6 +57,9 @@ impl Process {
         }
         for connection in gone {
             self.controller.disconnected(connection);
+        }
+        for worker in starts {
+            self.spawn(now, worker);
         }
         for at in 0..self.seated.len() {
             let worker = self.seated[at];

@@ -198,12 +198,13 @@ impl Process {
         loop {
             let now = now_ns();
             let worked = self.poll_workers(now);
-            if now >= self.strays_due_ns {
-                self.strays_due_ns = if self.end_strays() { now + STRAYS_NS } else { u64::MAX };
-            }
             self.controller.tick(now);
             self.unstick(now);
             self.act(now);
+            // After the answers: nobody waits for this.
+            if now >= self.strays_due_ns {
+                self.strays_due_ns = if self.end_strays() { now + STRAYS_NS } else { u64::MAX };
+            }
             if let Some(error) = self.start_error.take() {
                 return Err(error);
             }

@@ -71,8 +71,8 @@ impl Process {
         match kind & record::KIND {
             record::REPLY => self.on_reply(now, worker, &descriptor, heap),
             record::REQUEST => {
-                if self.controller.nested_of(worker) >= crate::worker::NESTED_MAX {
-                    // Its library keeps to the bound; a flood would take the queue from everybody else.
+                if self.controller.nested_of(worker) > crate::worker::NESTED_MAX {
+                    // Its library keeps to the bound, and one direct call that starts over; a flood would take the queue from everybody else.
                     return Err(Violation("more nested calls open than one function may have"));
                 }
                 let from = Caller::Worker { worker, call: id };
