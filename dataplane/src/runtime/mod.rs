@@ -98,6 +98,8 @@ pub struct Process {
     /// When to look again for children that dead workers left to us.
     strays_due_ns: u64,
     announced: bool,
+    /// What each client is told; complete when the first worker has named its functions.
+    welcome: wire::Welcome,
     _awake: Option<std::fs::File>,
 }
 
@@ -175,6 +177,13 @@ impl Process {
             start_error: None,
             strays_due_ns: u64::MAX,
             announced: false,
+            welcome: wire::Welcome {
+                process: config.process.clone(),
+                incarnation,
+                payload_bytes_max: config.payload_bytes_max,
+                calls_max: config.connection_calls_max,
+                functions: Vec::new(),
+            },
             config,
         })
     }
@@ -210,6 +219,7 @@ impl Process {
             }
             if !self.announced && self.controller.ready_count() >= usize::from(self.config.workers) {
                 self.announced = true;
+                self.welcome.functions = self.controller.functions().to_vec();
                 self.clients.admit(self.poll.registry())?;
                 if let Some(ready) = ready.take() {
                     ready(&Ready {
@@ -356,16 +366,8 @@ impl Process {
 
     fn on_client(&mut self, now: u64, index: usize, readable: bool) {
         let default_ns = self.config.deadline_ms * 1_000_000;
-        let functions = self.controller.functions().to_vec();
-        let welcome = wire::Welcome {
-            process: self.config.process.clone(),
-            incarnation: self.incarnation,
-            payload_bytes_max: self.config.payload_bytes_max,
-            calls_max: self.config.connection_calls_max,
-            functions,
-        };
         let mut requests = Vec::new();
-        self.clients.serve(index, readable, &mut self.store, &welcome, &mut requests);
+        self.clients.serve(index, readable, &mut self.store, &self.welcome, &mut requests);
         for event in requests {
             match event {
                 clients::Event::Request { connection, call, function, budget_ns, idempotent, payload } => {
