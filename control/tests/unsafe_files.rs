@@ -12,6 +12,7 @@ const NAMED: &[&str] = &[
     "shm/src/doorbell.rs",
     "shm/src/exchange.rs",
     "shm/src/mapping.rs",
+    "shm/src/pair.rs",
     "shm/src/peer_line.rs",
     "shm/src/ring.rs",
     "shm/src/segment.rs",

@@ -8,7 +8,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 
-use praas_shm::{Arena, Block, BlockRef, BlockView, Body, Inline, NoSpace, ParticipantId};
+use praas_shm::{Arena, Block, BlockRef, BlockView, Inline, NoSpace, ParticipantId};
 use praas_transport::queue::Buffer;
 
 use crate::error::InvokeError;
@@ -219,30 +219,82 @@ impl Drop for Held {
     }
 }
 
-/// Bytes that came from somebody, wherever they are.
+/// Bytes that came from somebody or go to somebody. Short ones are here; `place` says where the others are.
+///
+/// Not an enum, so that the short ones are moved in whole pairs (`praas_shm`, `pair.rs`).
 #[derive(Debug)]
-pub(crate) enum Bytes {
-    Inline(Inline),
+pub(crate) struct Bytes<'a> {
+    pub(crate) inline: Inline,
+    pub(crate) place: Place<'a>,
+}
+
+#[derive(Debug)]
+pub(crate) enum Place<'a> {
+    /// In `inline`.
+    Here,
+    Slice(&'a [u8]),
+    Vec(Vec<u8>),
     Held(Held),
     Own(Loan),
     Heap(Buffer),
 }
 
-impl Bytes {
-    fn as_slice(&self) -> &[u8] {
-        match self {
-            Bytes::Inline(inline) => inline.as_slice(),
-            Bytes::Held(held) => held.as_slice(),
-            Bytes::Own(loan) => loan,
-            Bytes::Heap(buffer) => buffer.as_ref(),
+impl<'a> From<Place<'a>> for Bytes<'a> {
+    fn from(place: Place<'a>) -> Bytes<'a> {
+        Bytes { inline: Inline::empty(), place }
+    }
+}
+
+impl From<Inline> for Bytes<'_> {
+    #[inline(always)]
+    fn from(inline: Inline) -> Self {
+        Bytes { inline, place: Place::Here }
+    }
+}
+
+impl<'a> From<&'a [u8]> for Bytes<'a> {
+    #[inline(always)]
+    fn from(slice: &'a [u8]) -> Bytes<'a> {
+        match Inline::new(slice) {
+            Some(inline) => inline.into(),
+            None => Place::Slice(slice).into(),
         }
+    }
+}
+
+impl From<Vec<u8>> for Bytes<'_> {
+    fn from(vec: Vec<u8>) -> Self {
+        match Inline::new(&vec) {
+            Some(inline) => inline.into(),
+            None => Place::Vec(vec).into(),
+        }
+    }
+}
+
+impl Bytes<'_> {
+    #[inline(always)]
+    fn as_slice(&self) -> &[u8] {
+        match &self.place {
+            Place::Here => self.inline.as_slice(),
+            Place::Slice(slice) => slice,
+            Place::Vec(vec) => vec,
+            Place::Held(held) => held.as_slice(),
+            Place::Own(loan) => loan,
+            Place::Heap(buffer) => buffer.as_ref(),
+        }
+    }
+
+    /// The bytes, if they travel inside the record.
+    #[inline(always)]
+    pub(crate) fn short(&self) -> Option<Inline> {
+        matches!(self.place, Place::Here).then_some(self.inline)
     }
 }
 
 /// What a function was given. Reads as a byte slice.
 #[derive(Debug)]
 pub struct Input {
-    pub(crate) bytes: Bytes,
+    pub(crate) bytes: Bytes<'static>,
     pub(crate) is_args: bool,
 }
 
@@ -258,6 +310,7 @@ impl Input {
 
 impl Deref for Input {
     type Target = [u8];
+    #[inline(always)]
     fn deref(&self) -> &[u8] {
         self.bytes.as_slice()
     }
@@ -267,7 +320,7 @@ impl Deref for Input {
 #[derive(Debug)]
 pub struct Reply {
     pub(crate) status: i32,
-    pub(crate) bytes: Bytes,
+    pub(crate) bytes: Bytes<'static>,
 }
 
 impl Reply {
@@ -283,7 +336,7 @@ impl Reply {
     /// The reply itself, when its bytes are somebody else's.
     pub fn into_loan(self) -> Result<Loan, Reply> {
         match self.bytes {
-            Bytes::Own(loan) => Ok(loan),
+            Bytes { place: Place::Own(loan), .. } => Ok(loan),
             bytes => Err(Reply { status: self.status, bytes }),
         }
     }
@@ -291,6 +344,7 @@ impl Reply {
 
 impl Deref for Reply {
     type Target = [u8];
+    #[inline(always)]
     fn deref(&self) -> &[u8] {
         self.bytes.as_slice()
     }
@@ -300,15 +354,8 @@ impl Deref for Reply {
 /// once into payload memory, or into the record itself up to 40 bytes.
 #[derive(Debug)]
 pub struct Payload<'a> {
-    pub(crate) source: Source<'a>,
+    pub(crate) bytes: Bytes<'a>,
     pub(crate) is_args: bool,
-}
-
-#[derive(Debug)]
-pub(crate) enum Source<'a> {
-    Slice(&'a [u8]),
-    Vec(Vec<u8>),
-    Bytes(Bytes),
 }
 
 impl Payload<'_> {
@@ -317,36 +364,38 @@ impl Payload<'_> {
     pub fn from_args(arguments: &[&[u8]]) -> Payload<'static> {
         let mut encoded = vec![0; args::encoded_bytes(arguments)];
         args::encode(arguments, &mut encoded);
-        Payload { source: Source::Vec(encoded), is_args: true }
+        Payload { bytes: encoded.into(), is_args: true }
     }
 }
 
 macro_rules! payload_from {
-    ($($(<$life:lifetime>)? $type:ty => |$value:ident| $source:expr),+ $(,)?) => {$(
+    ($($(<$life:lifetime>)? $type:ty => |$value:ident| $bytes:expr),+ $(,)?) => {$(
         impl<'a> From<$type> for Payload<'a> {
+            #[inline(always)]
             fn from($value: $type) -> Payload<'a> {
-                Payload { source: $source, is_args: false }
+                Payload { bytes: $bytes, is_args: false }
             }
         }
     )+};
 }
 payload_from! {
-    &'a [u8] => |slice| Source::Slice(slice),
-    &'a Vec<u8> => |vec| Source::Slice(vec),
-    Vec<u8> => |vec| Source::Vec(vec),
-    Loan => |loan| Source::Bytes(Bytes::Own(loan)),
-    Reply => |reply| Source::Bytes(reply.bytes),
+    &'a [u8] => |slice| slice.into(),
+    &'a Vec<u8> => |vec| vec.as_slice().into(),
+    Vec<u8> => |vec| vec.into(),
+    Loan => |loan| Place::Own(loan).into(),
+    Reply => |reply| reply.bytes,
 }
 
 impl<'a, const N: usize> From<&'a [u8; N]> for Payload<'a> {
     fn from(array: &'a [u8; N]) -> Payload<'a> {
-        Payload { source: Source::Slice(array), is_args: false }
+        array.as_slice().into()
     }
 }
 
 impl From<Input> for Payload<'_> {
+    #[inline(always)]
     fn from(input: Input) -> Self {
-        Payload { source: Source::Bytes(input.bytes), is_args: input.is_args }
+        Payload { bytes: input.bytes, is_args: input.is_args }
     }
 }
 
@@ -361,17 +410,7 @@ impl Output {
     /// No bytes, status 0.
     #[must_use]
     pub fn empty() -> Output {
-        Output::from(Payload { source: Source::Slice(&[]), is_args: false })
-    }
-
-    /// The body of a record that holds all of it.
-    #[inline(always)]
-    pub(crate) fn inline(&self) -> Option<Body> {
-        match &self.payload.source {
-            Source::Bytes(Bytes::Inline(inline)) => Some(Body::Inline(*inline)),
-            Source::Slice(slice) => Inline::new(slice).map(Body::Inline),
-            _ => None,
-        }
+        Output::from(Payload { bytes: Inline::empty().into(), is_args: false })
     }
 
     /// The same bytes with another status, which is made zero when it is below.
@@ -383,6 +422,7 @@ impl Output {
 }
 
 impl From<Payload<'static>> for Output {
+    #[inline(always)]
     fn from(payload: Payload<'static>) -> Output {
         Output { payload, status: 0 }
     }
@@ -391,6 +431,7 @@ impl From<Payload<'static>> for Output {
 macro_rules! output_from {
     ($($type:ty),+) => {$(
         impl From<$type> for Output {
+            #[inline(always)]
             fn from(value: $type) -> Output {
                 Output { payload: value.into(), status: 0 }
             }
@@ -402,7 +443,7 @@ output_from!(Loan, Input, Reply, Vec<u8>);
 impl From<&[u8]> for Output {
     fn from(slice: &[u8]) -> Output {
         match Inline::new(slice) {
-            Some(inline) => Payload { source: Source::Bytes(Bytes::Inline(inline)), is_args: false }.into(),
+            Some(inline) => Payload { bytes: inline.into(), is_args: false }.into(),
             None => slice.to_vec().into(),
         }
     }

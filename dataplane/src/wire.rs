@@ -169,6 +169,8 @@ pub(crate) struct WorkerWelcome {
     pub(crate) process: String,
     pub(crate) ipc: Ipc,
     pub(crate) patience: Patience,
+    /// Ring only: the machine has barriers, and under a lease whose ends spin the bell needs no fence.
+    pub(crate) barriers: bool,
     pub(crate) ring_slots: u32,
     pub(crate) arena_bytes: u64,
     pub(crate) payload_bytes_max: u64,

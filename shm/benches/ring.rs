@@ -117,7 +117,7 @@ fn ring_round_trips(rounds: u64, bytes: usize) -> Option<Duration> {
                         None => spin_loop(),
                     }
                 };
-                assert_eq!(reply.id, id);
+                assert_eq!(reply.id(), id);
             }
             start.elapsed()
         },
@@ -148,7 +148,7 @@ fn exchange_round_trips(rounds: u64, bytes: usize) -> Option<Duration> {
                         None => spin_loop(),
                     }
                 };
-                assert_eq!((reply.id, reply.aux), (sequence.into(), id));
+                assert_eq!((reply.id(), reply.aux()), (sequence.into(), id));
             }
             start.elapsed()
         },

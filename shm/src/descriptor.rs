@@ -18,11 +18,12 @@
 //!
 //! Words are little-endian. What `kind`, `tag`, `id` and `aux` mean is for the layer above.
 
+use std::fmt;
+
+use crate::inline::{INLINE_BYTES_MAX, INLINE_WORDS, Inline};
+use crate::pair::Pair;
 use crate::participant::ParticipantId;
 use crate::width::low_half;
-
-/// Payload bytes that travel inside a descriptor. Longer ones travel as a block.
-pub const INLINE_BYTES_MAX: usize = 40;
 
 /// Words of a descriptor.
 pub const DESCRIPTOR_WORDS: usize = 8;
@@ -32,21 +33,16 @@ const BODY_IS_A_BLOCK: u8 = 0xFF;
 /// The first word of the body.
 const BODY_WORD: usize = 3;
 
-const _: () = assert!(INLINE_BYTES_MAX == (DESCRIPTOR_WORDS - BODY_WORD) * 8);
+const _: () = assert!(INLINE_WORDS == DESCRIPTOR_WORDS - BODY_WORD);
 
-/// One message between two participants.
-#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+/// One message between two participants: eight words that were checked, or that we made.
+#[derive(Copy, Clone)]
+#[repr(C)]
 pub struct Descriptor {
-    /// What sort of message; its meaning belongs to the layer above.
-    pub kind: u8,
-    /// A small operand of the kind.
-    pub tag: u16,
-    /// Which call, or whatever the kind says.
-    pub id: u64,
-    /// One more operand.
-    pub aux: u64,
-    /// The payload, or where it lies.
-    pub body: Body,
+    /// Word 0 with a stamp of zero, and the id.
+    head: Pair,
+    /// The body, and `aux` as the last word.
+    body: [Pair; 3],
 }
 
 /// The payload of a descriptor.
@@ -58,28 +54,19 @@ pub enum Body {
     Block(BlockRef),
 }
 
-/// Up to [`INLINE_BYTES_MAX`] bytes by value.
-// Aligned, or the compiler copies it in odd pieces and every word read back waits for two stores: 25 ns of 40 a message.
-#[derive(Copy, Clone)]
-#[repr(C, align(8))]
-pub struct Inline {
-    bytes: [u8; INLINE_BYTES_MAX],
-    len: u8,
-}
-
 /// Where a block lies: a message *about* the owner's ledger, believed by nobody before it is checked.
 #[derive(Copy, Clone, Eq, PartialEq, Hash, Debug)]
 pub struct BlockRef {
-    /// Whose arena.
-    pub owner: ParticipantId,
-    /// The block's entry in the owner's ledger.
-    pub index: u32,
-    /// Which use of that entry; an older one is stale.
-    pub generation: u32,
     /// Bytes from the start of the owner's arena, a multiple of 64.
     pub offset: u64,
     /// Bytes of payload.
     pub len: u64,
+    /// The block's entry in the owner's ledger.
+    pub index: u32,
+    /// Which use of that entry; an older one is stale.
+    pub generation: u32,
+    /// Whose arena.
+    pub owner: ParticipantId,
 }
 
 /// Eight words that are not a descriptor. Small and `Copy`: a hostile peer makes as many as it likes.
@@ -114,52 +101,104 @@ pub enum BadDescriptor {
     },
 }
 
-impl Inline {
-    /// No bytes.
-    pub const EMPTY: Self = Self { bytes: [0; INLINE_BYTES_MAX], len: 0 };
-
-    /// A copy of `bytes`, or `None` if there are more than [`INLINE_BYTES_MAX`].
-    #[inline]
-    pub fn new(bytes: &[u8]) -> Option<Self> {
-        let len = u8::try_from(bytes.len()).ok()?;
-        let mut inline = Self::EMPTY;
-        inline.bytes.get_mut(..bytes.len())?.copy_from_slice(bytes);
-        inline.len = len;
-        Some(inline)
-    }
-
-    /// The bytes.
-    #[inline]
-    pub fn as_slice(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.len)]
-    }
-
-    /// How many 8-byte words the bytes touch.
-    #[inline]
-    const fn words(len: u8) -> usize {
-        (len as usize).div_ceil(8)
+impl From<Inline> for Body {
+    #[inline(always)]
+    fn from(inline: Inline) -> Self {
+        Self::Inline(inline)
     }
 }
 
-impl PartialEq for Inline {
-    fn eq(&self, other: &Self) -> bool {
-        self.as_slice() == other.as_slice()
-    }
-}
-
-impl Eq for Inline {}
-
-impl std::fmt::Debug for Inline {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Inline").field(&self.as_slice()).finish()
+impl From<BlockRef> for Body {
+    #[inline(always)]
+    fn from(block: BlockRef) -> Self {
+        Self::Block(block)
     }
 }
 
 impl Descriptor {
+    /// A message. What `kind`, `tag`, `id` and `aux` mean belongs to the layer above.
+    #[inline(always)]
+    pub fn new(kind: u8, tag: u16, id: u64, aux: u64, body: impl Into<Body>) -> Self {
+        let (length, body) = match body.into() {
+            Body::Inline(inline) => (inline.len(), inline.pairs_with(aux)),
+            Body::Block(block) => {
+                let identity = u64::from(block.index) | u64::from(block.generation) << 32;
+                let owner = u64::from(block.owner.get());
+                (BODY_IS_A_BLOCK, [Pair::new(block.offset, block.len), Pair::new(identity, owner), Pair::new(0, aux)])
+            }
+        };
+        Self { head: Pair::new(u64::from(kind) << 32 | u64::from(length) << 40 | u64::from(tag) << 48, id), body }
+    }
+
     /// A message without a body.
     #[inline]
-    pub const fn bare(kind: u8, tag: u16, id: u64, aux: u64) -> Self {
-        Self { kind, tag, id, aux, body: Body::Inline(Inline::EMPTY) }
+    pub fn bare(kind: u8, tag: u16, id: u64, aux: u64) -> Self {
+        Self::new(kind, tag, id, aux, Inline::empty())
+    }
+
+    /// What sort of message.
+    #[inline(always)]
+    pub fn kind(&self) -> u8 {
+        self.head.low().to_le_bytes()[4]
+    }
+
+    /// A small operand of the kind.
+    #[inline(always)]
+    pub fn tag(&self) -> u16 {
+        let [.., low, high] = self.head.low().to_le_bytes();
+        u16::from_le_bytes([low, high])
+    }
+
+    /// Which call, or whatever the kind says.
+    #[inline(always)]
+    pub fn id(&self) -> u64 {
+        self.head.high()
+    }
+
+    /// One more operand.
+    #[inline(always)]
+    pub fn aux(&self) -> u64 {
+        self.body[2].high()
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u8 {
+        self.head.low().to_le_bytes()[5]
+    }
+
+    /// The payload, if it is here.
+    #[inline(always)]
+    pub fn inline(&self) -> Option<Inline> {
+        let length = self.length();
+        (length != BODY_IS_A_BLOCK).then(|| Inline::from_pairs(self.body, length))
+    }
+
+    /// The block that is or holds the payload, if there is one. A claim: its owner says whether it exists.
+    #[inline]
+    pub fn block(&self) -> Option<BlockRef> {
+        let [first, second, _] = self.body;
+        (self.length() == BODY_IS_A_BLOCK).then(|| BlockRef {
+            offset: first.low(),
+            len: first.high(),
+            index: low_half(second.low()),
+            generation: low_half(second.low() >> 32),
+            owner: ParticipantId::from_word(second.high()).expect("checked when it was decoded"),
+        })
+    }
+
+    /// The payload, or where it lies.
+    #[inline]
+    pub fn body(&self) -> Body {
+        match self.block() {
+            Some(block) => Body::Block(block),
+            None => Body::Inline(Inline::from_pairs(self.body, self.length())),
+        }
+    }
+
+    /// The same with another `tag`.
+    #[must_use]
+    pub fn with_tag(self, tag: u16) -> Self {
+        Self::new(self.kind(), tag, self.id(), self.aux(), self.body())
     }
 
     /// The eight words, with a stamp of zero.
@@ -167,7 +206,7 @@ impl Descriptor {
     pub fn encode(&self) -> [u64; DESCRIPTOR_WORDS] {
         let mut words = [0; DESCRIPTOR_WORDS];
         words[0] = self.head_word(0);
-        words[1] = self.id;
+        words[1] = self.id();
         self.store_rest(|at, word| words[at] = word);
         words
     }
@@ -202,65 +241,61 @@ impl Descriptor {
     /// Word 0: the word that publishes the rest.
     #[inline(always)]
     pub(crate) fn head_word(&self, stamp: u32) -> u64 {
-        let length = match &self.body {
-            Body::Inline(inline) => inline.len,
-            Body::Block(_) => BODY_IS_A_BLOCK,
-        };
-        u64::from(stamp) | u64::from(self.kind) << 32 | u64::from(length) << 40 | u64::from(self.tag) << 48
+        self.head.low() | u64::from(stamp)
     }
 
     /// Gives words 2..8 to `store`, those that the body needs and no others.
     #[inline(always)]
     pub(crate) fn store_rest(&self, mut store: impl FnMut(usize, u64)) {
-        store(2, self.aux);
-        match &self.body {
-            Body::Inline(inline) => {
-                let (words, _) = inline.bytes.as_chunks::<8>();
-                for (at, word) in words.iter().enumerate().take(Inline::words(inline.len)) {
-                    store(BODY_WORD + at, u64::from_le_bytes(*word));
-                }
-            }
-            Body::Block(block) => {
-                store(3, block.offset);
-                store(4, block.len);
-                store(5, u64::from(block.index) | u64::from(block.generation) << 32);
-                store(6, u64::from(block.owner.get()));
-                store(7, 0);
+        let [first, second, third] = self.body;
+        store(2, self.aux());
+        for (at, word) in [first.low(), first.high(), second.low(), second.high(), third.low()].into_iter().enumerate() {
+            if usize::from(self.length()) > at * 8 {
+                store(BODY_WORD + at, word);
             }
         }
     }
 
-    /// Checks words that a peer may change at any time: `load` is asked for each word once at most, and only for
-    /// those that the head says are meant.
+    /// Checks words that a peer may change at any time: `load` is asked for each word once.
     #[inline(always)]
     pub(crate) fn decode_with(head: u64, id: u64, mut load: impl FnMut(usize) -> u64) -> Result<Self, BadDescriptor> {
-        let [_, _, _, _, kind, length, tag_low, tag_high] = head.to_le_bytes();
-        let tag = u16::from_le_bytes([tag_low, tag_high]);
-        let aux = load(2);
-        let body = if usize::from(length) <= INLINE_BYTES_MAX {
-            let mut inline = Inline { bytes: [0; INLINE_BYTES_MAX], len: length };
-            let (chunks, _) = inline.bytes.as_chunks_mut::<8>();
-            for (at, chunk) in chunks.iter_mut().enumerate().take(Inline::words(length)) {
-                *chunk = load(BODY_WORD + at).to_le_bytes();
+        // All of them, needed or not: they came with the head, in one line.
+        let [aux, a, b, c, d, e] = [load(2), load(3), load(4), load(5), load(6), load(7)];
+        let head = head & !u64::from(u32::MAX);
+        let length = head.to_le_bytes()[5];
+        if usize::from(length) > INLINE_BYTES_MAX {
+            if length != BODY_IS_A_BLOCK {
+                return Err(BadDescriptor::InlineLength { claimed: length });
             }
-            Body::Inline(inline)
-        } else if length == BODY_IS_A_BLOCK {
-            let (offset, len, identity, owner, reserved) = (load(3), load(4), load(5), load(6), load(7));
-            let owner = ParticipantId::from_word(owner).ok_or(BadDescriptor::Owner { claimed: owner })?;
-            if reserved != 0 {
-                return Err(BadDescriptor::Reserved { found: reserved });
+            if ParticipantId::from_word(d).is_none() {
+                return Err(BadDescriptor::Owner { claimed: d });
             }
-            Body::Block(BlockRef {
-                owner,
-                index: low_half(identity),
-                generation: low_half(identity >> 32),
-                offset,
-                len,
-            })
-        } else {
-            return Err(BadDescriptor::InlineLength { claimed: length });
-        };
-        Ok(Self { kind, tag, id, aux, body })
+            if e != 0 {
+                return Err(BadDescriptor::Reserved { found: e });
+            }
+        }
+        Ok(Self { head: Pair::new(head, id), body: [Pair::new(a, b), Pair::new(c, d), Pair::new(e, aux)] })
+    }
+}
+
+impl PartialEq for Descriptor {
+    fn eq(&self, other: &Self) -> bool {
+        let fields = |of: &Self| (of.kind(), of.tag(), of.id(), of.aux(), of.body());
+        fields(self) == fields(other)
+    }
+}
+
+impl Eq for Descriptor {}
+
+impl fmt::Debug for Descriptor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Descriptor")
+            .field("kind", &self.kind())
+            .field("tag", &self.tag())
+            .field("id", &self.id())
+            .field("aux", &self.aux())
+            .field("body", &self.body())
+            .finish()
     }
 }
 

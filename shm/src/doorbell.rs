@@ -11,6 +11,10 @@
 //! Acquire and release do not do here: each side stores one word and then loads the other's, and both loads may run
 //! before both stores, so that the sleeper misses the message and the sender misses the sleeper. A SeqCst fence on each
 //! side forbids exactly that. `SeqCst` accesses instead would need the message store itself to be one.
+//!
+//! A fence also waits until the message has left the store buffer, a whole cache-line transfer, so a stream of messages pays
+//! it for each. A sleeper that sleeps seldom takes it over: `arm_for_unfenced` raises the barrier on every core that runs
+//! a participant (`membarrier(2)`), and then `ring_unfenced` on the other side is two ordinary instructions.
 
 use std::cell::Cell;
 use std::fmt;
@@ -19,9 +23,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
+use rustix::thread::{MembarrierCommand, MembarrierQuery, membarrier, membarrier_query};
 
 use crate::mapping::{SharedLayout, Window};
-use crate::sync::{AtomicU64, Ordering, fence};
+use crate::sync::{AtomicU64, Ordering, fence, light_fence};
 
 /// Where a participant says whether it sleeps. Written by its owner only, read by every peer.
 #[repr(C, align(128))]
@@ -91,6 +96,19 @@ impl Ringer {
     pub(crate) fn must_ring(&self) -> bool {
         // asleep (SeqCst fence): see the module. What we published stands before this.
         fence(Ordering::SeqCst);
+        self.sees_sleeper()
+    }
+
+    /// The same towards a sleeper that raises the barrier for both.
+    #[inline(always)]
+    pub(crate) fn must_ring_unfenced(&self) -> bool {
+        // asleep (light fence): see the module.
+        light_fence();
+        self.sees_sleeper()
+    }
+
+    #[inline(always)]
+    fn sees_sleeper(&self) -> bool {
         let epoch = self.line.epoch.load(Ordering::Relaxed);
         if epoch.is_multiple_of(2) || epoch == self.rung.get() {
             return false;
@@ -118,6 +136,16 @@ impl Doorbell {
     /// Says "I am about to sleep". Poll everything once more after it.
     pub fn arm(&self) {
         self.sleeper.arm();
+    }
+
+    /// As [`arm`](Self::arm), towards peers that [`ring_unfenced`](Bell::ring_unfenced) too. One more system call, and an
+    /// interrupt of every core that runs a participant: for those who sleep seldom.
+    ///
+    /// # Errors
+    /// What `membarrier` says; then peers may be missed, and sleeping is not safe.
+    pub fn arm_for_unfenced(&self) -> io::Result<()> {
+        self.sleeper.arm();
+        Ok(membarrier(MembarrierCommand::GlobalExpedited)?)
     }
 
     /// Says "I am awake": peers stop making system calls for us.
@@ -174,6 +202,13 @@ impl Bell {
         self.ringer.must_ring() && self.write()
     }
 
+    /// As [`ring`](Self::ring), without a fence: only towards a peer that sleeps with
+    /// [`arm_for_unfenced`](Doorbell::arm_for_unfenced), from a process that has [`join_barriers`].
+    #[inline(always)]
+    pub fn ring_unfenced(&self) -> bool {
+        self.ringer.must_ring_unfenced() && self.write()
+    }
+
     #[cold]
     fn write(&self) -> bool {
         // Would-block means the counter is full, hence readable: the peer wakes anyway. Any other failure means that
@@ -181,6 +216,20 @@ impl Bell {
         let _ = rustix::io::write(&self.eventfd, &1_u64.to_ne_bytes());
         true
     }
+}
+
+/// Whether this machine lets one process raise memory barriers in others.
+#[must_use]
+pub fn has_barriers() -> bool {
+    membarrier_query().contains(MembarrierQuery::GLOBAL_EXPEDITED | MembarrierQuery::REGISTER_GLOBAL_EXPEDITED)
+}
+
+/// Lets other processes raise memory barriers here, so that this one may [`Bell::ring_unfenced`]. Once per process.
+///
+/// # Errors
+/// What `membarrier` says: a kernel or a filter without it. Then every ring needs its fence.
+pub fn join_barriers() -> io::Result<()> {
+    Ok(membarrier(MembarrierCommand::RegisterGlobalExpedited)?)
 }
 
 /// A new eventfd for a doorbell: non-blocking, closed on exec.

@@ -2,12 +2,14 @@
 #![deny(missing_docs)]
 
 pub mod descriptor;
+pub mod inline;
 pub mod participant;
 
 #[cfg_attr(loom, allow(dead_code, reason = "models look at the heap"))]
 mod mapping;
 #[cfg_attr(loom, allow(dead_code, reason = "models cover the words with edges"))]
 mod peer_line;
+mod pair;
 mod sync;
 mod width;
 
@@ -36,9 +38,10 @@ mod size_class;
 
 #[cfg(not(loom))]
 pub use arena::{Arena, ArenaStats, BadRelease, Block, NoSpace};
-pub use descriptor::{BadDescriptor, BlockRef, Body, Descriptor, INLINE_BYTES_MAX, Inline};
-pub use doorbell::{Bell, Doorbell, eventfd};
+pub use descriptor::{BadDescriptor, BlockRef, Body, Descriptor};
+pub use doorbell::{Bell, Doorbell, eventfd, has_barriers, join_barriers};
 pub use exchange::{ExchangeCallee, ExchangeCaller, ExchangeReply};
+pub use inline::{INLINE_BYTES_MAX, Inline};
 #[cfg(not(loom))]
 pub use link::{Link, LinkError};
 pub use participant::{PARTICIPANTS_MAX, ParticipantId};

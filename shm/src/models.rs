@@ -36,8 +36,8 @@ fn send(producer: &mut Producer, id: u64) {
 fn receive(consumer: &mut Consumer) -> u64 {
     loop {
         if let Some(descriptor) = consumer.poll().expect("a torn slot") {
-            assert_eq!(descriptor, numbered(descriptor.id), "words of two messages in one slot");
-            return descriptor.id;
+            assert_eq!(descriptor, numbered(descriptor.id()), "words of two messages in one slot");
+            return descriptor.id();
         }
         thread::yield_now();
     }
@@ -170,7 +170,7 @@ fn doorbell_loses_no_wake_up() {
         let mut received = 0;
         let mut poll = || {
             while let Some(descriptor) = consumer.poll().unwrap() {
-                assert_eq!(descriptor.id, received);
+                assert_eq!(descriptor.id(), received);
                 received += 1;
             }
             received == 2
@@ -204,7 +204,7 @@ fn exchange_turns_carry_their_payload() {
                         None => thread::yield_now(),
                     }
                 };
-                assert_eq!((request.aux, callees.read()), (round, round));
+                assert_eq!((request.aux(), callees.read()), (round, round));
                 callees.write(round + 10);
                 callee.reply(&Descriptor::bare(3, 4, 0, round + 10));
             }
@@ -219,7 +219,7 @@ fn exchange_turns_carry_their_payload() {
                     None => thread::yield_now(),
                 }
             };
-            assert_eq!((reply.aux, block.read()), (round + 10, round + 10));
+            assert_eq!((reply.aux(), block.read()), (round + 10, round + 10));
         }
         serving.join().unwrap();
     });
@@ -236,7 +236,7 @@ fn exchange_close_tells_taken_from_not_taken() {
             for _ in 0..2 {
                 if let Some((_, request)) = callee.poll().unwrap() {
                     taken += 1;
-                    callee.reply(&Descriptor::bare(3, 4, 0, !request.aux));
+                    callee.reply(&Descriptor::bare(3, 4, 0, !request.aux()));
                 }
             }
             callee.close();
@@ -253,7 +253,7 @@ fn exchange_close_tells_taken_from_not_taken() {
             };
             match reply {
                 ExchangeReply::Reply(reply) => {
-                    assert_eq!(reply.aux, call);
+                    assert_eq!(reply.aux(), call);
                     answered += 1;
                 }
                 ExchangeReply::Closed => break,

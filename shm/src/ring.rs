@@ -54,7 +54,7 @@ impl Slot {
     #[inline(always)]
     fn write(&self, stamp: u32, descriptor: &Descriptor) {
         self.shadow.write();
-        self.words[1].store(descriptor.id, Ordering::Relaxed);
+        self.words[1].store(descriptor.id(), Ordering::Relaxed);
         descriptor.store_rest(|at, word| self.words[at].store(word, Ordering::Relaxed));
         // published (release): the other words, and the block they name, become visible before the stamp.
         self.words[0].store(descriptor.head_word(stamp), Ordering::Release);

@@ -8,6 +8,16 @@ pub(crate) use loom::sync::atomic::{AtomicU64, Ordering, fence};
 #[cfg(not(loom))]
 pub(crate) use std::sync::atomic::{AtomicU64, Ordering, fence};
 
+/// The ringer's side of a barrier that the sleeper raises for both (`membarrier`): it only holds the compiler. loom has no
+/// such barrier; a model has the fence that the sleeper's system call amounts to.
+#[inline(always)]
+pub(crate) fn light_fence() {
+    #[cfg(loom)]
+    fence(Ordering::SeqCst);
+    #[cfg(not(loom))]
+    std::sync::atomic::compiler_fence(Ordering::SeqCst);
+}
+
 /// Stands in a model for words that could as well be plain memory: those that an edge orders and nobody races for.
 ///
 /// Relaxed atomics alone would hide a missing edge from loom, which lets no load see the future. Outside models it has no

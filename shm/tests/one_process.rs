@@ -38,7 +38,7 @@ impl Side {
 }
 
 fn text(bytes: &[u8]) -> Descriptor {
-    Descriptor { kind: 1, tag: 2, id: 3, aux: 4, body: Body::Inline(Inline::new(bytes).unwrap()) }
+    Descriptor::new(1, 2, 3, 4, Body::Inline(Inline::new(bytes).unwrap()))
 }
 
 #[test]

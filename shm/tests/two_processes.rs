@@ -184,7 +184,7 @@ fn a_descriptor_and_a_block_make_a_round_trip_between_processes() {
     block.fill(0x5A);
     let lent = arena.lend(block, 5 << 20, identity(1).participant);
     let echoed = controller.ask(&Descriptor { body: Body::Block(lent), ..numbered(1) });
-    let Body::Block(back) = echoed.body else { panic!("an echo of a block is a block") };
+    let Body::Block(back) = echoed.body() else { panic!("an echo of a block is a block") };
     let block = arena.take_back(identity(1).participant, &back).unwrap();
     assert!(block.iter().all(|&byte| byte == 0x5A));
 }
@@ -273,7 +273,7 @@ fn part_flood() {
         if id % 3 == 0 {
             // A block whose every byte is its number, so that a torn one would show.
             while let Some(release) = worker.link.consumer.poll().unwrap() {
-                let [index, generation] = [release.id, release.aux].map(|word| u32::try_from(word).unwrap());
+                let [index, generation] = [release.id(), release.aux()].map(|word| u32::try_from(word).unwrap());
                 arena.release(identity(0).participant, index, generation).unwrap();
             }
             let Ok(mut block) = arena.loan(40_000) else { continue };
@@ -303,12 +303,12 @@ fn w2_a_worker_killed_while_writing_leaves_only_whole_messages() {
         let mut expected = None;
         let mut check = |link: &mut Link| -> bool {
             let Some(descriptor) = link.consumer.poll().expect("a torn descriptor") else { return false };
-            let id = descriptor.id;
-            assert_eq!(descriptor.aux, !id);
+            let id = descriptor.id();
+            assert_eq!(descriptor.aux(), !id);
             // Ids of blocks that found no space are left out.
             assert!(expected.is_none_or(|expected| id >= expected), "{id} comes after {expected:?}");
             expected = Some(id + 1);
-            match descriptor.body {
+            match descriptor.body() {
                 Body::Inline(inline) => assert_eq!(inline.as_slice(), id.to_le_bytes().repeat(5)),
                 Body::Block(block) => {
                     let value = u8::try_from(id % 251).unwrap();
@@ -345,7 +345,7 @@ fn part_exchange() {
                 None => std::thread::yield_now(),
             }
         };
-        callee.reply(&Descriptor::bare(2, 0, 0, !request.aux));
+        callee.reply(&Descriptor::bare(2, 0, 0, !request.aux()));
     }
     callee.close();
 }
@@ -367,7 +367,7 @@ fn an_exchange_page_serves_two_processes_and_closes() {
             assert!(Instant::now() < deadline);
         };
         match reply {
-            ExchangeReply::Reply(reply) => assert!(reply.aux == !call && call < 1000),
+            ExchangeReply::Reply(reply) => assert!(reply.aux() == !call && call < 1000),
             ExchangeReply::Closed => assert_eq!(call, 1000, "closed after a thousand calls"),
         }
     }

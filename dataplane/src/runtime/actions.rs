@@ -98,7 +98,7 @@ impl Process {
         if let Some(seat) = &mut self.seats[usize::from(worker)] {
             seat.given = Some(Given { call, position: None, request, is_args });
         }
-        self.send(worker, Descriptor { kind, tag: function, id: call, aux: deadline_ns, body }, heap);
+        self.send(worker, Descriptor::new(kind, function, call, deadline_ns, body), heap);
     }
 
     pub(super) fn answer_worker(&mut self, worker: WorkerId, call: u64, outcome: Outcome<Payload>) {
@@ -123,13 +123,13 @@ impl Process {
             Bytes::Own(_) => unreachable!("a block of ours goes to clients only"),
             Bytes::Heap(buffer) => {
                 heap = Some(buffer);
-                Body::Inline(Inline::EMPTY)
+                Body::Inline(Inline::empty())
             }
             Bytes::Text(text) => match (Inline::new(text.as_bytes()), self.store.arena.is_some()) {
                 (Some(inline), _) => Body::Inline(inline),
                 (None, false) => {
                     heap = Some(Buffer::from(text.as_bytes()));
-                    Body::Inline(Inline::EMPTY)
+                    Body::Inline(Inline::empty())
                 }
                 (None, true) => self.lend_text(&text, me),
             },
@@ -137,7 +137,7 @@ impl Process {
         let keeps = if payload.keeps { record::KEEPS } else { 0 };
         let kind = record::REPLY | keeps | if payload.is_args { record::ARGS } else { 0 };
         let aux = u64::from(status.cast_unsigned());
-        self.send(worker, Descriptor { kind, tag: code as u16, id: call, aux, body }, heap);
+        self.send(worker, Descriptor::new(kind, code as u16, call, aux, body), heap);
     }
 
     /// An error's text for a worker, in our arena while it reads it; cut to what a record holds when there is no room.

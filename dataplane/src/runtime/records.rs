@@ -66,7 +66,8 @@ impl Process {
         if self.seats[usize::from(worker)].as_ref().is_none_or(|seat| seat.verdict.is_some()) {
             return Ok(());
         }
-        let Descriptor { kind, tag, id, aux, body } = descriptor;
+        let (kind, tag, id) = (descriptor.kind(), descriptor.tag(), descriptor.id());
+        let (aux, body) = (descriptor.aux(), descriptor.body());
         let is_args = kind & record::ARGS != 0;
         match kind & record::KIND {
             record::REPLY => self.on_reply(now, worker, &descriptor, heap),
@@ -160,21 +161,21 @@ impl Process {
         reply: &Descriptor,
         heap: Option<Buffer>,
     ) -> Result<(), Violation> {
-        let code = Code::from_wire(reply.tag).ok_or(Violation("an answer with an unknown code"))?;
+        let code = Code::from_wire(reply.tag()).ok_or(Violation("an answer with an unknown code"))?;
         let seat = self.seats[usize::from(worker)].as_mut().expect("checked by on_record");
-        let given = seat.given.take_if(|given| given.call == reply.id);
+        let given = seat.given.take_if(|given| given.call == reply.id());
         let Some(Given { request, .. }) = given else { return Err(Violation("an answer to a call it was not given")) };
         let me = ParticipantId::new(worker).expect("workers have participant numbers");
-        let keeps = reply.kind & record::KEEPS != 0;
+        let keeps = reply.kind() & record::KEEPS != 0;
         // The request comes back with the answer: as its body (an echo), or implicitly.
-        let (bytes, returned) = match (request, reply.body) {
+        let (bytes, returned) = match (request, reply.body()) {
             (seat::Request::Lent(lent), Body::Block(block)) if same_block(&lent, &block) => {
                 let arena = self.store.arena.as_mut().expect("lent from the arena");
                 let back = arena.take_back(me, &block);
                 (Some(Bytes::Own(back.map_err(|_| Violation("echoed more than it was lent"))?)), None)
             }
             (seat::Request::Foreign(foreign), Body::Block(block)) if same_block(foreign.view.block(), &block) => {
-                let echoed = self.bytes_of(foreign.giver, reply.body, None)?;
+                let echoed = self.bytes_of(foreign.giver, reply.body(), None)?;
                 (echoed, None)
             }
             (request, body) => {
@@ -201,11 +202,11 @@ impl Process {
             }
         };
         #[expect(clippy::cast_possible_truncation, reason = "a status is the low half")]
-        let status = (reply.aux as u32).cast_signed();
+        let status = (reply.aux() as u32).cast_signed();
         let outcome = match bytes {
             None => Outcome::Failed(owner_died()),
             Some(bytes) if code == Code::Ok => {
-                Outcome::Done { status, payload: Payload { bytes, is_args: reply.kind & record::ARGS != 0, keeps } }
+                Outcome::Done { status, payload: Payload { bytes, is_args: reply.kind() & record::ARGS != 0, keeps } }
             }
             Some(bytes) => {
                 let text = String::from_utf8_lossy(bytes.as_ref()).into_owned();
@@ -213,7 +214,7 @@ impl Process {
                 Outcome::Failed(CallError { code, status, text })
             }
         };
-        match self.controller.reply(now, worker, reply.id, outcome) {
+        match self.controller.reply(now, worker, reply.id(), outcome) {
             // An answer says by itself that its request's block is free again; without one we say so.
             Ok(answered) => {
                 if let Some(foreign) = returned.filter(|_| !answered) {
@@ -250,7 +251,7 @@ impl Process {
         if self.seats[usize::from(giver)].as_ref().is_some_and(|seat| seat.backlog() >= FORWARDED_MAX) {
             return Err(Violation("it releases more blocks than it can have been lent"));
         }
-        self.send(giver, Descriptor { kind: record::RELEASE, tag: u16::from(worker), id: 0, aux: 0, body }, None);
+        self.send(giver, Descriptor::new(record::RELEASE, u16::from(worker), 0, 0, body), None);
         Ok(())
     }
 
@@ -266,7 +267,7 @@ impl Process {
                 let alive = self.seats[usize::from(giver)].as_ref().is_some_and(|seat| seat.incarnation == incarnation);
                 if alive {
                     let body = Body::Block(*view.block());
-                    self.send(giver, Descriptor { kind: record::RELEASE, tag: 0, id: 0, aux: 0, body }, None);
+                    self.send(giver, Descriptor::new(record::RELEASE, 0, 0, 0, body), None);
                 }
             }
             Bytes::Heap(buffer) => self.recycle(buffer),
@@ -291,7 +292,7 @@ impl Process {
     }
 
     pub(super) fn tell(&mut self, worker: WorkerId, kind: u8, tag: u16, id: u64, aux: u64) {
-        self.send(worker, Descriptor { kind, tag, id, aux, body: Body::Inline(Inline::EMPTY) }, None);
+        self.send(worker, Descriptor::new(kind, tag, id, aux, Body::Inline(Inline::empty())), None);
     }
 
     /// Sends a message on the control socket, and a record that says so.

@@ -120,7 +120,7 @@ impl Seat {
                 let mut sent = false;
                 while let Some((descriptor, _)) = self.backlog.front() {
                     let Ok(position) = link.producer.try_send(descriptor) else { break };
-                    let call = descriptor.id;
+                    let call = descriptor.id();
                     if let Some(given) = self.given.as_mut().filter(|given| given.call == call) {
                         given.position.get_or_insert(position);
                     }
@@ -136,7 +136,7 @@ impl Seat {
                 let flushed = sender.flush().map_err(|_| Deaf)?;
                 while let Some(message) = sender.take_sent() {
                     // Kept in case the worker dies without having begun; an answer's body is of no more use.
-                    let id = Descriptor::from_bytes(&message.head).ok().map(|descriptor| descriptor.id);
+                    let id = Descriptor::from_bytes(&message.head).ok().map(|descriptor| descriptor.id());
                     if let Some(given) = self.given.as_mut().filter(|given| Some(given.call) == id) {
                         given.position.get_or_insert(sender.stats().records);
                         if let Request::Heap(kept @ None) = &mut given.request {
@@ -161,7 +161,7 @@ impl Seat {
             Request::Inline(inline) => Body::Inline(*inline),
             Request::Lent(block) => Body::Block(*block),
             Request::Foreign(foreign) => Body::Block(*foreign.view.block()),
-            Request::Heap(_) => Body::Inline(Inline::EMPTY),
+            Request::Heap(_) => Body::Inline(Inline::empty()),
         }
     }
 

@@ -61,6 +61,7 @@ impl Process {
             process: self.config.process.clone(),
             ipc: self.config.ipc,
             patience: self.placement.patience(cpu, self.placement.controller(), false, participants),
+            barriers: praas_shm::has_barriers(),
             ring_slots: RING_SLOTS,
             arena_bytes: self.config.arena_bytes,
             payload_bytes_max: self.config.payload_bytes_max,

@@ -17,7 +17,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use praas_shm::{
-    Descriptor, Identity, Link, OwnSegment, ParticipantId, PeerSegment, SegmentConfig, SegmentFile, child, handover,
+    Descriptor, Identity, Link, OwnSegment, ParticipantId, PeerSegment, SegmentConfig, SegmentFile, child,
+    handover, join_barriers,
 };
 use praas_transport::queue::{Queue, Receiver, Sender};
 
@@ -29,7 +30,9 @@ pub use context::{Context, FunctionId, Lease, Pending};
 pub(crate) use session::{ACTIVITY_WAITING, NESTED_MAX};
 use session::{Channel, Fatal, Incoming, Origin, Session, fatal};
 
-type Handler = Box<dyn FnMut(&mut Context<'_>, Input) -> Result<Output, Failure>>;
+/// Runs a function for a request and answers it. One is compiled for each function, around it: what a small function
+/// reads and answers then stays in registers from record to record.
+type Handler = Box<dyn FnMut(&mut Session, &mut Incoming) -> Result<(), Fatal>>;
 
 /// The functions of a worker program, to be registered and then served.
 #[derive(Default)]
@@ -55,14 +58,15 @@ impl Worker {
     /// # Panics
     /// When the name is empty, too long or taken, or with more than 65 535 functions.
     #[must_use]
-    pub fn function<F>(mut self, name: &str, function: F) -> Worker
+    pub fn function<F>(mut self, name: &str, mut function: F) -> Worker
     where
         F: FnMut(&mut Context<'_>, Input) -> Result<Output, Failure> + 'static,
     {
         assert!((1..=255).contains(&name.len()), "a function's name has 1 to 255 bytes, `{name}` has {}", name.len());
         assert!(self.functions.iter().all(|(known, _)| known != name), "function `{name}` is registered twice");
         assert!(self.functions.len() < usize::from(u16::MAX), "65 535 functions are the most");
-        self.functions.push((name.to_owned(), Box::new(function)));
+        let handler = move |session: &mut Session, incoming: &mut Incoming| invoke(session, incoming, &mut function);
+        self.functions.push((name.to_owned(), Box::new(handler)));
         self
     }
 
@@ -90,8 +94,18 @@ impl Worker {
     fn run(self, control: OwnedFd) -> Result<(), Fatal> {
         let (names, mut handlers): (Vec<String>, Vec<Handler>) = self.functions.into_iter().unzip();
         let mut session = register(control, names)?;
-        while let Some(incoming) = session.next_request()? {
-            run_function(&mut session, &mut handlers, incoming)?;
+        let mut incoming = Incoming::none();
+        while session.next_request(&mut incoming)? {
+            session.begin(incoming.origin);
+            let Some(handler) = handlers.get_mut(usize::from(incoming.request.tag())) else {
+                unknown_function(&mut session, &mut incoming)?;
+                continue;
+            };
+            // Whatever the panic left half-done is never looked at again: the worker exits.
+            match catch_unwind(AssertUnwindSafe(|| handler(&mut session, &mut incoming))) {
+                Ok(answered) => answered?,
+                Err(panic) => panicked(&mut session, &incoming, &*panic)?,
+            }
         }
         Ok(())
     }
@@ -102,27 +116,22 @@ fn exit_code(code: i32) -> ExitCode {
 }
 
 #[inline(always)]
-fn run_function(session: &mut Session, handlers: &mut [Handler], incoming: Incoming) -> Result<(), Fatal> {
-    let Incoming { origin, request, heap } = incoming;
-    let (call, function) = (request.id, request.tag);
-    session.begin(origin);
-    let Some((input, block)) = session.open(origin, &request, heap)? else { return Ok(()) };
-    let Some(handler) = handlers.get_mut(usize::from(function)) else {
-        drop(input);
-        let text = format!("no function has id {function}; this worker has {}", session.functions.len());
-        return session.reply_error(origin, call, block, &InvokeError::UnknownFunction { text });
-    };
-    let mut context = Context::new(session, origin, call, function, request.aux);
-    // Whatever the panic left half-done is never looked at again: the worker exits below.
-    let result = catch_unwind(AssertUnwindSafe(|| handler(&mut context, input)));
+fn invoke<F>(session: &mut Session, incoming: &mut Incoming, function: &mut F) -> Result<(), Fatal>
+where
+    F: FnMut(&mut Context<'_>, Input) -> Result<Output, Failure>,
+{
+    let (origin, call) = (incoming.origin, incoming.request.id());
+    let Some((input, block)) = session.open(incoming)? else { return Ok(()) };
+    let mut context = Context::new(session, origin, call, incoming.request.tag(), incoming.request.aux());
+    let result = function(&mut context, input);
     context.finish();
-    if let (Ok(Ok(output)), true) = (&result, origin != Origin::Controller)
-        && let Some(body) = output.inline()
+    if let (Ok(output), true) = (&result, origin != Origin::Controller)
+        && let Some(inline) = output.payload.bytes.short()
     {
         let keeps = if session.memory.served() { record::KEEPS } else { 0 };
         let kind = record::REPLY | keeps | if output.payload.is_args { record::ARGS } else { 0 };
         let aux = u64::from(output.status.cast_unsigned());
-        session.reply_leased(origin, &Descriptor { kind, tag: Code::Ok as u16, id: call, aux, body });
+        session.reply_leased(origin, &Descriptor::new(kind, Code::Ok as u16, call, aux, inline));
         return session.return_blocks();
     }
     conclude(session, origin, call, block, result)
@@ -134,20 +143,34 @@ fn conclude(
     origin: Origin,
     call: u64,
     block: Option<BlockKey>,
-    result: std::thread::Result<Result<Output, Failure>>,
+    result: Result<Output, Failure>,
 ) -> Result<(), Fatal> {
     match result {
-        Ok(Ok(output)) => session.reply(origin, call, block, Code::Ok, output.status, output.payload)?,
-        Ok(Err(Failure { status, text })) => {
+        Ok(output) => session.reply(origin, call, block, Code::Ok, output.status, output.payload)?,
+        Err(Failure { status, text }) => {
             session.reply_error(origin, call, block, &InvokeError::Failed { status, text })?;
-        }
-        Err(panic) => {
-            let text = panic_text(&*panic);
-            session.reply_error(origin, call, block, &InvokeError::Panicked { text })?;
-            std::process::exit(crate::exit::WORKER_PANICKED);
         }
     }
     session.return_blocks()
+}
+
+#[cold]
+fn unknown_function(session: &mut Session, incoming: &mut Incoming) -> Result<(), Fatal> {
+    let Incoming { origin, request, .. } = *incoming;
+    let Some((input, block)) = session.open(incoming)? else { return Ok(()) };
+    drop(input);
+    let text = format!("no function has id {}; this worker has {}", request.tag(), session.functions.len());
+    session.reply_error(origin, request.id(), block, &InvokeError::UnknownFunction { text })
+}
+
+/// Says how the function ended, and ends the worker with it.
+#[cold]
+fn panicked(session: &mut Session, incoming: &Incoming, panic: &(dyn std::any::Any + Send)) -> Result<(), Fatal> {
+    let block = incoming.request.block().map(|block| BlockKey::from(&block));
+    session.dismiss_all();
+    let error = InvokeError::Panicked { text: panic_text(panic) };
+    session.reply_error(incoming.origin, incoming.request.id(), block, &error)?;
+    std::process::exit(crate::exit::WORKER_PANICKED);
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
@@ -202,6 +225,9 @@ fn register(control: OwnedFd, functions: Vec<String>) -> Result<Session, Fatal> 
             let own = OwnSegment::map(&file, &identity, &segment_config(&welcome))
                 .map_err(|e| fatal("cannot map our segment", e))?;
             let doorbell = own.doorbell(own_eventfd);
+            if welcome.barriers {
+                join_barriers().map_err(|e| fatal("cannot take part in memory barriers", e))?;
+            }
             say(&control, &FromWorker::Mapped)?;
             let (ToWorker::Attached { incarnation }, mut fds) = next(&control)? else {
                 return Err(Fatal("the controller did not attach".into()));

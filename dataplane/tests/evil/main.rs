@@ -118,7 +118,7 @@ impl Evil {
     }
 
     fn tell(&mut self, kind: u8, tag: u16, id: u64, aux: u64) {
-        self.send(Descriptor { kind, tag, id, aux, body: Body::Inline(Inline::EMPTY) });
+        self.send(Descriptor::new(kind, tag, id, aux, Body::Inline(Inline::empty())));
     }
 
     fn poll(&mut self) -> Descriptor {
@@ -140,17 +140,17 @@ impl Evil {
     fn serve(mut self) -> ! {
         loop {
             let record = self.poll();
-            if record.kind & 0x7f != REQUEST {
+            if record.kind() & 0x7f != REQUEST {
                 continue;
             }
-            let Body::Inline(inline) = record.body else {
+            let Body::Inline(inline) = record.body() else {
                 // Called with more than a record holds: the attack with the longer echo.
-                let Body::Block(block) = record.body else { unreachable!("inline or block") };
-                self.reply(record.id, Body::Block(BlockRef { len: block.len + 4096, ..block }));
+                let Body::Block(block) = record.body() else { unreachable!("inline or block") };
+                self.reply(record.id(), Body::Block(BlockRef { len: block.len + 4096, ..block }));
                 continue;
             };
-            if record.tag != 1 {
-                self.reply(record.id, record.body);
+            if record.tag() != 1 {
+                self.reply(record.id(), record.body());
                 continue;
             }
             // Its only honest word: the call has begun, so that it is lost with us and not given to an honest worker.
@@ -158,24 +158,24 @@ impl Evil {
                 link.mark_taken(link.consumer.head());
             }
             let name = String::from_utf8_lossy(inline.as_slice()).into_owned();
-            self.attack(&name, record.id);
-            self.reply(record.id, Body::Inline(Inline::new(b"done").expect("short")));
+            self.attack(&name, record.id());
+            self.reply(record.id(), Body::Inline(Inline::new(b"done").expect("short")));
         }
     }
 
     fn reply(&mut self, id: u64, body: Body) {
-        self.send(Descriptor { kind: REPLY, tag: 0, id, aux: 0, body });
+        self.send(Descriptor::new(REPLY, 0, id, 0, body));
     }
 
     fn attack(&mut self, name: &str, call: u64) {
         let block = BlockRef { owner: self.me, index: 0, generation: 0, offset: 0, len: 100 };
         match name {
             "unknown kind" => self.tell(77, 0, call, 0),
-            "another reply" => self.reply(call + 1, Body::Inline(Inline::EMPTY)),
-            "reply to nobody" => self.reply(u64::MAX, Body::Inline(Inline::EMPTY)),
+            "another reply" => self.reply(call + 1, Body::Inline(Inline::empty())),
+            "reply to nobody" => self.reply(u64::MAX, Body::Inline(Inline::empty())),
             "reply twice" => {
-                self.reply(call, Body::Inline(Inline::EMPTY));
-                self.reply(call, Body::Inline(Inline::EMPTY));
+                self.reply(call, Body::Inline(Inline::empty()));
+                self.reply(call, Body::Inline(Inline::empty()));
             }
             "unknown code" => self.tell(REPLY, 999, call, 0),
             "block far away" => self.reply(call, Body::Block(BlockRef { offset: 1 << 50, ..block })),
@@ -197,7 +197,7 @@ impl Evil {
             "forget nobody" => self.tell(FORGOTTEN, 70, 0, 0),
             "release nothing" => self.tell(RELEASE, 0, 0, 0),
             "release to nobody" => {
-                self.send(Descriptor { kind: RELEASE, tag: 900, id: 0, aux: 0, body: Body::Block(block) })
+                self.send(Descriptor::new(RELEASE, 900, 0, 0, Body::Block(block)))
             }
             "talk on the control socket" => {
                 let _ = handover::send(self.control.as_fd(), b"{\"gibberish\": [", &[]);
@@ -217,7 +217,7 @@ impl Evil {
                     self.tell(OVERRUN, 0, id, 0);
                     self.tell(FORGOTTEN, (id % 64) as u16, 0, 0);
                     let body = Body::Block(BlockRef { index: id as u32, ..block });
-                    self.send(Descriptor { kind: RELEASE, tag: 0, id, aux: 0, body });
+                    self.send(Descriptor::new(RELEASE, 0, id, 0, body));
                 }
             }
             "requests that fail" => {
@@ -234,7 +234,7 @@ impl Evil {
             "flood of releases" => {
                 // In the name of worker 1, to worker 2, who is busy.
                 for id in 0..20_000 {
-                    self.send(Descriptor { kind: RELEASE, tag: 2, id, aux: 0, body: Body::Block(block) });
+                    self.send(Descriptor::new(RELEASE, 2, id, 0, Body::Block(block)));
                 }
             }
             "a lease from far away" => {
@@ -247,7 +247,7 @@ impl Evil {
             "deaf on the control socket" => {
                 for id in 0..2_000 {
                     self.tell(REQUEST, 0, id, u64::MAX);
-                    while self.poll().kind & 0x7f != REPLY {}
+                    while self.poll().kind() & 0x7f != REPLY {}
                     for lease in id.saturating_sub(1)..id + 3 {
                         self.tell(DROPPED, 0, lease, 0);
                     }

@@ -10,18 +10,12 @@ pub(crate) fn any_descriptor() -> impl Strategy<Value = Descriptor> {
             Body::Block(BlockRef { owner: ParticipantId::new(owner).unwrap(), index, generation, offset, len })
         });
     (any::<u8>(), any::<u16>(), any::<u64>(), any::<u64>(), prop_oneof![inline, block])
-        .prop_map(|(kind, tag, id, aux, body)| Descriptor { kind, tag, id, aux, body })
+        .prop_map(|(kind, tag, id, aux, body)| Descriptor::new(kind, tag, id, aux, body))
 }
 
 #[test]
 fn golden_bytes_of_an_inline_descriptor() {
-    let descriptor = Descriptor {
-        kind: 0x0A,
-        tag: 0x0C0B,
-        id: 0x1817_1615_1413_1211,
-        aux: 0x2827_2625_2423_2221,
-        body: Body::Inline(Inline::new(b"0123456789").unwrap()),
-    };
+    let descriptor = Descriptor::new(0x0A, 0x0C0B, 0x1817_1615_1413_1211, 0x2827_2625_2423_2221, Body::Inline(Inline::new(b"0123456789").unwrap()));
     let mut golden = [0; 64];
     golden[4..8].copy_from_slice(&[0x0A, 10, 0x0B, 0x0C]);
     golden[8..16].copy_from_slice(&[0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x18]);
@@ -40,7 +34,7 @@ fn golden_bytes_of_a_block_descriptor() {
         offset: 0x0102_0304_0506_0740,
         len: 0x0A0B,
     };
-    let descriptor = Descriptor { kind: 1, tag: 0, id: 0, aux: 0, body: Body::Block(block) };
+    let descriptor = Descriptor::new(1, 0, 0, 0, Body::Block(block));
     let mut golden = [0; 64];
     golden[4..6].copy_from_slice(&[1, 0xFF]);
     golden[24..32].copy_from_slice(&[0x40, 7, 6, 5, 4, 3, 2, 1]);
@@ -80,7 +74,7 @@ fn inline_holds_forty_bytes_and_no_more() {
     assert_eq!(Inline::new(&[7; 40]).unwrap().as_slice(), &[7; 40]);
     assert!(Inline::new(&[7; 41]).is_none());
     assert!(Inline::new(&[7; 256]).is_none());
-    assert_eq!(Inline::EMPTY, Inline::new(b"").unwrap());
+    assert_eq!(Inline::empty(), Inline::new(b"").unwrap());
 }
 
 proptest! {
@@ -95,7 +89,7 @@ proptest! {
     fn stale_words_and_stamps_mean_nothing(descriptor in any_descriptor(), stale in any::<[u64; 8]>(), stamp in any::<u32>()) {
         let mut words = stale;
         words[0] = descriptor.head_word(stamp);
-        words[1] = descriptor.id;
+        words[1] = descriptor.id();
         descriptor.store_rest(|at, word| words[at] = word);
         prop_assert_eq!(Descriptor::decode(&words), Ok(descriptor));
     }

@@ -127,7 +127,7 @@ fn two_threads_call_and_answer() {
                         None => std::thread::yield_now(),
                     }
                 };
-                assert_eq!(request.aux, call);
+                assert_eq!(request.aux(), call);
                 callee.reply(&numbered(!call));
             }
         });
@@ -147,13 +147,7 @@ fn two_threads_call_and_answer() {
 #[test]
 fn golden_words_of_an_exchange() {
     let (mut caller, mut callee) = pair();
-    caller.submit(&Descriptor {
-        kind: 1,
-        tag: 2,
-        id: 99,
-        aux: 4,
-        body: crate::Body::Inline(crate::Inline::new(b"ask").unwrap()),
-    });
+    caller.submit(&Descriptor::new(1, 2, 99, 4, crate::Body::Inline(crate::Inline::new(b"ask").unwrap())));
     let words = |line: &ExchangeLine| line.words.each_ref().map(|word| word.load(Ordering::Relaxed));
     let ask = u64::from(u32::from_le_bytes(*b"ask\0"));
     assert_eq!(words(&callee.line), [1 | 1 << 32 | 3 << 40 | 2 << 48, 0, 4, ask, 0, 0, 0, 0]);

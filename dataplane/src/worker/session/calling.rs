@@ -19,26 +19,26 @@ impl Session {
             return self.invoke_by_window(function, deadline_ns, payload);
         }
         let kind = record::REQUEST | if payload.is_args { record::ARGS } else { 0 };
-        let inline = match payload.source {
-            Source::Slice(slice) => Inline::new(slice),
-            _ => None,
+        let id = if over_exchange {
+            0
+        } else {
+            self.direct_calls += 1;
+            DIRECT | self.direct_calls
         };
-        let (body, carried) = match inline {
-            Some(inline) => (Body::Inline(inline), Carried::Nothing),
-            None if matches!(payload.source, Source::Bytes(Bytes::Held(_))) => {
+        let (request, carried) = match payload.bytes.short() {
+            Some(inline) => (Descriptor::new(kind, function, id, deadline_ns, inline), Carried::Nothing),
+            None if matches!(payload.bytes.place, Place::Held(_)) => {
                 return self.invoke_by_window(function, deadline_ns, payload);
             }
             None => {
-                let (body, carried, _) = self.load(payload.source, callee)?;
-                (body, carried)
+                let (body, carried, _) = self.load(payload.bytes, callee)?;
+                (Descriptor::new(kind, function, id, deadline_ns, body), carried)
             }
         };
         if over_exchange {
-            self.invoke_exchange(Descriptor { kind, tag: function, id: 0, aux: deadline_ns, body }, callee, carried)
+            self.invoke_exchange(request, callee, carried)
         } else {
-            self.direct_calls += 1;
-            let id = DIRECT | self.direct_calls;
-            self.invoke_ring(Descriptor { kind, tag: function, id, aux: deadline_ns, body }, callee, carried)
+            self.invoke_ring(request, callee, carried)
         }
     }
 
@@ -69,8 +69,8 @@ impl Session {
             self.take_callee();
         }
         let calling = self.calling.as_mut().expect("a lease ends only in `take_controller`");
-        let sequence = calling.exchange.submit(&request);
-        self.link(callee).bell.ring();
+        let (sequence, unfenced) = (calling.exchange.submit(&request), calling.unfenced);
+        ring(&self.link(callee).bell, unfenced);
         for _ in 0..spins {
             let calling = self.calling.as_mut().expect("checked by the caller");
             if calling.exchange.ready() {
@@ -100,7 +100,7 @@ impl Session {
         self.awaiting = true;
         let patience = self.calling.as_ref().map_or(self.welcome.patience, |calling| calling.patience);
         loop {
-            let waited = self.wait(patience, request.aux, |session| {
+            let waited = self.wait(patience, request.aux(), |session| {
                 session.calling.as_ref().is_none_or(|calling| calling.exchange.ready()) || session.controller_ready()
             });
             let ready = waited.unwrap_or_else(|Fatal(text)| die(&text));
@@ -138,22 +138,22 @@ impl Session {
         callee: ParticipantId,
         carried: Carried,
     ) -> Result<Reply, InvokeError> {
-        let spins =
-            self.calling.as_ref().map_or(0, |calling| if calling.patience.spin_ns > 0 { POLLS_PER_LOOK } else { 0 });
+        let calling = self.calling.as_ref().expect("checked by the caller");
+        let (spins, unfenced) = (if calling.patience.spin_ns > 0 { POLLS_PER_LOOK } else { 0 }, calling.unfenced);
         let link = self.link(callee);
         let Ok(position) = link.producer.try_send(&request) else {
             // Full of what the callee has not read yet: then this call waits its turn with the controller.
             let carried = self.hand_on(carried, callee);
-            let body = carried_body(request.body, &carried);
-            let number = self.resend(request.kind, request.tag, request.aux, body, carried)?;
+            let body = carried_body(request.body(), &carried);
+            let number = self.resend(request.kind(), request.tag(), request.aux(), body, carried)?;
             return self.collect(number);
         };
-        link.bell.ring();
+        ring(&link.bell, unfenced);
         for _ in 0..spins {
             let link = self.link(callee);
             if link.consumer.ready() {
                 match link.consumer.poll() {
-                    Ok(Some(reply)) if reply.id == request.id => return self.conclude(reply, callee, carried),
+                    Ok(Some(reply)) if reply.id() == request.id() => return self.conclude(reply, callee, carried),
                     Ok(Some(other)) => self.take_answer(callee, &other).unwrap_or_else(|Fatal(text)| die(&text)),
                     _ => {}
                 }
@@ -181,14 +181,14 @@ impl Session {
         self.awaiting = true;
         let patience = self.calling.as_ref().map_or(self.welcome.patience, |calling| calling.patience);
         loop {
-            let waited = self.wait(patience, request.aux, |session| {
+            let waited = self.wait(patience, request.aux(), |session| {
                 session.calling.as_ref().is_none_or(|calling| session.ring_ready(calling.callee))
                     || session.controller_ready()
             });
             let ready = waited.unwrap_or_else(|Fatal(text)| die(&text));
             self.take_callee();
             self.take_controller();
-            let reply = self.direct_reply.take_if(|reply| reply.id == request.id);
+            let reply = self.direct_reply.take_if(|reply| reply.id() == request.id());
             if let Some(parted) = self.parted.take() {
                 let begun = parted.death.as_ref().is_some_and(|death| position < death.taken);
                 return self.part(parted, reply, begun, request, carried);
@@ -217,9 +217,9 @@ impl Session {
         callee: ParticipantId,
         carried: Carried,
     ) -> Result<Reply, InvokeError> {
-        match (reply.body, &carried) {
-            (Body::Inline(inline), Carried::Nothing) if reply.tag == Code::Ok as u16 => {
-                Ok(Reply { status: status(reply.aux), bytes: Bytes::Inline(inline) })
+        match (reply.inline(), &carried) {
+            (Some(inline), Carried::Nothing) if reply.tag() == Code::Ok as u16 => {
+                Ok(Reply { status: status(reply.aux()), bytes: inline.into() })
             }
             _ => self.accept(reply, carried, self.giver(callee)),
         }
@@ -261,8 +261,8 @@ impl Session {
             (Some(result), _) => result,
             (None, Some(death)) if begun => Err(lost(&death.how)),
             (None, _) => {
-                let body = carried_body(request.body, &carried);
-                let number = self.resend(request.kind, request.tag, request.aux, body, carried)?;
+                let body = carried_body(request.body(), &carried);
+                let number = self.resend(request.kind(), request.tag(), request.aux(), body, carried)?;
                 self.collect(number)
             }
         }
@@ -285,7 +285,7 @@ impl Session {
         carried: Carried,
     ) -> Result<u64, InvokeError> {
         let number = self.enter(Route::Controller, deadline_ns, carried);
-        let request = Descriptor { kind, tag: function, id: number, aux: deadline_ns, body };
+        let request = Descriptor::new(kind, function, number, deadline_ns, body);
         self.send_controller(&request, None).unwrap_or_else(|Fatal(text)| die(&text));
         Ok(number)
     }
@@ -305,12 +305,12 @@ impl Session {
             return Err(InvokeError::Busy { text });
         }
         let kind = record::REQUEST | if payload.is_args { record::ARGS } else { 0 };
-        let foreign = matches!(payload.source, Source::Bytes(Bytes::Held(_)));
+        let foreign = matches!(payload.bytes.place, Place::Held(_));
         let leased = self.calling.as_ref().filter(|_| !foreign).map(|calling| (calling.callee, calling.in_flight));
         let Some((callee, in_flight)) = leased else {
-            let (body, carried, heap) = self.load(payload.source, ParticipantId::CONTROLLER)?;
+            let (body, carried, heap) = self.load(payload.bytes, ParticipantId::CONTROLLER)?;
             let number = self.enter(Route::Controller, deadline_ns, carried);
-            let request = Descriptor { kind, tag: function, id: number, aux: deadline_ns, body };
+            let request = Descriptor::new(kind, function, number, deadline_ns, body);
             self.send_controller(&request, heap).unwrap_or_else(|Fatal(text)| die(&text));
             return Ok(number);
         };
@@ -318,17 +318,17 @@ impl Session {
             let text = format!("{LEASED_MAX} leased calls are in flight, the most a ring holds; wait for some");
             return Err(InvokeError::Busy { text });
         }
-        let (body, carried, _) = self.load(payload.source, callee)?;
+        let (body, carried, _) = self.load(payload.bytes, callee)?;
         let number = self.nested.next();
-        let request = Descriptor { kind, tag: function, id: number, aux: deadline_ns, body };
+        let request = Descriptor::new(kind, function, number, deadline_ns, body);
         let link = self.link(callee);
         match link.producer.try_send(&request) {
             Ok(position) => {
-                self.calling.as_mut().expect("checked above").in_flight += 1;
-                let number = self.enter(Route::Ring { position }, deadline_ns, carried);
-                // Rung last: its fence waits for the record to leave the store buffer, which has had time meanwhile.
-                self.link(callee).bell.ring();
-                Ok(number)
+                let calling = self.calling.as_mut().expect("checked above");
+                calling.in_flight += 1;
+                let unfenced = calling.unfenced;
+                ring(&self.link(callee).bell, unfenced);
+                Ok(self.enter(Route::Ring { position }, deadline_ns, carried))
             }
             Err(_) => {
                 self.unload(carried, callee);
@@ -422,21 +422,21 @@ impl Session {
 
     #[inline]
     pub(super) fn take_answer(&mut self, callee: ParticipantId, descriptor: &Descriptor) -> Result<(), Fatal> {
-        if descriptor.id & DIRECT != 0 && descriptor.kind & record::KIND == record::REPLY {
-            if descriptor.id == DIRECT | self.direct_calls {
+        if descriptor.id() & DIRECT != 0 && descriptor.kind() & record::KIND == record::REPLY {
+            if descriptor.id() == DIRECT | self.direct_calls {
                 self.direct_reply = Some(*descriptor);
             } else {
                 // To a call that ran past its deadline: its bytes go back unread.
                 drop(self.accept(*descriptor, Carried::Nothing, self.giver(callee)));
             }
             Ok(())
-        } else if descriptor.kind & record::KIND == record::REPLY {
+        } else if descriptor.kind() & record::KIND == record::REPLY {
             if let Some(calling) = &mut self.calling {
                 calling.in_flight = calling.in_flight.saturating_sub(1);
             }
             self.settle(descriptor, self.giver(callee), None)
         } else {
-            self.released(Some(callee), descriptor.body);
+            self.released(Some(callee), descriptor.block());
             Ok(())
         }
     }
@@ -446,7 +446,7 @@ impl Session {
         let from_controller = giver.participant == ParticipantId::CONTROLLER;
         let found = self
             .nested
-            .get(descriptor.id)
+            .get(descriptor.id())
             .filter(|call| !call.settled && (call.route == Route::Controller) == from_controller);
         let Some(call) = found else {
             return if from_controller { Err(Fatal("an answer to a call that is not open".into())) } else { Ok(()) };
@@ -454,10 +454,10 @@ impl Session {
         call.settled = true;
         let (carried, wanted) = (call.carried, call.wanted);
         call.carried = Carried::Nothing;
-        if let (Body::Inline(inline), Carried::Nothing, true, None) = (descriptor.body, carried, wanted, &heap)
-            && descriptor.tag == Code::Ok as u16
+        if let (Some(inline), Carried::Nothing, true, None) = (descriptor.inline(), carried, wanted, &heap)
+            && descriptor.tag() == Code::Ok as u16
         {
-            call.outcome = Outcome::Reply(Reply { status: status(descriptor.aux), bytes: Bytes::Inline(inline) });
+            call.outcome = Outcome::Reply(Reply { status: status(descriptor.aux()), bytes: inline.into() });
             return Ok(());
         }
         let outcome = match heap {
@@ -465,7 +465,7 @@ impl Session {
             _ => self.accept(*descriptor, carried, giver),
         };
         if wanted {
-            let call = self.nested.get(descriptor.id).expect("found above");
+            let call = self.nested.get(descriptor.id()).expect("found above");
             call.outcome = outcome.into();
         }
         self.nested.trim();
@@ -473,14 +473,14 @@ impl Session {
     }
 
     pub(super) fn accept_heap(&self, descriptor: &Descriptor, buffer: Buffer) -> Result<Reply, InvokeError> {
-        let status = status(descriptor.aux);
-        match Code::from_wire(descriptor.tag) {
+        let status = status(descriptor.aux());
+        match Code::from_wire(descriptor.tag()) {
             Some(Code::Ok) => {
                 let loan = Loan::of_heap(buffer, &self.memory);
-                Ok(Reply { status, bytes: Bytes::Own(loan) })
+                Ok(Reply { status, bytes: Place::Own(loan).into() })
             }
             Some(code) => Err(InvokeError::from_wire(code, status, buffer.as_ref())),
-            None => Err(InvokeError::Protocol { text: format!("answer with unknown code {}", descriptor.tag) }),
+            None => Err(InvokeError::Protocol { text: format!("answer with unknown code {}", descriptor.tag()) }),
         }
     }
 
@@ -492,25 +492,25 @@ impl Session {
         carried: Carried,
         giver: Giver,
     ) -> Result<Reply, InvokeError> {
-        let status = status(descriptor.aux);
-        let bytes = match (descriptor.body, carried) {
-            (Body::Inline(inline), Carried::Nothing) => Bytes::Inline(inline),
+        let status = status(descriptor.aux());
+        let bytes = match (descriptor.body(), carried) {
+            (Body::Inline(inline), Carried::Nothing) => inline.into(),
             (Body::Block(block), Carried::Lent(lent)) if same_block(&block, &lent) => {
                 match self.take_back(giver.participant, &block) {
-                    Some(loan) => Bytes::Own(loan),
+                    Some(loan) => Place::Own(loan).into(),
                     None => return Err(InvokeError::Protocol { text: "echoed more than it was lent".into() }),
                 }
             }
             (body, carried) => {
-                let code = Code::from_wire(descriptor.tag).unwrap_or(Code::Protocol);
-                let keeps = descriptor.kind & record::KEEPS != 0;
+                let code = Code::from_wire(descriptor.tag()).unwrap_or(Code::Protocol);
+                let keeps = descriptor.kind() & record::KEEPS != 0;
                 match carried {
                     // The worker that ran the call still reads it; a RELEASE follows when it has let go.
                     Carried::Lent(_) | Carried::Passed(_) if keeps || code.leaves_block_lent() => {}
                     // What was passed on came back by echo.
                     Carried::Passed(passed) if matches!(body, Body::Block(block) if BlockKey::from(&block) == passed) => {
                         if let Some(held) = self.take_passed(passed) {
-                            return self.finish(descriptor, status, Bytes::Held(held));
+                            return self.finish(descriptor, status, Place::Held(held).into());
                         }
                     }
                     carried => self.unload(carried, giver.participant),
@@ -525,14 +525,14 @@ impl Session {
     }
 
     #[inline]
-    pub(super) fn finish(&self, descriptor: Descriptor, status: i32, bytes: Bytes) -> Result<Reply, InvokeError> {
-        if descriptor.tag == Code::Ok as u16 {
+    pub(super) fn finish(&self, descriptor: Descriptor, status: i32, bytes: Bytes<'static>) -> Result<Reply, InvokeError> {
+        if descriptor.tag() == Code::Ok as u16 {
             return Ok(Reply { status, bytes });
         }
         let reply = Reply { status, bytes };
-        match Code::from_wire(descriptor.tag) {
+        match Code::from_wire(descriptor.tag()) {
             Some(code) => Err(InvokeError::from_wire(code, status, &reply)),
-            None => Err(InvokeError::Protocol { text: format!("answer with unknown code {}", descriptor.tag) }),
+            None => Err(InvokeError::Protocol { text: format!("answer with unknown code {}", descriptor.tag()) }),
         }
     }
 }

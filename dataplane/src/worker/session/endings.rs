@@ -39,12 +39,11 @@ impl Session {
     }
 
     /// A record that the callee never took.
-    pub(super) fn bounced(&mut self, callee: ParticipantId, mut descriptor: Descriptor) -> Result<(), Fatal> {
-        if descriptor.kind & record::KIND == record::RELEASE {
-            descriptor.tag = u16::from(callee.get());
-            return self.send_controller(&descriptor, None);
+    pub(super) fn bounced(&mut self, callee: ParticipantId, descriptor: Descriptor) -> Result<(), Fatal> {
+        if descriptor.kind() & record::KIND == record::RELEASE {
+            return self.send_controller(&descriptor.with_tag(u16::from(callee.get())), None);
         }
-        let Some(call) = self.nested.get(descriptor.id).filter(|call| !call.settled) else { return Ok(()) };
+        let Some(call) = self.nested.get(descriptor.id()).filter(|call| !call.settled) else { return Ok(()) };
         call.route = Route::Controller;
         if let (Carried::Lent(block), Some(arena)) = (&call.carried, &self.memory.arena) {
             let _ = arena.borrow_mut().relend(callee, ParticipantId::CONTROLLER, block.index, block.generation);
@@ -64,7 +63,7 @@ impl Session {
             let sent: Vec<(u64, Descriptor)> =
                 (calling.start..tail).filter_map(|position| Some((position, link.producer.sent(position)?))).collect();
             for (position, descriptor) in sent {
-                if position >= taken && descriptor.kind & record::KIND == record::REQUEST {
+                if position >= taken && descriptor.kind() & record::KIND == record::REQUEST {
                     self.bounced(gone, descriptor)?;
                 }
             }

@@ -18,14 +18,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use praas_shm::{
-    BlockRef, Body, Descriptor, Doorbell, ExchangeCallee, ExchangeCaller, ExchangeReply, Inline, Link, OwnSegment,
+    Bell, BlockRef, Body, Descriptor, Doorbell, ExchangeCallee, ExchangeCaller, ExchangeReply, Inline, Link, OwnSegment,
     ParticipantId, PeerSegment, handover,
 };
 use praas_transport::queue::{Buffer, Message, Receiver, Sender};
 
 use crate::clock::now_ns;
 use crate::error::InvokeError;
-use crate::payload::{BlockKey, Bytes, Giver, Held, Input, Loan, Memory, Payload, Reply, Source, Store};
+use crate::payload::{BlockKey, Bytes, Giver, Held, Input, Loan, Memory, Payload, Place, Reply, Store};
 use crate::placement::Patience;
 use crate::wire::{Code, ToWorker, WorkerWelcome, record};
 
@@ -76,6 +76,8 @@ struct Calling {
     callee: ParticipantId,
     exchange: ExchangeCaller,
     patience: Patience,
+    /// Neither end needs a fence at the other's bell: who sleeps raises a barrier for both.
+    unfenced: bool,
     /// First position of this lease in our ring to the callee.
     start: u64,
     in_flight: u32,
@@ -92,6 +94,7 @@ struct Serving {
     caller: ParticipantId,
     exchange: ExchangeCallee,
     patience: Patience,
+    unfenced: bool,
 }
 
 /// How the lease that an exchange was waiting on came to its end.
@@ -125,6 +128,12 @@ pub(crate) struct Incoming {
     pub(crate) request: Descriptor,
     /// Queue channel: the input, when the record does not hold it.
     pub(crate) heap: Option<Buffer>,
+}
+
+impl Incoming {
+    pub(crate) fn none() -> Incoming {
+        Incoming { origin: Origin::Controller, request: Descriptor::bare(0, 0, 0, 0), heap: None }
+    }
 }
 
 /// What of ours a call carries until it is answered: a block we lent, or somebody else's that we passed on (kept in `passed`).
@@ -235,8 +244,6 @@ pub(crate) struct Session {
     /// A direct call waits, and deals with the end of its lease itself.
     awaiting: bool,
 }
-
-const NO_HOLD: Inline = Inline::EMPTY;
 
 impl Session {
     pub(crate) fn new(
@@ -355,7 +362,13 @@ impl Session {
     fn sleep(&mut self, deadline_ns: u64, ready: &impl Fn(&mut Self) -> bool) -> Result<(), Fatal> {
         // Armed before the last look: whoever publishes after it sees us asleep and rings.
         if let Channel::Ring { doorbell, .. } = &self.channel {
-            doorbell.arm();
+            if self.serving.as_ref().is_some_and(|serving| serving.unfenced)
+                || self.calling.as_ref().is_some_and(|calling| calling.unfenced)
+            {
+                doorbell.arm_for_unfenced().map_err(|e| fatal("cannot raise a memory barrier", e))?;
+            } else {
+                doorbell.arm();
+            }
             if ready(self) {
                 if let Channel::Ring { doorbell, .. } = &self.channel {
                     doorbell.disarm();
@@ -394,6 +407,11 @@ impl Session {
         peer.and_then(|peer| peer.link.as_ref()).is_some_and(|link| link.consumer.ready())
     }
 
+    /// Whether both ends of a lease leave the fence to whoever sleeps. Those that sleep at once would pay more than they save.
+    fn unfenced(&self, patience: Patience) -> bool {
+        self.welcome.barriers && patience.spin_ns > 0
+    }
+
     fn set_activity(&self, activity: u64) {
         if let Channel::Ring { own, .. } = &self.channel {
             own.set_activity(activity);
@@ -428,7 +446,7 @@ impl Session {
     }
 
     fn tell_controller(&mut self, kind: u8, tag: u16, id: u64, aux: u64) -> Result<(), Fatal> {
-        self.send_controller(&Descriptor { kind, tag, id, aux, body: Body::Inline(NO_HOLD) }, None)
+        self.send_controller(&Descriptor::bare(kind, tag, id, aux), None)
     }
 
     /// Takes one record from the controller, if there is one. Rings only; a queue is read in `sleep_and_look`.
@@ -448,14 +466,14 @@ impl Session {
     }
 
     fn take_record(&mut self, descriptor: &Descriptor, heap: Option<Buffer>) -> Result<(), Fatal> {
-        let Descriptor { kind, tag, id, aux, .. } = *descriptor;
+        let (kind, tag, id, aux) = (descriptor.kind(), descriptor.tag(), descriptor.id(), descriptor.aux());
         let giver = self.giver(ParticipantId::CONTROLLER);
         match kind & record::KIND {
             record::REQUEST => {
                 self.inbox.push_back(Incoming { origin: Origin::Controller, request: *descriptor, heap });
             }
             record::REPLY => self.settle(descriptor, giver, heap)?,
-            record::RELEASE => self.released(giver_of_release(tag), descriptor.body),
+            record::RELEASE => self.released(giver_of_release(tag), descriptor.block()),
             record::NOTICE => self.read_control()?,
             record::PEER_GONE => {
                 let gone = participant(tag)?;
@@ -494,6 +512,7 @@ impl Session {
                     callee,
                     exchange,
                     patience,
+                    unfenced: self.unfenced(patience),
                     start,
                     in_flight: 0,
                     overran: false,
@@ -506,7 +525,8 @@ impl Session {
                 let exchange = ExchangeCallee::from_fd(fd()?).map_err(|e| fatal("cannot map the exchange page", e))?;
                 // A position out of range is the caller's lie: its lease is not served, and closed when revoked.
                 if self.link_to(caller)?.consumer.skip_to(position).is_ok() {
-                    self.serving = Some(Serving { lease, caller, exchange, patience });
+                    let unfenced = self.unfenced(patience);
+                    self.serving = Some(Serving { lease, caller, exchange, patience, unfenced });
                 }
             }
             ToWorker::Welcome(_) | ToWorker::Attached { .. } => {
@@ -538,6 +558,15 @@ impl Session {
     fn giver(&self, participant: ParticipantId) -> Giver {
         let incarnation = self.peers[participant.index()].as_ref().map_or(0, |peer| peer.incarnation);
         Giver { participant, incarnation }
+    }
+}
+
+#[inline(always)]
+fn ring(bell: &Bell, unfenced: bool) {
+    if unfenced {
+        bell.ring_unfenced();
+    } else {
+        bell.ring();
     }
 }
 

@@ -10,16 +10,16 @@ impl Session {
         body: Body,
         giver: Giver,
         heap: Option<Buffer>,
-    ) -> Result<(Bytes, Option<BlockKey>), Fatal> {
+    ) -> Result<(Bytes<'static>, Option<BlockKey>), Fatal> {
         match (body, heap) {
-            (_, Some(buffer)) if !buffer.as_ref().is_empty() => Ok((Bytes::Heap(buffer), None)),
-            (Body::Inline(inline), _) => Ok((Bytes::Inline(inline), None)),
+            (_, Some(buffer)) if !buffer.as_ref().is_empty() => Ok((Place::Heap(buffer).into(), None)),
+            (Body::Inline(inline), _) => Ok((inline.into(), None)),
             (Body::Block(block), _) => {
                 let peer = self.peers[block.owner.index()].as_ref();
                 let peer = peer.ok_or_else(|| fatal("a block of a stranger", block.owner))?;
                 let view = peer.segment.view(&block).map_err(|e| fatal("a block out of bounds", e))?;
                 let held = Held::new(view, giver, peer.incarnation, &self.memory);
-                Ok((Bytes::Held(held), Some(BlockKey::from(&block))))
+                Ok((Place::Held(held).into(), Some(BlockKey::from(&block))))
             }
         }
     }
@@ -32,54 +32,33 @@ impl Session {
     }
 
     /// Readies bytes for `to`: inside the record, as a block of ours, as somebody else's block, or as a heap buffer.
-    #[inline(always)]
     pub(super) fn load(
         &mut self,
-        source: Source<'_>,
+        bytes: Bytes<'_>,
         to: ParticipantId,
     ) -> Result<(Body, Carried, Option<Buffer>), InvokeError> {
-        let slice: &[u8] = match &source {
-            Source::Slice(slice) => slice,
-            Source::Vec(vec) => vec,
-            Source::Bytes(Bytes::Inline(inline)) => return Ok((Body::Inline(*inline), Carried::Nothing, None)),
-            Source::Bytes(_) => return self.load_bytes(source, to),
-        };
-        if let Some(inline) = Inline::new(slice) {
-            return Ok((Body::Inline(inline), Carried::Nothing, None));
-        }
-        let mut loan = self.memory.loan(slice.len())?;
-        loan.copy_from_slice(slice);
-        self.load_bytes(Source::Bytes(Bytes::Own(loan)), to)
-    }
-
-    pub(super) fn load_bytes(
-        &mut self,
-        source: Source<'_>,
-        to: ParticipantId,
-    ) -> Result<(Body, Carried, Option<Buffer>), InvokeError> {
-        let Source::Bytes(bytes) = source else { unreachable!("slices are loaded by `load`") };
-        let empty = Body::Inline(NO_HOLD);
-        Ok(match bytes {
-            Bytes::Inline(inline) => (Body::Inline(inline), Carried::Nothing, None),
-            Bytes::Heap(buffer) => (empty, Carried::Nothing, Some(buffer)),
-            Bytes::Own(loan) if self.memory.arena.is_some() => {
-                let block = self.lend(loan, to);
-                (Body::Block(block), Carried::Lent(block), None)
-            }
-            Bytes::Own(loan) => match loan.into_store() {
-                Store::Heap(buffer) => (empty, Carried::Nothing, Some(buffer)),
-                Store::Block(_) => unreachable!("a queue's memory is the heap"),
-            },
-            Bytes::Held(held) if !self.knows(&held) => {
-                let copy = self.copy_of(&held)?;
-                return self.load_bytes(Source::Bytes(Bytes::Own(copy)), to);
-            }
-            Bytes::Held(held) => {
+        let empty = Body::Inline(Inline::empty());
+        let own = match bytes.place {
+            Place::Here => return Ok((bytes.inline.into(), Carried::Nothing, None)),
+            Place::Heap(buffer) => return Ok((empty, Carried::Nothing, Some(buffer))),
+            Place::Held(held) if self.knows(&held) => {
                 let block = held.block();
                 self.passed.push(held);
-                (Body::Block(block), Carried::Passed(BlockKey::from(&block)), None)
+                return Ok((block.into(), Carried::Passed(BlockKey::from(&block)), None));
             }
-        })
+            Place::Held(held) => self.copy_of(held.as_slice())?,
+            Place::Slice(slice) => self.copy_of(slice)?,
+            Place::Vec(vec) => self.copy_of(&vec)?,
+            Place::Own(loan) => loan,
+        };
+        if self.memory.arena.is_some() {
+            let block = self.lend(own, to);
+            return Ok((block.into(), Carried::Lent(block), None));
+        }
+        match own.into_store() {
+            Store::Heap(buffer) => Ok((empty, Carried::Nothing, Some(buffer))),
+            Store::Block(_) => unreachable!("a queue's memory is the heap"),
+        }
     }
 
     pub(super) fn take_back(&self, from: ParticipantId, block: &BlockRef) -> Option<Loan> {
@@ -89,8 +68,8 @@ impl Session {
     }
 
     /// `from` is done with something of ours, or something that we had passed on.
-    pub(super) fn released(&mut self, from: Option<ParticipantId>, body: Body) {
-        let (Some(from), Body::Block(block)) = (from, body) else { return };
+    pub(super) fn released(&mut self, from: Option<ParticipantId>, block: Option<BlockRef>) {
+        let (Some(from), Some(block)) = (from, block) else { return };
         if block.owner == self.me {
             // A peer that releases what it does not hold is refused by the arena and harms nobody.
             let _ = self.memory.arena.as_ref().map(|a| a.borrow_mut().release(from, block.index, block.generation));
@@ -103,7 +82,7 @@ impl Session {
     pub(super) fn unload(&mut self, carried: Carried, from: ParticipantId) {
         match carried {
             Carried::Nothing => {}
-            Carried::Lent(block) => self.released(Some(from), Body::Block(block)),
+            Carried::Lent(block) => self.released(Some(from), Some(block)),
             Carried::Passed(block) => drop(self.take_passed(block)),
         }
     }
@@ -136,14 +115,13 @@ impl Session {
             if known.is_none_or(|peer| peer.incarnation != giver.incarnation) {
                 continue; // It died, and its memory with it.
             }
-            let mut release = Descriptor { kind: record::RELEASE, tag: 0, id: 0, aux: 0, body: Body::Block(block) };
+            let release = Descriptor::new(record::RELEASE, 0, 0, 0, block);
             let direct = self.calling.as_ref().is_some_and(|calling| calling.callee == giver.participant)
                 || self.serving.as_ref().is_some_and(|serving| serving.caller == giver.participant);
             if direct && self.release_directly(giver.participant, &release) {
                 continue;
             }
-            release.tag = u16::from(giver.participant.get());
-            self.send_controller(&release, None)?;
+            self.send_controller(&release.with_tag(u16::from(giver.participant.get())), None)?;
         }
     }
 

@@ -3,17 +3,16 @@
 use super::*;
 
 impl Session {
-    /// The next request, from the controller or under a lease; `None` when the worker is to exit.
+    /// Waits for the next request, from the controller or under a lease; false when the worker is to exit.
+    // The request is an out parameter, so that it is written once, to where the function reads it.
     #[inline(always)]
-    pub(crate) fn next_request(&mut self) -> Result<Option<Incoming>, Fatal> {
+    pub(crate) fn next_request(&mut self, incoming: &mut Incoming) -> Result<bool, Fatal> {
         loop {
-            if self.serving.is_some()
-                && let Some(incoming) = self.poll_caller()?
-            {
-                return Ok(Some(incoming));
+            if self.serving.is_some() && self.poll_caller(incoming)? {
+                return Ok(true);
             }
             if let Some(next) = self.next_from_controller()? {
-                return Ok(next);
+                return Ok(next.map(|next| *incoming = next).is_some());
             }
             let patience = self.serving.as_ref().map_or(self.welcome.patience, |serving| serving.patience);
             self.wait(patience, u64::MAX, |session| {
@@ -43,49 +42,53 @@ impl Session {
 
     /// A request under the lease we serve.
     #[inline(always)]
-    pub(super) fn poll_caller(&mut self) -> Result<Option<Incoming>, Fatal> {
-        let Some(serving) = &mut self.serving else { return Ok(None) };
+    pub(super) fn poll_caller(&mut self, incoming: &mut Incoming) -> Result<bool, Fatal> {
+        let Some(serving) = &mut self.serving else { return Ok(false) };
         let caller = serving.caller;
         match serving.exchange.poll() {
             Ok(None) => {}
             Ok(Some((sequence, request))) => {
                 self.link(caller).mark_exchange_taken(sequence);
-                return Ok(Some(Incoming { origin: Origin::Exchange(caller), request, heap: None }));
+                (incoming.origin, incoming.request) = (Origin::Exchange(caller), request);
+                return Ok(true);
             }
-            Err(_) => return self.distrust(caller).map(|()| None),
+            Err(_) => return self.distrust(caller).map(|()| false),
         }
         loop {
             let link = self.link(caller);
             match link.consumer.poll() {
-                Ok(None) => return Ok(None),
-                Ok(Some(request)) if request.kind & record::KIND == record::REQUEST => {
+                Ok(None) => return Ok(false),
+                Ok(Some(request)) if request.kind() & record::KIND == record::REQUEST => {
                     let head = link.consumer.head();
                     link.mark_taken(head);
-                    return Ok(Some(Incoming { origin: Origin::Ring(caller), request, heap: None }));
+                    (incoming.origin, incoming.request) = (Origin::Ring(caller), request);
+                    return Ok(true);
                 }
-                Ok(Some(descriptor)) => self.released(Some(caller), descriptor.body),
-                Err(_) => return self.distrust(caller).map(|()| None),
+                Ok(Some(descriptor)) => self.released(Some(caller), descriptor.block()),
+                Err(_) => return self.distrust(caller).map(|()| false),
             }
         }
     }
 
     /// The input of a request, readable where it lies, and the name of its block. `None`: the request is not served.
     #[inline(always)]
-    pub(crate) fn open(
-        &mut self,
-        origin: Origin,
-        request: &Descriptor,
-        heap: Option<Buffer>,
-    ) -> Result<Option<(Input, Option<BlockKey>)>, Fatal> {
-        let is_args = request.kind & record::ARGS != 0;
-        if let (Body::Inline(inline), None) = (request.body, &heap) {
-            return Ok(Some((Input { bytes: Bytes::Inline(inline), is_args }, None)));
+    pub(crate) fn open(&mut self, incoming: &mut Incoming) -> Result<Option<(Input, Option<BlockKey>)>, Fatal> {
+        if let (Some(inline), None) = (incoming.request.inline(), &incoming.heap) {
+            let is_args = incoming.request.kind() & record::ARGS != 0;
+            return Ok(Some((Input { bytes: inline.into(), is_args }, None)));
         }
-        let from = match origin {
+        self.open_elsewhere(incoming)
+    }
+
+    #[inline(never)]
+    fn open_elsewhere(&mut self, incoming: &mut Incoming) -> Result<Option<(Input, Option<BlockKey>)>, Fatal> {
+        let (request, heap) = (&incoming.request, incoming.heap.take());
+        let is_args = request.kind() & record::ARGS != 0;
+        let from = match incoming.origin {
             Origin::Controller => ParticipantId::CONTROLLER,
             Origin::Ring(caller) | Origin::Exchange(caller) => caller,
         };
-        match (self.receive(request.body, self.giver(from), heap), origin) {
+        match (self.receive(request.body(), self.giver(from), heap), incoming.origin) {
             (Ok((bytes, block)), _) => {
                 self.memory.serve(block);
                 Ok(Some((Input { bytes, is_args }, block)))
@@ -147,15 +150,15 @@ impl Session {
             Origin::Controller => ParticipantId::CONTROLLER,
             Origin::Ring(caller) | Origin::Exchange(caller) => caller,
         };
-        let bytes = match payload.source {
+        let bytes = match payload.bytes {
             // A third party's block: the far end of a lease may not know that third party, so it gets a copy.
-            Source::Bytes(Bytes::Held(held)) if to != ParticipantId::CONTROLLER && Some(key(&held)) != block => {
-                match self.copy_of(&held) {
-                    Ok(loan) => Source::Bytes(Bytes::Own(loan)),
+            Bytes { place: Place::Held(held), .. } if to != ParticipantId::CONTROLLER && Some(key(&held)) != block => {
+                match self.copy_of(held.as_slice()) {
+                    Ok(loan) => Place::Own(loan).into(),
                     Err(error) => return self.reply_error(origin, call, block, &error),
                 }
             }
-            source => source,
+            bytes => bytes,
         };
         let (body, carried, heap) = match self.load(bytes, to) {
             Ok(loaded) => loaded,
@@ -172,7 +175,7 @@ impl Session {
         let keeps = if self.memory.served() { record::KEEPS } else { 0 };
         let kind = record::REPLY | keeps | if payload.is_args { record::ARGS } else { 0 };
         let aux = u64::from(status.cast_unsigned());
-        let reply = Descriptor { kind, tag: code as u16, id: call, aux, body };
+        let reply = Descriptor::new(kind, code as u16, call, aux, body);
         if origin == Origin::Controller {
             return self.send_controller(&reply, heap);
         }
@@ -184,15 +187,15 @@ impl Session {
     #[inline(always)]
     pub(crate) fn reply_leased(&mut self, origin: Origin, reply: &Descriptor) {
         let Some(serving) = &mut self.serving else { return };
-        let caller = serving.caller;
+        let (caller, unfenced) = (serving.caller, serving.unfenced);
         if origin == Origin::Exchange(caller) {
             serving.exchange.reply(reply);
-            self.link(caller).bell.ring();
+            ring(&self.link(caller).bell, unfenced);
         } else if origin == Origin::Ring(caller) {
             let link = self.link(caller);
             // Full cannot be: a caller has fewer calls in flight than the ring has slots. One that lies loses its answer.
             let _ = link.producer.try_send(reply);
-            link.bell.ring();
+            ring(&link.bell, unfenced);
         }
     }
 
@@ -202,9 +205,9 @@ impl Session {
         owner.is_some_and(|owner| owner.incarnation == held.owner_incarnation())
     }
 
-    pub(super) fn copy_of(&self, held: &Held) -> Result<Loan, InvokeError> {
-        let mut loan = self.memory.loan(held.as_slice().len())?;
-        loan.copy_from_slice(held.as_slice());
+    pub(super) fn copy_of(&self, bytes: &[u8]) -> Result<Loan, InvokeError> {
+        let mut loan = self.memory.loan(bytes.len())?;
+        loan.copy_from_slice(bytes);
         Ok(loan)
     }
 
