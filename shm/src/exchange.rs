@@ -21,6 +21,7 @@ use std::fmt;
 use crate::descriptor::{BadDescriptor, DESCRIPTOR_WORDS, Descriptor};
 use crate::mapping::{SharedLayout, Window};
 use crate::sync::{AtomicU64, Ordering, Shadow};
+use crate::watch::Watch;
 use crate::width::low_half;
 
 /// Bytes of an exchange page. Only the first line is used; a page is what the kernel can seal and share.
@@ -118,6 +119,12 @@ impl ExchangeCaller {
         Ok(None)
     }
 
+    /// The word that changes when there is something to [`ExchangeCaller::poll`].
+    #[inline(always)]
+    pub fn watch(&self) -> Watch<'_> {
+        Watch::on(&self.line.words[1])
+    }
+
     /// Whether [`ExchangeCaller::poll`] would find something. Looks at one word; may be stale at once.
     #[inline(always)]
     pub fn ready(&self) -> bool {
@@ -145,6 +152,12 @@ pub struct ExchangeCallee {
 }
 
 impl ExchangeCallee {
+    /// The word that changes when there is something to [`ExchangeCallee::poll`].
+    #[inline(always)]
+    pub fn watch(&self) -> Watch<'_> {
+        Watch::on(&self.line.words[0])
+    }
+
     /// Whether there is a request. Looks at one word; what it says, [`ExchangeCallee::poll`] checks.
     #[inline]
     pub fn ready(&self) -> bool {

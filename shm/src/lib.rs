@@ -16,6 +16,7 @@ mod width;
 pub mod doorbell;
 pub mod exchange;
 pub mod ring;
+pub mod watch;
 
 #[cfg(all(test, loom))]
 mod models;
@@ -46,6 +47,7 @@ pub use inline::{INLINE_BYTES_MAX, Inline};
 pub use link::{Link, LinkError};
 pub use participant::{PARTICIPANTS_MAX, ParticipantId};
 pub use ring::{BadPosition, Consumer, Full, Producer};
+pub use watch::Watch;
 #[cfg(not(loom))]
 pub use segment::{
     AttachError, BadBlock, BlockView, Identity, LAYOUT_VERSION, OwnSegment, PeerSegment, SegmentConfig, SegmentError,

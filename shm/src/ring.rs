@@ -22,6 +22,7 @@ use crate::descriptor::{BadDescriptor, DESCRIPTOR_WORDS, Descriptor};
 use crate::mapping::{SharedLayout, Window};
 use crate::peer_line::PeerLine;
 use crate::sync::{AtomicU64, Ordering, Shadow};
+use crate::watch::Watch;
 use crate::width::{host, low_half};
 
 /// Bytes of a slot: one cache line.
@@ -257,6 +258,12 @@ impl Consumer {
             self.publish();
         }
         descriptor.map(Some)
+    }
+
+    /// The word that changes when there is something to [`Consumer::poll`].
+    #[inline(always)]
+    pub fn watch(&self) -> Watch<'_> {
+        Watch::on(&self.slots[self.shape.index(self.head)].words[0])
     }
 
     /// Whether [`Consumer::poll`] would find something. Looks at the stamp only; may be stale at once.

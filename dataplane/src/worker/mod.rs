@@ -24,7 +24,7 @@ use praas_transport::queue::{Queue, Receiver, Sender};
 
 use crate::config::Ipc;
 use crate::error::{Failure, InvokeError};
-use crate::payload::{BlockKey, Input, Output};
+use crate::payload::{BlockKey, Bytes, Input, Output, Payload, Place};
 use crate::wire::{Code, FromWorker, PROTOCOL_VERSION, ToWorker, WorkerWelcome, record};
 pub use context::{Context, FunctionId, Lease, Pending};
 pub(crate) use session::{ACTIVITY_WAITING, NESTED_MAX};
@@ -120,21 +120,38 @@ fn invoke<F>(session: &mut Session, incoming: &mut Incoming, function: &mut F) -
 where
     F: FnMut(&mut Context<'_>, Input) -> Result<Output, Failure>,
 {
-    let (origin, call) = (incoming.origin, incoming.request.id());
-    let Some((input, block)) = session.open(incoming)? else { return Ok(()) };
-    let mut context = Context::new(session, origin, call, incoming.request.tag(), incoming.request.aux());
+    let request = &incoming.request;
+    let (origin, call) = (incoming.origin, request.id());
+    // Under a lease and short both ways, which is when nanoseconds count, nothing but registers lies in between.
+    let (Some(inline), true) = (request.inline(), origin != Origin::Controller) else {
+        return invoke_at_length(session, incoming, function);
+    };
+    let input = Input { bytes: inline.into(), is_args: request.kind() & record::ARGS != 0 };
+    let mut context = Context::new(session, origin, call, request.tag(), request.aux());
     let result = function(&mut context, input);
     context.finish();
-    if let (Ok(output), true) = (&result, origin != Origin::Controller)
-        && let Some(inline) = output.payload.bytes.short()
-    {
-        let keeps = if session.memory.served() { record::KEEPS } else { 0 };
-        let kind = record::REPLY | keeps | if output.payload.is_args { record::ARGS } else { 0 };
-        let aux = u64::from(output.status.cast_unsigned());
-        session.reply_leased(origin, &Descriptor::new(kind, Code::Ok as u16, call, aux, inline));
-        return session.return_blocks();
+    match result {
+        Ok(Output { payload: Payload { bytes: Bytes { inline, place: Place::Here }, is_args }, status }) => {
+            let kind = record::REPLY | if is_args { record::ARGS } else { 0 };
+            let aux = u64::from(status.cast_unsigned());
+            session.reply_leased(origin, &Descriptor::new(kind, Code::Ok as u16, call, aux, inline));
+            session.return_blocks()
+        }
+        result => conclude(session, origin, call, None, result),
     }
-    conclude(session, origin, call, block, result)
+}
+
+#[inline(never)]
+fn invoke_at_length<F>(session: &mut Session, incoming: &mut Incoming, function: &mut F) -> Result<(), Fatal>
+where
+    F: FnMut(&mut Context<'_>, Input) -> Result<Output, Failure>,
+{
+    let Some((input, block)) = session.open(incoming)? else { return Ok(()) };
+    let (origin, request) = (incoming.origin, &incoming.request);
+    let mut context = Context::new(session, origin, request.id(), request.tag(), request.aux());
+    let result = function(&mut context, input);
+    context.finish();
+    conclude(session, origin, request.id(), block, result)
 }
 
 #[inline(never)]

@@ -63,7 +63,7 @@ impl Session {
         carried: Carried,
     ) -> Result<Reply, InvokeError> {
         let calling = self.calling.as_ref().expect("checked by the caller");
-        let spins = if calling.patience.spin_ns > 0 { POLLS_PER_LOOK } else { 0 };
+        let spins = calling.patience.spin_ns > 0;
         if self.ring_ready(callee) {
             // Blocks that the callee kept longer than its answers took; nobody else reads them off its ring.
             self.take_callee();
@@ -71,18 +71,13 @@ impl Session {
         let calling = self.calling.as_mut().expect("a lease ends only in `take_controller`");
         let (sequence, unfenced) = (calling.exchange.submit(&request), calling.unfenced);
         ring(&self.link(callee).bell, unfenced);
-        for _ in 0..spins {
+        let exchange = &self.calling.as_ref().expect("checked by the caller").exchange;
+        let reply = exchange.watch();
+        if spins && (exchange.ready() || self.watch(|| reply.changed())) {
             let calling = self.calling.as_mut().expect("checked by the caller");
-            if calling.exchange.ready() {
-                if let Ok(Some(ExchangeReply::Reply(reply))) = calling.exchange.poll() {
-                    return self.conclude(reply, callee, carried);
-                }
-                break;
+            if let Ok(Some(ExchangeReply::Reply(reply))) = calling.exchange.poll() {
+                return self.conclude(reply, callee, carried);
             }
-            if self.controller_ready() {
-                break;
-            }
-            std::hint::spin_loop();
         }
         self.await_exchange(sequence, request, callee, carried)
     }
@@ -139,7 +134,7 @@ impl Session {
         carried: Carried,
     ) -> Result<Reply, InvokeError> {
         let calling = self.calling.as_ref().expect("checked by the caller");
-        let (spins, unfenced) = (if calling.patience.spin_ns > 0 { POLLS_PER_LOOK } else { 0 }, calling.unfenced);
+        let (spins, unfenced) = (calling.patience.spin_ns > 0, calling.unfenced);
         let link = self.link(callee);
         let Ok(position) = link.producer.try_send(&request) else {
             // Full of what the callee has not read yet: then this call waits its turn with the controller.
@@ -149,20 +144,17 @@ impl Session {
             return self.collect(number);
         };
         ring(&link.bell, unfenced);
-        for _ in 0..spins {
-            let link = self.link(callee);
-            if link.consumer.ready() {
-                match link.consumer.poll() {
-                    Ok(Some(reply)) if reply.id() == request.id() => return self.conclude(reply, callee, carried),
-                    Ok(Some(other)) => self.take_answer(callee, &other).unwrap_or_else(|Fatal(text)| die(&text)),
-                    _ => {}
-                }
-                continue;
-            }
-            if self.controller_ready() {
+        for _ in 0..if spins { ANSWERS_MAX } else { 0 } {
+            let link = self.linked(callee).expect("a lease has a link");
+            let answer = link.consumer.watch();
+            if !link.consumer.ready() && !self.watch(|| answer.changed()) {
                 break;
             }
-            std::hint::spin_loop();
+            match self.link(callee).consumer.poll() {
+                Ok(Some(reply)) if reply.id() == request.id() => return self.conclude(reply, callee, carried),
+                Ok(Some(other)) => self.take_answer(callee, &other).unwrap_or_else(|Fatal(text)| die(&text)),
+                _ => {}
+            }
         }
         self.await_ring(position, request, callee, carried)
     }

@@ -37,6 +37,8 @@ const LEASED_MAX: u32 = 96;
 const ANSWERS_MAX: u32 = LEASED_MAX + 1;
 /// Polls between two looks at the clock.
 const POLLS_PER_LOOK: u32 = 256;
+/// Looks at the words of a lease between two looks at everything else.
+const WATCHES_PER_POLL: u32 = 8;
 /// Deadline of a wait that the controller ends: past every clock, but not the `u64::MAX` of one that nothing ends.
 const UNTIL_TOLD: u64 = u64::MAX - 1;
 /// Bit of the number of a call that waits outside the window of nested calls.
@@ -315,6 +317,23 @@ impl Session {
         self.wait_long(patience, deadline_ns, ready)
     }
 
+    /// Looks closely at what the far end of a lease may change. False after a while, or when the controller speaks.
+    #[inline(always)]
+    fn watch(&self, changed: impl Fn() -> bool) -> bool {
+        for _ in 0..POLLS_PER_LOOK / WATCHES_PER_POLL {
+            for _ in 0..WATCHES_PER_POLL {
+                if changed() {
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+            if self.controller_ready() {
+                return false;
+            }
+        }
+        false
+    }
+
     #[cold]
     #[inline(never)]
     fn wait_long(
@@ -403,8 +422,12 @@ impl Session {
 
     #[inline(always)]
     fn ring_ready(&self, from: ParticipantId) -> bool {
-        let peer = self.peers[from.index()].as_ref();
-        peer.and_then(|peer| peer.link.as_ref()).is_some_and(|link| link.consumer.ready())
+        self.linked(from).is_some_and(|link| link.consumer.ready())
+    }
+
+    #[inline(always)]
+    fn linked(&self, to: ParticipantId) -> Option<&Link> {
+        self.peers[to.index()].as_ref().and_then(|peer| peer.link.as_ref())
     }
 
     /// Whether both ends of a lease leave the fence to whoever sleeps. Those that sleep at once would pay more than they save.

@@ -15,6 +15,9 @@ impl Session {
                 return Ok(next.map(|next| *incoming = next).is_some());
             }
             let patience = self.serving.as_ref().map_or(self.welcome.patience, |serving| serving.patience);
+            if patience.spin_ns > 0 && self.watch_caller() {
+                continue;
+            }
             self.wait(patience, u64::MAX, |session| {
                 session
                     .serving
@@ -25,6 +28,18 @@ impl Session {
                     || session.shutdown
             })?;
         }
+    }
+
+    /// Whether the caller of our lease speaks, within a little while.
+    #[inline(always)]
+    fn watch_caller(&self) -> bool {
+        let Some(serving) = &self.serving else { return false };
+        let Some(link) = self.linked(serving.caller) else { return false };
+        let (exchange, ring) = (serving.exchange.watch(), link.consumer.watch());
+        if serving.exchange.ready() || link.consumer.ready() {
+            return true;
+        }
+        self.watch(|| exchange.changed() || ring.changed())
     }
 
     /// What the controller has for us: a request, or (`Some(None)`) the end.
@@ -71,17 +86,7 @@ impl Session {
     }
 
     /// The input of a request, readable where it lies, and the name of its block. `None`: the request is not served.
-    #[inline(always)]
     pub(crate) fn open(&mut self, incoming: &mut Incoming) -> Result<Option<(Input, Option<BlockKey>)>, Fatal> {
-        if let (Some(inline), None) = (incoming.request.inline(), &incoming.heap) {
-            let is_args = incoming.request.kind() & record::ARGS != 0;
-            return Ok(Some((Input { bytes: inline.into(), is_args }, None)));
-        }
-        self.open_elsewhere(incoming)
-    }
-
-    #[inline(never)]
-    fn open_elsewhere(&mut self, incoming: &mut Incoming) -> Result<Option<(Input, Option<BlockKey>)>, Fatal> {
         let (request, heap) = (&incoming.request, incoming.heap.take());
         let is_args = request.kind() & record::ARGS != 0;
         let from = match incoming.origin {
