@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use praas_shm::{
-    Body, Descriptor, ExchangeCallee, ExchangeCaller, ExchangeReply, Identity, Inline, Link, OwnSegment, ParticipantId,
+    Descriptor, ExchangeCallee, ExchangeCaller, ExchangeReply, Identity, Inline, Link, OwnSegment, ParticipantId,
     PeerSegment, SegmentConfig, SegmentFile, child, eventfd, exchange,
 };
 
@@ -42,7 +42,7 @@ fn linked() -> (Link, Link) {
 }
 
 fn message(id: u64, bytes: usize) -> Descriptor {
-    Descriptor { body: Body::Inline(Inline::new(&[7; 40][..bytes]).unwrap()), ..Descriptor::bare(1, 0, id, 0) }
+    Descriptor::new(1, 0, id, id, Inline::new(&[7; 40][..bytes]).unwrap())
 }
 
 /// Runs `partner` on the other core while `measured` runs on this one.
@@ -140,7 +140,7 @@ fn exchange_round_trips(rounds: u64, bytes: usize) -> Option<Duration> {
         || {
             let start = Instant::now();
             for id in 0..rounds {
-                let sequence = caller.submit(&Descriptor { aux: id, ..message(0, bytes) });
+                let sequence = caller.submit(&message(id, bytes));
                 let reply = loop {
                     match caller.poll().unwrap() {
                         Some(ExchangeReply::Reply(reply)) => break reply,
@@ -175,7 +175,7 @@ fn ring_stream(count: u64) -> Option<Duration> {
                         None => spin_loop(),
                     }
                 };
-                assert_eq!(received.id, id);
+                assert_eq!(received.id(), id);
             }
             start.elapsed()
         },
@@ -192,7 +192,7 @@ fn benches(c: &mut Criterion) {
                 id += 1;
                 a.producer.try_send(&message(id, bytes)).unwrap();
                 let received = b.consumer.poll().unwrap().unwrap();
-                assert_eq!(received.id, id);
+                assert_eq!(received.id(), id);
             });
         });
     }

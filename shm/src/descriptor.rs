@@ -249,7 +249,8 @@ impl Descriptor {
     pub(crate) fn store_rest(&self, mut store: impl FnMut(usize, u64)) {
         let [first, second, third] = self.body;
         store(2, self.aux());
-        for (at, word) in [first.low(), first.high(), second.low(), second.high(), third.low()].into_iter().enumerate() {
+        for (at, word) in [first.low(), first.high(), second.low(), second.high(), third.low()].into_iter().enumerate()
+        {
             if usize::from(self.length()) > at * 8 {
                 store(BODY_WORD + at, word);
             }

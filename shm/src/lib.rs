@@ -7,9 +7,9 @@ pub mod participant;
 
 #[cfg_attr(loom, allow(dead_code, reason = "models look at the heap"))]
 mod mapping;
+mod pair;
 #[cfg_attr(loom, allow(dead_code, reason = "models cover the words with edges"))]
 mod peer_line;
-mod pair;
 mod sync;
 mod width;
 
@@ -47,9 +47,9 @@ pub use inline::{INLINE_BYTES_MAX, Inline};
 pub use link::{Link, LinkError};
 pub use participant::{PARTICIPANTS_MAX, ParticipantId};
 pub use ring::{BadPosition, Consumer, Full, Producer};
-pub use watch::Watch;
 #[cfg(not(loom))]
 pub use segment::{
     AttachError, BadBlock, BlockView, Identity, LAYOUT_VERSION, OwnSegment, PeerSegment, SegmentConfig, SegmentError,
     SegmentFile,
 };
+pub use watch::Watch;

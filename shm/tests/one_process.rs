@@ -54,10 +54,8 @@ fn inline_and_block_travel_and_come_back() {
     let mut block = arena.loan(5 << 10).unwrap();
     block.fill(0xAB);
     let lent = arena.lend(block, 5000, b.own.identity().participant);
-    to_b.producer.try_send(&Descriptor { body: Body::Block(lent), ..text(b"") }).unwrap();
-    let Ok(Some(Descriptor { body: Body::Block(received), .. })) = to_a.consumer.poll() else {
-        panic!("a block was sent");
-    };
+    to_b.producer.try_send(&Descriptor::new(1, 2, 3, 4, lent)).unwrap();
+    let received = to_a.consumer.poll().unwrap().and_then(|descriptor| descriptor.block()).expect("a block was sent");
     let view = to_a.peer().view(&received).unwrap();
     assert_eq!(&*view, &[0xAB; 5000]);
     assert_eq!(arena.lent_view(&lent).unwrap(), &*view);

@@ -152,6 +152,10 @@ fn numbered(id: u64) -> Descriptor {
     Descriptor::bare(1, 0, id, !id)
 }
 
+fn carrying(id: u64, body: impl Into<Body>) -> Descriptor {
+    Descriptor::new(1, 0, id, !id, body)
+}
+
 fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !done() {
@@ -183,7 +187,7 @@ fn a_descriptor_and_a_block_make_a_round_trip_between_processes() {
     let mut block = arena.loan(5 << 20).unwrap();
     block.fill(0x5A);
     let lent = arena.lend(block, 5 << 20, identity(1).participant);
-    let echoed = controller.ask(&Descriptor { body: Body::Block(lent), ..numbered(1) });
+    let echoed = controller.ask(&carrying(1, lent));
     let Body::Block(back) = echoed.body() else { panic!("an echo of a block is a block") };
     let block = arena.take_back(identity(1).participant, &back).unwrap();
     assert!(block.iter().all(|&byte| byte == 0x5A));
@@ -279,10 +283,10 @@ fn part_flood() {
             let Ok(mut block) = arena.loan(40_000) else { continue };
             block.fill(u8::try_from(id % 251).unwrap());
             let lent = arena.lend(block, 40_000, identity(0).participant);
-            worker.send(&Descriptor { body: Body::Block(lent), ..numbered(id) });
+            worker.send(&carrying(id, lent));
         } else {
             let text = id.to_le_bytes().repeat(5);
-            worker.send(&Descriptor { body: Body::Inline(Inline::new(&text).unwrap()), ..numbered(id) });
+            worker.send(&carrying(id, Inline::new(&text).unwrap()));
         }
     }
 }

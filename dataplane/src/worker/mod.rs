@@ -17,8 +17,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use praas_shm::{
-    Descriptor, Identity, Link, OwnSegment, ParticipantId, PeerSegment, SegmentConfig, SegmentFile, child,
-    handover, join_barriers,
+    Descriptor, Identity, Link, OwnSegment, ParticipantId, PeerSegment, SegmentConfig, SegmentFile, child, handover,
+    join_barriers,
 };
 use praas_transport::queue::{Queue, Receiver, Sender};
 

@@ -196,9 +196,7 @@ impl Evil {
             "take a lease never granted" => self.tell(TAKEN, 0, 99, 0),
             "forget nobody" => self.tell(FORGOTTEN, 70, 0, 0),
             "release nothing" => self.tell(RELEASE, 0, 0, 0),
-            "release to nobody" => {
-                self.send(Descriptor::new(RELEASE, 900, 0, 0, Body::Block(block)))
-            }
+            "release to nobody" => self.send(Descriptor::new(RELEASE, 900, 0, 0, Body::Block(block))),
             "talk on the control socket" => {
                 let _ = handover::send(self.control.as_fd(), b"{\"gibberish\": [", &[]);
                 std::thread::sleep(Duration::from_secs(5));

@@ -15,7 +15,13 @@ pub(crate) fn any_descriptor() -> impl Strategy<Value = Descriptor> {
 
 #[test]
 fn golden_bytes_of_an_inline_descriptor() {
-    let descriptor = Descriptor::new(0x0A, 0x0C0B, 0x1817_1615_1413_1211, 0x2827_2625_2423_2221, Body::Inline(Inline::new(b"0123456789").unwrap()));
+    let descriptor = Descriptor::new(
+        0x0A,
+        0x0C0B,
+        0x1817_1615_1413_1211,
+        0x2827_2625_2423_2221,
+        Body::Inline(Inline::new(b"0123456789").unwrap()),
+    );
     let mut golden = [0; 64];
     golden[4..8].copy_from_slice(&[0x0A, 10, 0x0B, 0x0C]);
     golden[8..16].copy_from_slice(&[0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x18]);

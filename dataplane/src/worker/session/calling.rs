@@ -276,23 +276,16 @@ impl Session {
         body: Body,
         carried: Carried,
     ) -> Result<u64, InvokeError> {
-        let number = self.enter(Route::Controller, deadline_ns, carried);
+        let number = self.nested.open(Route::Controller, deadline_ns, carried);
         let request = Descriptor::new(kind, function, number, deadline_ns, body);
         self.send_controller(&request, None).unwrap_or_else(|Fatal(text)| die(&text));
         Ok(number)
     }
 
-    pub(super) fn enter(&mut self, route: Route, deadline_ns: u64, carried: Carried) -> u64 {
-        let number = self.nested.next();
-        let call = NestedCall { route, carried, deadline_ns, outcome: Outcome::None, settled: false, wanted: true };
-        self.nested.calls.push_back(call);
-        number
-    }
-
     /// Starts a call and returns its number. Under a lease it goes straight into the callee's ring.
     pub(crate) fn submit(&mut self, function: u16, deadline_ns: u64, payload: Payload<'_>) -> Result<u64, InvokeError> {
         self.return_or_die();
-        if self.nested.calls.len() >= NESTED_MAX {
+        if self.nested.len() >= NESTED_MAX {
             let text = format!("{NESTED_MAX} nested calls are open, the most one function may have; wait for some");
             return Err(InvokeError::Busy { text });
         }
@@ -301,7 +294,7 @@ impl Session {
         let leased = self.calling.as_ref().filter(|_| !foreign).map(|calling| (calling.callee, calling.in_flight));
         let Some((callee, in_flight)) = leased else {
             let (body, carried, heap) = self.load(payload.bytes, ParticipantId::CONTROLLER)?;
-            let number = self.enter(Route::Controller, deadline_ns, carried);
+            let number = self.nested.open(Route::Controller, deadline_ns, carried);
             let request = Descriptor::new(kind, function, number, deadline_ns, body);
             self.send_controller(&request, heap).unwrap_or_else(|Fatal(text)| die(&text));
             return Ok(number);
@@ -310,9 +303,14 @@ impl Session {
             let text = format!("{LEASED_MAX} leased calls are in flight, the most a ring holds; wait for some");
             return Err(InvokeError::Busy { text });
         }
-        let (body, carried, _) = self.load(payload.bytes, callee)?;
-        let number = self.nested.next();
-        let request = Descriptor::new(kind, function, number, deadline_ns, body);
+        let number = self.nested.next;
+        let (request, carried) = match payload.bytes.short() {
+            Some(inline) => (Descriptor::new(kind, function, number, deadline_ns, inline), Carried::Nothing),
+            None => {
+                let (body, carried, _) = self.load(payload.bytes, callee)?;
+                (Descriptor::new(kind, function, number, deadline_ns, body), carried)
+            }
+        };
         let link = self.link(callee);
         match link.producer.try_send(&request) {
             Ok(position) => {
@@ -320,7 +318,7 @@ impl Session {
                 calling.in_flight += 1;
                 let unfenced = calling.unfenced;
                 ring(&self.link(callee).bell, unfenced);
-                Ok(self.enter(Route::Ring { position }, deadline_ns, carried))
+                Ok(self.nested.open(Route::Ring { position }, deadline_ns, carried))
             }
             Err(_) => {
                 self.unload(carried, callee);
@@ -337,11 +335,14 @@ impl Session {
         };
         let deadline_ns = if call.route == Route::Controller { UNTIL_TOLD } else { call.deadline_ns };
         loop {
-            self.take_callee();
-            self.take_controller();
             if let Some(outcome) = self.nested.get(number).and_then(|call| call.outcome.take()) {
                 self.dismiss(number);
                 return outcome;
+            }
+            self.take_callee();
+            self.take_controller();
+            if self.nested.has_outcome(number) {
+                continue;
             }
             let patience = self.calling.as_ref().map_or(self.welcome.patience, |calling| calling.patience);
             let waited = self.wait(patience, deadline_ns, |session| {
@@ -377,10 +378,10 @@ impl Session {
 
     /// The function returned: its open calls are nobody's. What they carry comes back with their answers.
     pub(crate) fn dismiss_all(&mut self) {
-        if self.nested.calls.is_empty() {
+        if self.nested.len() == 0 {
             return;
         }
-        for call in &mut self.nested.calls {
+        for call in self.nested.calls() {
             call.wanted = false;
             call.outcome = Outcome::None;
         }
@@ -449,7 +450,7 @@ impl Session {
         if let (Some(inline), Carried::Nothing, true, None) = (descriptor.inline(), carried, wanted, &heap)
             && descriptor.tag() == Code::Ok as u16
         {
-            call.outcome = Outcome::Reply(Reply { status: status(descriptor.aux()), bytes: inline.into() });
+            call.outcome = Outcome::Short(status(descriptor.aux()), inline);
             return Ok(());
         }
         let outcome = match heap {
@@ -517,7 +518,12 @@ impl Session {
     }
 
     #[inline]
-    pub(super) fn finish(&self, descriptor: Descriptor, status: i32, bytes: Bytes<'static>) -> Result<Reply, InvokeError> {
+    pub(super) fn finish(
+        &self,
+        descriptor: Descriptor,
+        status: i32,
+        bytes: Bytes<'static>,
+    ) -> Result<Reply, InvokeError> {
         if descriptor.tag() == Code::Ok as u16 {
             return Ok(Reply { status, bytes });
         }

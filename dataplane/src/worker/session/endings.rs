@@ -67,7 +67,7 @@ impl Session {
                     self.bounced(gone, descriptor)?;
                 }
             }
-            for call in &mut self.nested.calls {
+            for call in self.nested.calls() {
                 if matches!(call.route, Route::Ring { .. }) && !call.settled {
                     call.settled = true;
                     call.carried = Carried::Nothing;

@@ -18,8 +18,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use praas_shm::{
-    Bell, BlockRef, Body, Descriptor, Doorbell, ExchangeCallee, ExchangeCaller, ExchangeReply, Inline, Link, OwnSegment,
-    ParticipantId, PeerSegment, handover,
+    Bell, BlockRef, Body, Descriptor, Doorbell, ExchangeCallee, ExchangeCaller, ExchangeReply, Inline, Link,
+    OwnSegment, ParticipantId, PeerSegment, handover,
 };
 use praas_transport::queue::{Buffer, Message, Receiver, Sender};
 
@@ -167,6 +167,8 @@ struct NestedCall {
 #[derive(Debug)]
 enum Outcome {
     None,
+    /// A reply that was short enough for its record.
+    Short(i32, Inline),
     Reply(Reply),
     Failed(Box<InvokeError>),
 }
@@ -181,9 +183,24 @@ impl From<Result<Reply, InvokeError>> for Outcome {
 }
 
 impl Outcome {
+    #[inline(always)]
+    fn is_none(&self) -> bool {
+        matches!(self, Outcome::None)
+    }
+
+    #[inline(always)]
     fn take(&mut self) -> Option<Result<Reply, InvokeError>> {
+        if let Outcome::Short(status, inline) = *self {
+            *self = Outcome::None;
+            return Some(Ok(Reply { status, bytes: inline.into() }));
+        }
+        self.take_other()
+    }
+
+    fn take_other(&mut self) -> Option<Result<Reply, InvokeError>> {
         match std::mem::replace(self, Outcome::None) {
             Outcome::None => None,
+            Outcome::Short(status, inline) => Some(Ok(Reply { status, bytes: inline.into() })),
             Outcome::Reply(reply) => Some(Ok(reply)),
             Outcome::Failed(error) => Some(Err(*error)),
         }
@@ -194,29 +211,83 @@ impl Outcome {
 #[derive(Debug, Default)]
 struct Nested {
     first: u64,
-    calls: VecDeque<NestedCall>,
+    next: u64,
+    /// A power of two of places, those outside the window idle; a call is written into its place, never moved.
+    places: Vec<NestedCall>,
 }
 
 impl Nested {
+    fn len(&self) -> usize {
+        usize::try_from(self.next - self.first).expect("at most NESTED_MAX")
+    }
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "reduced to the places there are")]
+    fn place(&self, number: u64) -> usize {
+        number as usize & self.places.len().wrapping_sub(1)
+    }
+
+    #[inline(always)]
     fn get(&mut self, number: u64) -> Option<&mut NestedCall> {
-        let index = number.checked_sub(self.first)?;
-        self.calls.get_mut(usize::try_from(index).ok()?)
+        let place = self.place(number);
+        if (self.first..self.next).contains(&number) { self.places.get_mut(place) } else { None }
     }
 
     fn has_outcome(&self, number: u64) -> bool {
-        let index = number.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
-        index.and_then(|index| self.calls.get(index)).is_some_and(|call| !matches!(call.outcome, Outcome::None))
+        (self.first..self.next).contains(&number) && !self.places[self.place(number)].outcome.is_none()
     }
 
-    fn next(&self) -> u64 {
-        self.first + self.calls.len() as u64
+    fn calls(&mut self) -> impl Iterator<Item = &mut NestedCall> {
+        // Places outside the window are settled and wanted by nobody.
+        self.places.iter_mut()
+    }
+
+    /// Opens the next call; its number is `next`.
+    #[inline(always)]
+    fn open(&mut self, route: Route, deadline_ns: u64, carried: Carried) -> u64 {
+        if self.len() == self.places.len() {
+            self.grow();
+        }
+        let number = self.next;
+        self.next += 1;
+        let place = self.place(number);
+        let call = &mut self.places[place];
+        (call.route, call.carried, call.deadline_ns) = (route, carried, deadline_ns);
+        (call.settled, call.wanted) = (false, true);
+        number
+    }
+
+    #[cold]
+    fn grow(&mut self) {
+        let mut open = Vec::with_capacity(self.places.len());
+        for number in self.first..self.next {
+            let place = self.place(number);
+            open.push((number, std::mem::replace(&mut self.places[place], NestedCall::idle())));
+        }
+        let places = (self.places.len() * 2).max(16);
+        self.places.resize_with(places, NestedCall::idle);
+        for (number, call) in open {
+            let place = self.place(number);
+            self.places[place] = call;
+        }
     }
 
     fn trim(&mut self) {
-        while self.calls.front().is_some_and(|call| call.settled && !call.wanted) {
-            self.calls.pop_front();
+        while self.first < self.next {
+            let place = self.place(self.first);
+            let call = &self.places[place];
+            if !call.settled || call.wanted {
+                return;
+            }
             self.first += 1;
         }
+    }
+}
+
+impl NestedCall {
+    fn idle() -> NestedCall {
+        let (route, carried, outcome) = (Route::Controller, Carried::Nothing, Outcome::None);
+        NestedCall { route, carried, deadline_ns: 0, outcome, settled: true, wanted: false }
     }
 }
 
