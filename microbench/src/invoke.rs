@@ -81,7 +81,8 @@ pub(crate) struct InvokeArgs {
     /// Workers of the process.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=63))]
     workers: u8,
-    /// How local calls over rings travel once a worker is leased.
+    /// How local calls travel: over what the lease of a worker gives (exchange, ring; queue with `--ipc mq`), or all
+    /// through the controller.
     #[arg(long, value_delimiter = ',', default_value = "auto")]
     via: Vec<Via>,
     /// Write and check each payload (the default).
@@ -110,6 +111,15 @@ struct Way {
     via: Via,
     workers: u8,
     touched: bool,
+}
+
+impl Way {
+    fn start(self) -> Result<Subject> {
+        match self.via {
+            Via::Controller => Subject::start_unleased(self.ipc, self.wait, self.workers),
+            _ => Subject::start(self.ipc, self.wait, self.workers),
+        }
+    }
 }
 
 /// One size of a way.
@@ -171,9 +181,18 @@ fn ways(args: &InvokeArgs) -> Vec<Way> {
     let mut ways = Vec::new();
     for &path in &args.path {
         for &ipc in &args.ipc {
-            let vias = if path == Path::Local && ipc == Channel::Ring { &args.via[..] } else { &[Via::Auto] };
+            let fits = |via: &Via| match via {
+                Via::Auto => true,
+                Via::Exchange | Via::Ring => path == Path::Local && ipc == Channel::Ring,
+                Via::Queue => path == Path::Local && ipc == Channel::Mq,
+                Via::Controller => path == Path::Local,
+            };
+            let mut vias: Vec<Via> = args.via.iter().copied().filter(fits).collect();
+            if vias.is_empty() {
+                vias.push(Via::Auto);
+            }
             for &wait in &args.wait {
-                for &via in vias {
+                for &via in &vias {
                     let touched = !args.untouched;
                     ways.push(Way { path, ipc, wait, via, workers: args.workers, touched });
                 }
@@ -190,10 +209,9 @@ impl std::fmt::Display for Way {
             Path::Remote => "remote",
         };
         write!(f, "{path} {}, {}", self.ipc.name(), self.wait)?;
-        match self.via {
-            Via::Auto => Ok(()),
-            Via::Exchange => f.write_str(", via exchange"),
-            Via::Ring => f.write_str(", via ring"),
+        match self.via.name() {
+            Some(name) => write!(f, ", via {name}"),
+            None => Ok(()),
         }
     }
 }
@@ -211,11 +229,10 @@ fn floor_of(way: Way, reached_via: &str) -> (channel::Channel, u32, &'static str
 }
 
 fn round_trips(way: Way, placement: Placement, sizes: &[Size], plan: &Plan, bar: &ProgressBar) -> Result<Vec<Row>> {
-    let subject = Subject::start(way.ipc, way.wait, way.workers)?;
+    let subject = way.start()?;
     let mut caller = Caller::new(way, placement, &subject)?;
     let reached_via = caller.reach(&subject, sizes[0].0)?;
-    if way.via == Via::Exchange || way.via == Via::Ring {
-        let wanted = if way.via == Via::Exchange { "exchange" } else { "ring" };
+    if let Some(wanted) = way.via.name() {
         let reached = reached_via.as_deref().unwrap_or("controller");
         ensure!(reached == wanted, "asked for calls via {wanted}, and they went via {reached}");
     }
@@ -311,7 +328,7 @@ fn throughput(
     bar: &ProgressBar,
 ) -> Result<Vec<Row>> {
     ensure!(way.path == Path::Local, "--in-flight measures local calls: use --path local");
-    let subject = Subject::start(way.ipc, way.wait, way.workers)?;
+    let subject = way.start()?;
     let mut client = subject.quiet_client()?;
     let mut rows = Vec::new();
     for &Size(bytes) in sizes {
@@ -351,7 +368,7 @@ fn throughput(
 fn paper_rows(way: Way, placement: Placement, sizes: &[Size]) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for &Size(bytes) in sizes {
-        let subject = Subject::start(way.ipc, way.wait, way.workers)?;
+        let subject = way.start()?;
         let mut caller = Caller::new(way, placement, &subject)?;
         let (samples_ns, via) = caller.calls(bytes, 0, SAMPLES_MIN)?;
         for (experiment, samples_ns) in
@@ -452,7 +469,7 @@ impl Caller {
         for attempt in 0..LEASE_ATTEMPTS {
             let (_, via) = self.calls(bytes, 0, 1 << attempt)?;
             reached_via = via;
-            if reached_via.as_deref() != Some("controller") || self.way.ipc == Channel::Mq {
+            if reached_via.as_deref() != Some("controller") || self.way.via == Via::Controller {
                 break;
             }
             subject.settle();

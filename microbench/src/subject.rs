@@ -40,15 +40,20 @@ impl Channel {
 impl Subject {
     /// Starts a process and waits until it is ready. `efficient` puts everybody on one core, as its floor is.
     pub(crate) fn start(ipc: Channel, wait: Wait, workers: u8) -> Result<Self> {
-        Self::launch(ipc, wait, workers, false)
+        Self::launch(ipc, wait, workers, true, false)
+    }
+
+    /// The same, with every local call going through the controller.
+    pub(crate) fn start_unleased(ipc: Channel, wait: Wait, workers: u8) -> Result<Self> {
+        Self::launch(ipc, wait, workers, false, false)
     }
 
     /// The same, with nothing of what it says shown: for runs in which workers die by the thousand.
     pub(crate) fn start_quiet(ipc: Channel, wait: Wait, workers: u8) -> Result<Self> {
-        Self::launch(ipc, wait, workers, true)
+        Self::launch(ipc, wait, workers, true, true)
     }
 
-    fn launch(ipc: Channel, wait: Wait, workers: u8, quiet: bool) -> Result<Self> {
+    fn launch(ipc: Channel, wait: Wait, workers: u8, leases: bool, quiet: bool) -> Result<Self> {
         // The process decides by the cores it may use: give back those a floor pinned us away from.
         let cores = crate::placement::startup_cores()?;
         pin(&cores)?;
@@ -57,6 +62,7 @@ impl Subject {
         let config = LaunchConfig {
             worker: vec![program.to_owned(), worker::SUBCOMMAND.to_owned()],
             workers,
+            args: vec!["--leases".into(), leases.to_string()],
             ipc: match ipc {
                 Channel::Ring => Ipc::Ring,
                 Channel::Mq => Ipc::Queue,

@@ -38,6 +38,23 @@ pub(crate) enum Via {
     Exchange,
     /// Over the rings of the lease.
     Ring,
+    /// Over the queues of the lease (`--ipc mq`).
+    Queue,
+    /// Through the controller, every time: a process without leases.
+    Controller,
+}
+
+impl Via {
+    /// As rows name it; `None` leaves it to the product.
+    pub(crate) fn name(self) -> Option<&'static str> {
+        match self {
+            Via::Auto => None,
+            Via::Exchange => Some("exchange"),
+            Via::Ring => Some("ring"),
+            Via::Queue => Some("queue"),
+            Via::Controller => Some("controller"),
+        }
+    }
 }
 
 /// One block of calls, as JSON.
@@ -70,6 +87,7 @@ impl Driven {
         let via = match way {
             b'e' => "exchange",
             b'r' => "ring",
+            b'q' => "queue",
             _ => "controller",
         };
         Some(Self { via: via.to_owned(), samples_ns: samples.iter().map(|bytes| u64::from_le_bytes(*bytes)).collect() })
@@ -103,6 +121,7 @@ fn drive(context: &mut Context<'_>, input: &Input) -> Result<Output, Failure> {
     let way = match context.lease_state() {
         Lease::Exchange if order.in_flight == 1 => b'e',
         Lease::Exchange | Lease::Ring => b'r',
+        Lease::Queue => b'q',
         Lease::None => b'c',
     };
     let mut answer = Vec::with_capacity(1 + samples_ns.len() * 8);

@@ -806,6 +806,15 @@ impl Sender {
         self.sent.pop_front()
     }
 
+    /// Takes back the first message that waits, whatever of it the kernel has already. After that the queue is of no use
+    /// to its receiver unless both ends are reset.
+    pub fn take_unsent(&mut self) -> Option<Message> {
+        let message = self.backlog.pop_front()?;
+        self.backlog_bytes -= message.body.len() as u64;
+        self.index = 0;
+        Some(message)
+    }
+
     /// Something waits to be sent.
     #[must_use]
     pub fn wants_write(&self) -> bool {

@@ -43,6 +43,26 @@ impl<P> Controller<P> {
         self.actions.push_back(Action::Grant { lease, caller, callee });
     }
 
+    /// Grants no more leases.
+    pub(crate) fn forbid_leases(&mut self) {
+        self.bounds.leases = false;
+    }
+
+    /// Who waits for a worker of `waiting` under a lease, with those of `waiting`: a leased callee that nests runs a call
+    /// of its caller.
+    pub(super) fn waiting_with_leases(&self, mut waiting: u64) -> u64 {
+        loop {
+            let callers = self.leases.values().filter(|lease| {
+                matches!(lease.phase, Phase::Open | Phase::Revoking) && waiting & (1 << lease.callee) != 0
+            });
+            let more = callers.fold(waiting, |mask, lease| mask | 1 << lease.caller);
+            if more == waiting {
+                return waiting;
+            }
+            waiting = more;
+        }
+    }
+
     /// Calls wait: takes leased workers back, as many as there are calls to serve.
     pub(super) fn make_room(&mut self, now_ns: u64) {
         let on_their_way = self.leases.values().filter(|lease| lease.phase == Phase::Revoking).count();

@@ -486,7 +486,7 @@ impl<P> Controller<P> {
             .rev()
             .copied()
             .find(|key| self.calls.get(place(*key)).is_some_and(|call| matches!(call.from, Caller::Worker { .. })));
-        let waiting = waiting.unwrap_or_else(|| self.staff.nesting());
+        let waiting = waiting.unwrap_or_else(|| self.waiting_with_leases(self.staff.nesting()));
         let Some(key) = nested.filter(|_| self.staff.all_waiting(waiting)) else {
             self.stuck_since_ns = None;
             return;

@@ -161,6 +161,10 @@ impl Process {
         }
         let Some(Seat { channel: Channel::Ring { file, eventfd, .. }, incarnation, .. }) = &self.seats[owner.index()]
         else {
+            // Over queues there is nothing to show; but it will be told of the other's death.
+            if let Some(seat) = &mut self.seats[usize::from(worker)] {
+                seat.knows |= 1 << number;
+            }
             return;
         };
         let eventfd = eventfd.try_clone().map_err(|error| error.to_string());
@@ -183,24 +187,40 @@ impl Process {
     }
 
     pub(super) fn grant(&mut self, lease: u64, caller: WorkerId, callee: WorkerId) {
-        let page = match praas_shm::exchange::create() {
-            Ok(page) => page,
+        let fds = match self.lease_fds() {
+            Ok(fds) => fds,
             Err(error) => {
-                // The caller never takes it up; the controller takes it back when somebody else needs the callee.
-                tracing::warn!(%error, "no exchange page for a lease");
+                // The caller never takes this one up; it is taken back when somebody else needs the callee.
+                tracing::warn!(error, "a worker cannot be leased; from now on every call goes through the controller");
+                self.controller.forbid_leases();
                 return;
             }
         };
         self.introduce(caller, ParticipantId::new(callee).expect("workers have participant numbers"));
         let patience = self.lease_patience(caller, callee);
-        self.notify(caller, &ToWorker::Lease { lease, callee, patience }, &[page.as_fd()]);
-        self.clients.leases.insert(lease, page);
+        let borrowed: Vec<_> = fds.iter().map(OwnedFd::as_fd).collect();
+        self.notify(caller, &ToWorker::Lease { lease, callee, patience }, &borrowed);
+        self.clients.leases.insert(lease, fds);
+    }
+
+    /// What both ends of a lease get: an exchange page, or a queue each way.
+    fn lease_fds(&self) -> Result<Vec<OwnedFd>, String> {
+        if self.shared.is_some() {
+            return praas_shm::exchange::create().map(|page| vec![page]).map_err(|error| error.to_string());
+        }
+        let queue = || {
+            let (queue, _) =
+                praas_transport::queue::create(&QueueConfig::default()).map_err(|error| error.to_string())?;
+            queue.fd().try_clone_to_owned().map_err(|error| error.to_string())
+        };
+        Ok(vec![queue()?, queue()?])
     }
 
     pub(super) fn open(&mut self, lease: u64, caller: WorkerId, callee: WorkerId, position: u64) {
-        let Some(page) = self.clients.leases.remove(&lease) else { return };
+        let Some(fds) = self.clients.leases.remove(&lease) else { return };
         self.introduce(callee, ParticipantId::new(caller).expect("workers have participant numbers"));
         let patience = self.lease_patience(callee, caller);
-        self.notify(callee, &ToWorker::Serve { lease, caller, position, patience }, &[page.as_fd()]);
+        let borrowed: Vec<_> = fds.iter().map(OwnedFd::as_fd).collect();
+        self.notify(callee, &ToWorker::Serve { lease, caller, position, patience }, &borrowed);
     }
 }

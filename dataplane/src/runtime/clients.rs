@@ -90,7 +90,7 @@ pub(super) struct Clients {
     sweep_ns: u64,
     log_ns: u64,
     /// Exchange pages between `Grant` and `Open`.
-    pub(super) leases: HashMap<u64, OwnedFd>,
+    pub(super) leases: HashMap<u64, Vec<OwnedFd>>,
 }
 
 impl Clients {

@@ -156,7 +156,7 @@ impl Process {
             grace_ns: config.grace_ms * 1_000_000,
             start_ns: config.start_ms * 1_000_000,
             deadline_ns: config.deadline_ms * 1_000_000,
-            leases: config.leases && config.ipc == Ipc::Ring,
+            leases: config.leases,
         };
         Ok(Process {
             _awake: (config.wait == WaitMode::Latency).then(stay_awake).flatten(),

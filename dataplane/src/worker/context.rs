@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use praas_shm::ParticipantId;
-
 use super::session::{Origin, Session};
 use crate::clock::now_ns;
 use crate::error::InvokeError;
@@ -22,6 +20,8 @@ pub enum Lease {
     Ring,
     /// Over the exchange line shared with the leased worker.
     Exchange,
+    /// Over the queues shared with the leased worker (queue channel).
+    Queue,
 }
 
 /// A nested call that was started. Wait for it with [`Context::wait`]; dropped, its answer is thrown away.
@@ -205,17 +205,13 @@ impl<'a> Context<'a> {
     /// How the next call would travel.
     #[must_use]
     pub fn lease_state(&self) -> Lease {
-        match self.session.leased() {
-            None => Lease::None,
-            Some((_, true)) => Lease::Exchange,
-            Some((_, false)) => Lease::Ring,
-        }
+        self.session.leased().map_or(Lease::None, |(_, way)| way)
     }
 
     /// The worker leased to this one, if any.
     #[must_use]
     pub fn leased_worker(&self) -> Option<u8> {
-        self.session.leased().map(|(worker, _): (ParticipantId, bool)| worker.get())
+        self.session.leased().map(|(worker, _)| worker.get())
     }
 
     /// Whether synchronous calls use the exchange line of a lease (default) or its rings.

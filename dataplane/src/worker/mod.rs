@@ -123,7 +123,7 @@ where
     let request = &incoming.request;
     let (origin, call) = (incoming.origin, request.id());
     // Under a lease and short both ways, which is when nanoseconds count, nothing but registers lies in between.
-    let (Some(inline), true) = (request.inline(), origin != Origin::Controller) else {
+    let (Some(inline), Origin::Ring(_) | Origin::Exchange(_)) = (request.inline(), origin) else {
         return invoke_at_length(session, incoming, function);
     };
     let input = Input { bytes: inline.into(), is_args: request.kind() & record::ARGS != 0 };

@@ -50,6 +50,9 @@ impl Session {
         deadline_ns: u64,
         payload: Payload<'_>,
     ) -> Result<Reply, InvokeError> {
+        if self.has_line() {
+            return self.invoke_line(function, deadline_ns, payload);
+        }
         let number = self.submit(function, deadline_ns, payload)?;
         self.collect(number)
     }

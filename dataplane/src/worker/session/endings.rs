@@ -35,6 +35,9 @@ impl Session {
             }
             self.parted = Some(Parted { exchange: calling.exchange, callee: calling.callee, death: None });
         }
+        if let Some(line) = self.calling_line.take_if(|line| line.lease == lease) {
+            self.line_ended = Some((line, None));
+        }
         self.tell_controller(record::DROPPED, 0, lease, 0)
     }
 
@@ -86,7 +89,11 @@ impl Session {
         } else if let Some(arena) = &self.memory.arena {
             arena.borrow_mut().reclaim(gone);
         }
+        if let Some(line) = self.calling_line.take_if(|line| line.peer == gone) {
+            self.line_ended = Some((line, Some(how.to_owned())));
+        }
         self.serving.take_if(|serving| serving.caller == gone);
+        self.serving_line.take_if(|line| line.peer == gone);
         if let (Some(peer), Channel::Ring { .. }) = (self.peers[gone.index()].take(), &self.channel) {
             drop(peer);
         }
@@ -112,6 +119,10 @@ impl Session {
             }
             Origin::Ring(caller) | Origin::Exchange(caller) => {
                 self.serving.as_ref().is_none_or(|serving| serving.caller != caller)
+            }
+            Origin::Queue(caller) => {
+                self.look_at_queue().unwrap_or_else(|Fatal(text)| die(&text));
+                self.serving_line.as_ref().is_none_or(|line| line.peer != caller)
             }
         }
     }

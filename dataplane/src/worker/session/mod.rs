@@ -7,6 +7,7 @@
 
 mod calling;
 mod endings;
+mod line;
 mod payloads;
 mod serving;
 
@@ -23,11 +24,13 @@ use praas_shm::{
 };
 use praas_transport::queue::{Buffer, Message, Receiver, Sender};
 
+use self::line::{End, Line, Waited};
 use crate::clock::now_ns;
 use crate::error::InvokeError;
 use crate::payload::{BlockKey, Bytes, Giver, Held, Input, Loan, Memory, Payload, Place, Reply, Store};
 use crate::placement::Patience;
 use crate::wire::{Code, ToWorker, WorkerWelcome, record};
+use crate::worker::Lease;
 
 /// Nested calls that one function may have open.
 pub(crate) const NESTED_MAX: usize = 1024;
@@ -120,6 +123,17 @@ pub(crate) enum Origin {
     Controller,
     Ring(ParticipantId),
     Exchange(ParticipantId),
+    Queue(ParticipantId),
+}
+
+impl Origin {
+    /// Who waits for the answer.
+    pub(crate) fn participant(self) -> ParticipantId {
+        match self {
+            Origin::Controller => ParticipantId::CONTROLLER,
+            Origin::Ring(caller) | Origin::Exchange(caller) | Origin::Queue(caller) => caller,
+        }
+    }
 }
 
 /// A request for one of our functions, as it arrived.
@@ -303,6 +317,10 @@ pub(crate) struct Session {
     calling: Option<Calling>,
     serving: Option<Serving>,
     parted: Option<Parted>,
+    /// Queue channel: the leases we hold and serve, and the one that ended last with what its callee died of.
+    calling_line: Option<Line>,
+    serving_line: Option<Line>,
+    line_ended: Option<(Line, Option<String>)>,
     nested: Nested,
     /// Other people's blocks that we passed on and are not back.
     passed: Vec<Held>,
@@ -351,6 +369,9 @@ impl Session {
             calling: None,
             serving: None,
             parted: None,
+            calling_line: None,
+            serving_line: None,
+            line_ended: None,
             nested: Nested::default(),
             passed: Vec::new(),
             inbox: VecDeque::new(),
@@ -364,8 +385,11 @@ impl Session {
         })
     }
 
-    pub(crate) fn leased(&self) -> Option<(ParticipantId, bool)> {
-        self.calling.as_ref().map(|calling| (calling.callee, self.exchange_wanted))
+    /// Who serves us, and how the next call would travel there.
+    pub(crate) fn leased(&self) -> Option<(ParticipantId, Lease)> {
+        let way = if self.exchange_wanted { Lease::Exchange } else { Lease::Ring };
+        let direct = self.calling.as_ref().map(|calling| (calling.callee, way));
+        direct.or_else(|| self.calling_line.as_ref().map(|line| (line.peer, Lease::Queue)))
     }
 
     pub(crate) fn prefer_exchange(&mut self, wanted: bool) {
@@ -596,6 +620,19 @@ impl Session {
                 let segment = super::attach(&self.welcome, number, incarnation, fd()?)?;
                 let peer = Peer { incarnation, segment, eventfd: Some(fd()?), link: None };
                 self.peers[usize::from(number)] = Some(peer);
+            }
+            ToWorker::Lease { lease, callee, patience } if matches!(self.channel, Channel::Queue { .. }) => {
+                let callee = participant(u16::from(callee))?;
+                let (to, from) = (fd()?, fd()?);
+                let line = Line::new(lease, callee, patience, to, from, self.welcome.payload_bytes_max)?;
+                self.calling_line = Some(line);
+                self.tell_controller(record::TAKEN, 0, lease, 0)?;
+            }
+            ToWorker::Serve { lease, caller, patience, .. } if matches!(self.channel, Channel::Queue { .. }) => {
+                let caller = participant(u16::from(caller))?;
+                let (from, to) = (fd()?, fd()?);
+                let line = Line::new(lease, caller, patience, to, from, self.welcome.payload_bytes_max)?;
+                self.serving_line = Some(line);
             }
             ToWorker::Lease { lease, callee, patience } => {
                 let callee = participant(u16::from(callee))?;

@@ -7,12 +7,19 @@ impl Session {
     // The request is an out parameter, so that it is written once, to where the function reads it.
     #[inline(always)]
     pub(crate) fn next_request(&mut self, incoming: &mut Incoming) -> Result<bool, Fatal> {
+        let mut waited = Waited::default();
         loop {
             if self.serving.is_some() && self.poll_caller(incoming)? {
                 return Ok(true);
             }
             if let Some(next) = self.next_from_controller()? {
                 return Ok(next.map(|next| *incoming = next).is_some());
+            }
+            if self.serving_line.is_some() {
+                if self.await_line(End::Serving, &mut waited, u64::MAX)? && self.next_from_line(incoming)? {
+                    return Ok(true);
+                }
+                continue;
             }
             let patience = self.serving.as_ref().map_or(self.welcome.patience, |serving| serving.patience);
             if patience.spin_ns > 0 && self.watch_caller() {
@@ -24,6 +31,7 @@ impl Session {
                     .as_ref()
                     .is_some_and(|serving| serving.exchange.ready() || session.ring_ready(serving.caller))
                     || session.controller_ready()
+                    || session.serving_line.is_some()
                     || !session.inbox.is_empty()
                     || session.shutdown
             })?;
@@ -89,10 +97,7 @@ impl Session {
     pub(crate) fn open(&mut self, incoming: &mut Incoming) -> Result<Option<(Input, Option<BlockKey>)>, Fatal> {
         let (request, heap) = (&incoming.request, incoming.heap.take());
         let is_args = request.kind() & record::ARGS != 0;
-        let from = match incoming.origin {
-            Origin::Controller => ParticipantId::CONTROLLER,
-            Origin::Ring(caller) | Origin::Exchange(caller) => caller,
-        };
+        let from = incoming.origin.participant();
         match (self.receive(request.body(), self.giver(from), heap), incoming.origin) {
             (Ok((bytes, block)), _) => {
                 self.memory.serve(block);
@@ -100,6 +105,11 @@ impl Session {
             }
             (Err(fatal), Origin::Controller) => Err(fatal),
             (Err(_), Origin::Ring(caller) | Origin::Exchange(caller)) => self.distrust(caller).map(|()| None),
+            (Err(_), Origin::Queue(_)) => {
+                // A block, in a channel that has none: answered by nobody, and its caller finds out at its deadline.
+                self.serving_line = None;
+                Ok(None)
+            }
         }
     }
 
@@ -127,6 +137,7 @@ impl Session {
             link.close(lease, head);
             link.bell.ring();
         }
+        self.serving_line.take_if(|line| line.lease == lease);
         self.return_blocks()?;
         self.tell_controller(record::CLOSED, 0, lease, 0)
     }
@@ -151,10 +162,7 @@ impl Session {
         status: i32,
         payload: Payload<'_>,
     ) -> Result<(), Fatal> {
-        let to = match origin {
-            Origin::Controller => ParticipantId::CONTROLLER,
-            Origin::Ring(caller) | Origin::Exchange(caller) => caller,
-        };
+        let to = origin.participant();
         let bytes = match payload.bytes {
             // A third party's block: the far end of a lease may not know that third party, so it gets a copy.
             Bytes { place: Place::Held(held), .. } if to != ParticipantId::CONTROLLER && Some(key(&held)) != block => {
@@ -181,11 +189,14 @@ impl Session {
         let kind = record::REPLY | keeps | if payload.is_args { record::ARGS } else { 0 };
         let aux = u64::from(status.cast_unsigned());
         let reply = Descriptor::new(kind, code as u16, call, aux, body);
-        if origin == Origin::Controller {
-            return self.send_controller(&reply, heap);
+        match origin {
+            Origin::Controller => self.send_controller(&reply, heap),
+            Origin::Queue(_) => self.reply_on_line(&reply, heap),
+            Origin::Ring(_) | Origin::Exchange(_) => {
+                self.reply_leased(origin, &reply);
+                Ok(())
+            }
         }
-        self.reply_leased(origin, &reply);
-        Ok(())
     }
 
     /// Answers under a lease. Without the lease nobody waits for the answer any more.
