@@ -333,7 +333,7 @@ impl Reply {
     /// The caller's own memory back, when the called function answered with its input (an echo).
     ///
     /// # Errors
-    /// The reply itself, when its bytes are somebody else's.
+    /// The reply itself, when its bytes are somebody else's, or when there are none (queue channel).
     pub fn into_loan(self) -> Result<Loan, Reply> {
         match self.bytes {
             Bytes { place: Place::Own(loan), .. } => Ok(loan),
