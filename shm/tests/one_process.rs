@@ -167,6 +167,49 @@ fn a_sleeper_is_woken_once_per_sleep() {
     assert!(before.elapsed() >= Duration::from_millis(20), "an old ring does not wake a new sleep");
 }
 
+/// The ringer has no fence; the sleeper's system call stands in for it. Missed once, a message would wait for the bound.
+#[test]
+fn a_sleeper_that_raises_the_barrier_misses_no_unfenced_ring() {
+    const ROUNDS: u64 = 20_000;
+    if !praas_shm::has_barriers() {
+        println!("skipped: needs membarrier(2) with GLOBAL_EXPEDITED");
+        return;
+    }
+    praas_shm::join_barriers().unwrap();
+    let (a, b) = (Side::new(0), Side::new(1));
+    let doorbell = b.own.doorbell(b.bell.try_clone().unwrap());
+    let (mut to_b, mut to_a) = (a.link(&b), b.link(&a));
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            for round in 0..ROUNDS {
+                // Every distance between the two ends' steps, from none to longer than a whole lying down.
+                for _ in 0..round % 401 {
+                    std::hint::spin_loop();
+                }
+                to_b.producer.try_send(&Descriptor::bare(1, 0, round, 0)).unwrap();
+                to_b.bell.ring_unfenced();
+                while to_b.consumer.poll().unwrap().is_none() {
+                    std::hint::spin_loop();
+                }
+            }
+        });
+        for round in 0..ROUNDS {
+            let received = loop {
+                doorbell.arm_for_unfenced().unwrap();
+                if let Some(received) = to_a.consumer.poll().unwrap() {
+                    doorbell.disarm();
+                    break received;
+                }
+                let before = std::time::Instant::now();
+                doorbell.sleep(Some(Duration::from_secs(5))).unwrap();
+                assert!(before.elapsed() < Duration::from_secs(5), "round {round}: rung by nobody");
+            };
+            assert_eq!(received.id(), round);
+            to_a.producer.try_send(&received).unwrap();
+        }
+    });
+}
+
 /// A descriptor as it stands in the file, for someone who reads the segment without this crate.
 #[test]
 fn the_segment_has_the_documented_bytes() {
