@@ -45,7 +45,7 @@ impl Process {
                 Action::Open { lease, caller, callee, position } => self.open(lease, caller, callee, position),
                 Action::Revoke { lease, callee } => self.tell(callee, record::REVOKE, 0, lease, 0),
                 Action::End { lease, caller } => {
-                    self.clients.leases.remove(&lease);
+                    self.pages.remove(&lease);
                     self.tell(caller, record::ENDED, 0, lease, 0);
                 }
             }
@@ -194,11 +194,11 @@ impl Process {
         self.introduce(caller, ParticipantId::new(callee).expect("workers have participant numbers"));
         let patience = self.lease_patience(caller, callee);
         self.notify(caller, &ToWorker::Lease { lease, callee, patience }, &[page.as_fd()]);
-        self.clients.leases.insert(lease, page);
+        self.pages.insert(lease, page);
     }
 
     pub(super) fn open(&mut self, lease: u64, caller: WorkerId, callee: WorkerId, position: u64) {
-        let Some(page) = self.clients.leases.remove(&lease) else { return };
+        let Some(page) = self.pages.remove(&lease) else { return };
         self.introduce(callee, ParticipantId::new(caller).expect("workers have participant numbers"));
         let patience = self.lease_patience(callee, caller);
         self.notify(callee, &ToWorker::Serve { lease, caller, position, patience }, &[page.as_fd()]);

@@ -91,6 +91,8 @@ pub struct Process {
     shared: Option<Shared>,
     /// Blocks of workers that we lent on to another: whom to tell when that one is done.
     lent_on: HashMap<BlockKey, (Foreign, WorkerId)>,
+    /// Exchange pages of leases between `Grant` and `Open`.
+    pages: HashMap<u64, OwnedFd>,
     clients: Clients,
     signals: std::os::unix::net::UnixStream,
     drain_until_ns: Option<u64>,
@@ -171,6 +173,7 @@ impl Process {
             store: Store { arena },
             shared,
             lent_on: HashMap::new(),
+            pages: HashMap::new(),
             clients,
             signals,
             drain_until_ns: None,
@@ -386,10 +389,6 @@ impl Process {
 
 fn owner_died() -> CallError {
     CallError::new(Code::WorkerLost, "the worker that owned the bytes died before they were handed on")
-}
-
-fn functions_missing(controller: &Controller<Payload>, announced: bool) -> bool {
-    !announced && controller.functions().is_empty()
 }
 
 fn spread(outcome: Outcome<Payload>) -> (Code, i32, Payload) {

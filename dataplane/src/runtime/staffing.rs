@@ -111,7 +111,8 @@ impl Process {
                 Ok(FromWorker::Ready { version, functions }) => self.register(now, worker, version, &functions),
                 Err(_) => self.condemn(worker, Cause::Violation("a malformed control message")),
             }
-            if functions_missing(&self.controller, self.announced)
+            if !self.announced
+                && self.controller.functions().is_empty()
                 && self.start_error.is_none()
                 && self.controller.ready_count() > 0
             {
