@@ -260,8 +260,28 @@ impl<P> Controller<P> {
         }
     }
 
+    /// The deadline of the invocation a worker serves: its nested calls end with it, whatever it asks for. One that
+    /// serves nothing we know of gets what a client gets that names no deadline.
+    fn served_until(&self, now_ns: u64, worker: WorkerId) -> u64 {
+        let (mut serving, by_default) = (worker, now_ns.saturating_add(self.bounds.deadline_ns));
+        // Under a lease it works for its caller. Workers that lie may lease each other in a circle.
+        for _ in 0..self.staff.places() {
+            match self.staff.state(serving) {
+                State::Running { call } => {
+                    return self.calls.get(place(call)).map_or(by_default, |call| call.deadline_ns);
+                }
+                State::Serving { lease } => match self.leases.get(&lease) {
+                    Some(lease) => serving = lease.caller,
+                    None => break,
+                },
+                _ => break,
+            }
+        }
+        by_default
+    }
+
     fn admit(&self, now_ns: u64, from: Caller, function: u16, deadline_ns: u64) -> Result<(), CallError> {
-        let refuse = |code, text: String| Err(CallError { code, status: 0, text });
+        let refuse = |code, text: String| Err(CallError::new(code, text));
         if let Caller::Client { connection, .. } = from {
             if self.draining {
                 return refuse(Code::Draining, "the process is stopping".into());
