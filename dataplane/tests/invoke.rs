@@ -332,6 +332,19 @@ fn r1_many_clients_at_once_each_get_their_own() {
     });
 }
 
+/// The answer of a function that failed and kept its input said through the controller that the input was free. Its
+/// caller wrote over it while the function still read it.
+#[test]
+fn a_function_that_fails_may_keep_its_input_and_its_caller_gets_the_block_back_later() {
+    on_both_channels(|ipc| {
+        for leases in ["true", "false"] {
+            // Room for eighty such blocks: one lost in each round would not last.
+            let (_process, mut client) = start_workers(ipc, 2, &["--leases", leases, "--arena-bytes", "8388608"]);
+            assert_eq!(&*client.invoke("lend", b"200").unwrap(), b"", "{ipc}, leases {leases}");
+        }
+    });
+}
+
 #[test]
 fn r1_a_thousand_calls_in_flight_on_one_connection_and_one_more_is_busy() {
     on_both_channels(|ipc| {

@@ -48,11 +48,13 @@ pub(crate) struct CallError {
     /// Negative status of a function that failed; 0 for every other code.
     pub(crate) status: i32,
     pub(crate) text: String,
+    /// The function that failed still reads its input: the caller's block stays lent.
+    pub(crate) keeps: bool,
 }
 
 impl CallError {
     pub(crate) fn new(code: Code, text: impl Into<String>) -> Self {
-        CallError { code, status: 0, text: text.into() }
+        CallError { code, status: 0, text: text.into(), keeps: false }
     }
 }
 
@@ -228,10 +230,13 @@ impl<P> Controller<P> {
 
     /// A call arrives. It ends in exactly one answer, unless its caller goes away first.
     pub(crate) fn request(&mut self, now_ns: u64, request: Request<P>) {
-        let Request { from, function, deadline_ns, idempotent, payload } = request;
+        let Request { from, function, mut deadline_ns, idempotent, payload } = request;
         match from {
             Caller::Client { connection, .. } => *self.connections.entry(connection).or_default() += 1,
-            Caller::Worker { worker, .. } => self.staff.nested_began(worker),
+            Caller::Worker { worker, .. } => {
+                self.staff.nested_began(worker);
+                deadline_ns = deadline_ns.min(self.served_until(now_ns, worker));
+            }
         }
         if let Err(error) = self.admit(now_ns, from, function, deadline_ns) {
             self.actions.push_back(Action::Discard(payload));

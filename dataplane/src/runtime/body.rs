@@ -12,7 +12,7 @@ pub(crate) struct Payload {
     pub(crate) bytes: Bytes,
     /// Several arguments in one payload.
     pub(crate) is_args: bool,
-    /// An output whose function still reads its input: the caller's block stays lent.
+    /// An output, or an error's text, whose function still reads its input: the caller's block stays lent.
     pub(crate) keeps: bool,
 }
 

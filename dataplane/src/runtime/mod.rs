@@ -394,8 +394,8 @@ fn owner_died() -> CallError {
 fn spread(outcome: Outcome<Payload>) -> (Code, i32, Payload) {
     match outcome {
         Outcome::Done { status, payload } => (Code::Ok, status, payload),
-        Outcome::Failed(CallError { code, status, text }) => {
-            (code, status, Payload { bytes: Bytes::Text(text), is_args: false, keeps: false })
+        Outcome::Failed(CallError { code, status, text, keeps }) => {
+            (code, status, Payload { bytes: Bytes::Text(text), is_args: false, keeps })
         }
     }
 }

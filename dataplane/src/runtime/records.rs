@@ -204,14 +204,14 @@ impl Process {
         #[expect(clippy::cast_possible_truncation, reason = "a status is the low half")]
         let status = (reply.aux() as u32).cast_signed();
         let outcome = match bytes {
-            None => Outcome::Failed(owner_died()),
+            None => Outcome::Failed(CallError { keeps, ..owner_died() }),
             Some(bytes) if code == Code::Ok => {
                 Outcome::Done { status, payload: Payload { bytes, is_args: reply.kind() & record::ARGS != 0, keeps } }
             }
             Some(bytes) => {
                 let text = String::from_utf8_lossy(bytes.as_ref()).into_owned();
                 self.release(bytes);
-                Outcome::Failed(CallError { code, status, text })
+                Outcome::Failed(CallError { code, status, text, keeps })
             }
         };
         match self.controller.reply(now, worker, reply.id(), outcome) {
