@@ -63,6 +63,8 @@ fn bad_command_lines_get_one_line_and_the_right_exit_code() {
         ("--arena-bytes", "1000"),
         ("--deadline-ms", "0"),
         ("--queue-max", "0"),
+        ("--connection-calls-max", "0"),
+        ("--connections-max", "65537"),
         ("--start-ms", "0"),
         ("--process", "a/b"),
     ] {
@@ -226,10 +228,7 @@ fn p2_a_payload_over_the_limit_is_refused_and_the_connection_goes_on() {
 
 #[test]
 fn n2_silent_and_slow_strangers_do_not_keep_others_out() {
-    let config = std::env::temp_dir().join(format!("praas-n2-{}.toml", std::process::id()));
-    std::fs::write(&config, "connections_max = 16\n").unwrap();
-    let (process, mut client) = start_workers(Ipc::Ring, 1, &["--config", &config.display().to_string()]);
-    std::fs::remove_file(&config).unwrap();
+    let (process, mut client) = start_workers(Ipc::Ring, 1, &["--connections-max", "16"]);
     let hello = Header { kind: frame::HELLO, aux: u64::from(PROTOCOL_VERSION), ..Header::default() }.encode();
     // Silent ones, and ones that send a byte now and then: more than there are places.
     let mut silent: Vec<Raw> = (0..20).map(|_| Raw::connect(process.addr())).collect();
@@ -284,6 +283,28 @@ fn a8_connections_over_the_limit_are_closed_and_there_is_room_again_later() {
     }
     drop(client);
     wait_until("there is room", PATIENCE, || Client::connect(process.addr(), &ClientConfig::default()).is_ok());
+}
+
+#[test]
+fn a8_calls_of_a_connection_over_the_limit_are_busy_and_there_is_room_again_later() {
+    let (process, mut client) = start_workers(Ipc::Ring, 1, &["--connection-calls-max", "3"]);
+    client.submit("sleep", b"30000").unwrap();
+    let mut raw = Raw::greet(process.addr());
+    // A client that does not look at what its welcome allows.
+    for call in 0..4 {
+        raw.send(&Header { kind: frame::REQUEST, call, payload_bytes: 2, ..Header::default() }, b"ok");
+    }
+    let (header, text) = raw.receive();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    assert_eq!((header.call, header.flags), (3, 4), "Busy is code 4: {text}");
+    assert!(text.contains("3 calls"), "{text}");
+    drop(client);
+    for call in 0..3 {
+        let (header, bytes) = raw.receive();
+        assert_eq!((header.call, header.flags, &*bytes), (call, 0, &b"ok"[..]));
+    }
+    raw.send(&Header { kind: frame::REQUEST, call: 4, payload_bytes: 2, ..Header::default() }, b"ok");
+    assert_eq!(raw.receive().0.flags, 0, "room again");
 }
 
 #[test]
