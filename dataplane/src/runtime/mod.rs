@@ -123,12 +123,14 @@ impl Process {
     /// The configuration's, the address's, the system's.
     pub fn new(mut config: ProcessConfig) -> Result<Process, ProcessError> {
         config.validate()?;
+        let allowed_cpus = child::allowed_cpus();
+        config.validate_cores(&allowed_cpus)?;
         let mut process_id = [0; 16];
         getrandom::fill(&mut process_id).map_err(|e| system("no random numbers")(std::io::Error::other(e)))?;
         if config.process.is_empty() {
             config.process = process_id[..4].iter().map(|byte| format!("{byte:02x}")).collect();
         }
-        let placement = Placement::new(&config.pin, config.wait, &child::allowed_cpus(), quota_cores());
+        let placement = Placement::new(&config.pin, config.wait, &allowed_cpus, quota_cores());
         if let Some(core) = placement.controller() {
             child::pin_current(&[core]).map_err(system("cannot pin the controller; check --pin"))?;
         }
