@@ -133,7 +133,8 @@ pub struct ProcessConfig {
     pub leases: bool,
     /// Largest input or output of a call, bytes, up to 1 GiB. Default 64 MiB.
     pub payload_bytes_max: u64,
-    /// Payload memory of each participant, bytes, a multiple of 2 MiB; touched only as used. Default 256 MiB.
+    /// Payload memory of each participant, bytes, a multiple of 2 MiB; touched only as used. With queues it bounds what
+    /// payloads take of the controller's heap. Default 256 MiB.
     pub arena_bytes: u64,
     /// Deadline of a call that names none, ms. Default 60 000.
     pub deadline_ms: u64,

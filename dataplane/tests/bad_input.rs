@@ -422,6 +422,52 @@ fn x1_full_payload_memory_is_an_error_and_the_next_call_works() {
     }
 }
 
+/// Through queues payloads lie on the heap, which had no bound in bytes: some thousands of calls times the largest payload.
+#[test]
+fn g8_x1_payloads_through_queues_have_no_more_of_the_heap_than_rings_have_of_the_arena() {
+    let _queues = support::queues();
+    let (process, mut client) = start_workers(Ipc::Queue, 2, &["--arena-bytes", "8388608"]);
+    let refused =
+        |error: &InvokeError, bytes: &str| matches!(error, InvokeError::NoSpace { text } if text.contains(bytes));
+    for round in 0..3 {
+        // More than all there is: from a client, from a function to a client, from a function to a function and back.
+        for (function, input, bytes) in [
+            ("echo", content(1, 9_000_000), "9000000"),
+            ("large", b"9000000".to_vec(), "9000000"),
+            ("relay", b"large 9000000".to_vec(), "9000000"),
+            ("nested", b"echo 1 exchange 9000000".to_vec(), "9000000"),
+        ] {
+            let error = client.invoke(function, input).unwrap_err();
+            let text = error.to_string();
+            let nested = matches!(&error, InvokeError::Failed { text, .. } if text.contains("no payload memory"));
+            assert!((refused(&error, bytes) || nested) && text.contains(bytes), "{function}: {text}");
+        }
+        // Inputs that wait for a worker: two of three million bytes each fit.
+        let slow: Vec<_> = (0..2).map(|_| client.submit("sleep", b"300").unwrap()).collect();
+        let calls: Vec<_> = (0..6).map(|call| client.submit("echo", content(call, 3_000_000)).unwrap()).collect();
+        let ended: Vec<_> = calls.into_iter().map(|call| client.wait(call)).collect();
+        let echoed = (0..).zip(&ended).filter(|(call, ended)| match ended {
+            Ok(reply) => **reply == *content(*call, 3_000_000),
+            Err(error) => !refused(error, "3000000"),
+        });
+        let (echoed, all) = (echoed.count(), ended.len());
+        assert!(echoed >= 2 && echoed < all, "round {round}: {echoed} of {all} echoed or failed otherwise");
+        for call in slow {
+            client.wait(call).unwrap();
+        }
+    }
+    // Outputs that a client does not read.
+    let mut deaf = Raw::greet(process.addr());
+    for call in 0..20 {
+        let request = Header { kind: frame::REQUEST, call, payload_bytes: 3_000_000, ..Header::default() };
+        deaf.send(&request, &content(call, 3_000_000));
+    }
+    wait_until("there is no room", PATIENCE, || client.invoke("large", b"8000000").is_err());
+    let codes: Vec<_> = (0..20).map(|_| deaf.receive().0.flags).collect();
+    assert!(codes.contains(&0) && codes.contains(&6) && codes.iter().all(|code| [0, 6].contains(code)), "{codes:?}");
+    wait_until("there is room again", PATIENCE, || client.invoke("large", b"8000000").is_ok());
+}
+
 #[test]
 fn x3_few_descriptors_shed_connections_without_spinning_and_recover() {
     let wrapper = std::env::temp_dir().join(format!("praas-x3-{}.sh", std::process::id()));

@@ -66,7 +66,7 @@ struct Arguments {
     /// Largest input or output, bytes [default: 67108864]
     #[arg(long, value_name = "BYTES")]
     payload_bytes_max: Option<u64>,
-    /// Payload memory of each participant, bytes, touched only as used [default: 268435456]
+    /// Payload memory of each participant (with mq: of the controller), bytes, touched only as used [default: 268435456]
     #[arg(long, value_name = "BYTES")]
     arena_bytes: Option<u64>,
     /// Deadline of calls that name none, ms [default: 60000]

@@ -128,7 +128,7 @@ impl Process {
             Bytes::Text(text) => match (Inline::new(text.as_bytes()), self.store.arena.is_some()) {
                 (Some(inline), _) => Body::Inline(inline),
                 (None, false) => {
-                    heap = Some(Buffer::from(text.as_bytes()));
+                    heap = Some(self.store.heap.count(Buffer::from(text.as_bytes())));
                     Body::Inline(Inline::empty())
                 }
                 (None, true) => self.lend_text(&text, me),

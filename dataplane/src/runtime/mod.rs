@@ -37,7 +37,7 @@ use crate::controller::{
 use crate::payload::BlockKey;
 use crate::placement::{Patience, Placement, quota_cores};
 use crate::wire::{self, Code, FromWorker, PROTOCOL_VERSION, ToWorker, WorkerWelcome, record};
-use body::{Bytes, Foreign, Payload, Store};
+use body::{Bytes, Foreign, Heap, Payload, Quota, Store};
 use clients::Clients;
 pub use error::ProcessError;
 use error::system;
@@ -172,7 +172,7 @@ impl Process {
             seats: (0..praas_shm::PARTICIPANTS_MAX).map(|_| None).collect(),
             seated: Vec::new(),
             incarnations: incarnation,
-            store: Store { arena },
+            store: Store { arena, heap: Quota::new(config.arena_bytes) },
             shared,
             lent_on: HashMap::new(),
             pages: HashMap::new(),
@@ -391,6 +391,13 @@ impl Process {
 
 fn owner_died() -> CallError {
     CallError::new(Code::WorkerLost, "the worker that owned the bytes died before they were handed on")
+}
+
+/// A payload of a worker's that there is no room for (queue channel).
+fn no_space(bytes: &Bytes, quota: &Quota) -> CallError {
+    let (bytes, max) = (bytes.as_ref().len(), quota.bytes_max());
+    let text = format!("{bytes} bytes do not fit what is free of the {max} bytes of heap that payloads may take");
+    CallError::new(Code::NoSpace, text)
 }
 
 fn spread(outcome: Outcome<Payload>) -> (Code, i32, Payload) {

@@ -240,7 +240,7 @@ impl Process {
             seat::Request::Inline(inline) => Bytes::Inline(inline),
             seat::Request::Lent(block) => Bytes::Own(self.store.arena.as_mut()?.take_back(worker, &block).ok()?),
             seat::Request::Foreign(foreign) => Bytes::Foreign(foreign),
-            seat::Request::Heap(buffer) => Bytes::Heap(buffer?),
+            seat::Request::Heap(buffer) => Bytes::Heap(self.store.heap.count(buffer?)),
         };
         Some(Payload { bytes, is_args: given.is_args, keeps: false })
     }
