@@ -2,7 +2,6 @@
 //!
 //! [`probe`] collects [`facts`], [`judge`] decides, [`report`] prints. Only [`trial`] contains unsafe code.
 
-mod cgroup;
 pub mod facts;
 mod judge;
 mod probe;

@@ -601,7 +601,12 @@ impl Client {
                 return None;
             }
             if self.config.wait != WaitMode::Latency {
-                self.sleep(Duration::from_millis(50));
+                let bounds_ns = self.open.values().filter_map(|open| match open {
+                    Open::Waiting { deadline_ns } => Some(*deadline_ns),
+                    Open::Done(_) => None,
+                });
+                let first_ns = bounds_ns.min().expect("nothing is done, so all that is open waits");
+                self.sleep(Duration::from_nanos(first_ns.saturating_sub(now_ns())));
             }
         }
     }

@@ -133,7 +133,8 @@ pub struct ProcessConfig {
     pub leases: bool,
     /// Largest input or output of a call, bytes, up to 1 GiB. Default 64 MiB.
     pub payload_bytes_max: u64,
-    /// Payload memory of each participant, bytes, a multiple of 2 MiB; touched only as used. Default 256 MiB.
+    /// Payload memory of each participant, bytes, a multiple of 2 MiB; touched only as used. With queues it bounds what
+    /// payloads take of the controller's heap. Default 256 MiB.
     pub arena_bytes: u64,
     /// Deadline of a call that names none, ms. Default 60 000.
     pub deadline_ms: u64,
@@ -207,6 +208,16 @@ pub enum ConfigError {
         value: String,
         /// What it may be.
         range: &'static str,
+    },
+    /// A core to pin to is none that we may run on.
+    #[error("pin = {pin}: core {core} is not allowed here; allowed are {allowed}; check --pin")]
+    Core {
+        /// As configured.
+        pin: Pin,
+        /// The first core that is not allowed.
+        core: usize,
+        /// Those that are.
+        allowed: String,
     },
     /// No worker program was named.
     #[error("no worker program: name one with --worker PROGRAM or `worker = [\"PROGRAM\"]`")]
@@ -292,6 +303,21 @@ impl ProcessConfig {
             range((1..=600_000).contains(&value), field, value.to_string(), "1 ms to 10 minutes")?;
         }
         Ok(())
+    }
+
+    /// Checks the cores of `pin` against those we may run on (`sched_getaffinity`), in ascending order.
+    ///
+    /// # Errors
+    /// The first core that is not among them.
+    pub fn validate_cores(&self, allowed: &[usize]) -> Result<(), ConfigError> {
+        let Pin::Cores(cores) = &self.pin else { return Ok(()) };
+        match cores.iter().find(|core| !allowed.contains(core)) {
+            None => Ok(()),
+            Some(&core) => {
+                let allowed: Vec<String> = allowed.iter().map(usize::to_string).collect();
+                Err(ConfigError::Core { pin: self.pin.clone(), core, allowed: allowed.join(", ") })
+            }
+        }
     }
 }
 

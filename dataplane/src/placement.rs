@@ -4,10 +4,12 @@
 //! on the same core in 2.5-4 us, a sleeping one on another, halted core in 85-100 us, and two spinners that share a
 //! core in 8 ms. So nobody spins for a peer on its own core, and those that cannot have a core each sleep.
 
+use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup;
 use crate::config::{Pin, WaitMode};
 
 /// How one participant waits for one peer: polls without pause for `spin`, then polls and yields up to `linger`, then sleeps.
@@ -113,23 +115,12 @@ impl Placement {
     }
 }
 
-/// Cores that the cgroup's CPU quota is worth, rounded up; `usize::MAX` without one.
+/// Cores that the CPU quota of our control groups is worth, rounded up; `usize::MAX` without one.
 #[must_use]
 pub fn quota_cores() -> usize {
-    let v2 = std::fs::read_to_string("/sys/fs/cgroup/cpu.max").ok().and_then(|text| {
-        let mut words = text.split_whitespace();
-        Some((words.next()?.parse::<u64>().ok()?, words.next()?.parse::<u64>().ok()?))
-    });
-    let v1 = || {
-        let read = |name: &str| {
-            let text = std::fs::read_to_string(format!("/sys/fs/cgroup/cpu/cpu.cfs_{name}_us")).ok()?;
-            text.trim().parse::<u64>().ok()
-        };
-        Some((read("quota")?, read("period")?))
-    };
-    match v2.or_else(v1) {
-        Some((quota, period)) if period > 0 => usize::try_from(quota.div_ceil(period)).unwrap_or(usize::MAX),
-        _ => usize::MAX,
+    match cgroup::tightest(Path::new("/"), cgroup::CPU_MILLICORES) {
+        Some(millicores) => usize::try_from(millicores.div_ceil(1000)).unwrap_or(usize::MAX),
+        None => usize::MAX,
     }
 }
 

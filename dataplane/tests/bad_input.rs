@@ -63,12 +63,19 @@ fn bad_command_lines_get_one_line_and_the_right_exit_code() {
         ("--arena-bytes", "1000"),
         ("--deadline-ms", "0"),
         ("--queue-max", "0"),
+        ("--connection-calls-max", "0"),
+        ("--connections-max", "65537"),
         ("--start-ms", "0"),
         ("--process", "a/b"),
     ] {
         refused(&["--worker", &worker, flag, value], 2, &[value]);
     }
-    refused(&["--worker", &worker, "--pin", "4096"], 6, &["--pin"]);
+    // One of a worker was found out when the worker was started, and the blame was its program's.
+    let allowed = praas_shm::child::allowed_cpus();
+    let listed: Vec<String> = allowed.iter().map(usize::to_string).collect();
+    for cores in ["4096".to_owned(), format!("{},4097", allowed[0])] {
+        refused(&["--worker", &worker, "--pin", &cores], 2, &["409", "--pin", &listed.join(", ")]);
+    }
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     refused(&["--worker", &worker, "--listen", &address], 5, &[&address, "--listen"]);
@@ -226,10 +233,7 @@ fn p2_a_payload_over_the_limit_is_refused_and_the_connection_goes_on() {
 
 #[test]
 fn n2_silent_and_slow_strangers_do_not_keep_others_out() {
-    let config = std::env::temp_dir().join(format!("praas-n2-{}.toml", std::process::id()));
-    std::fs::write(&config, "connections_max = 16\n").unwrap();
-    let (process, mut client) = start_workers(Ipc::Ring, 1, &["--config", &config.display().to_string()]);
-    std::fs::remove_file(&config).unwrap();
+    let (process, mut client) = start_workers(Ipc::Ring, 1, &["--connections-max", "16"]);
     let hello = Header { kind: frame::HELLO, aux: u64::from(PROTOCOL_VERSION), ..Header::default() }.encode();
     // Silent ones, and ones that send a byte now and then: more than there are places.
     let mut silent: Vec<Raw> = (0..20).map(|_| Raw::connect(process.addr())).collect();
@@ -284,6 +288,28 @@ fn a8_connections_over_the_limit_are_closed_and_there_is_room_again_later() {
     }
     drop(client);
     wait_until("there is room", PATIENCE, || Client::connect(process.addr(), &ClientConfig::default()).is_ok());
+}
+
+#[test]
+fn a8_calls_of_a_connection_over_the_limit_are_busy_and_there_is_room_again_later() {
+    let (process, mut client) = start_workers(Ipc::Ring, 1, &["--connection-calls-max", "3"]);
+    client.submit("sleep", b"30000").unwrap();
+    let mut raw = Raw::greet(process.addr());
+    // A client that does not look at what its welcome allows.
+    for call in 0..4 {
+        raw.send(&Header { kind: frame::REQUEST, call, payload_bytes: 2, ..Header::default() }, b"ok");
+    }
+    let (header, text) = raw.receive();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    assert_eq!((header.call, header.flags), (3, 4), "Busy is code 4: {text}");
+    assert!(text.contains("3 calls"), "{text}");
+    drop(client);
+    for call in 0..3 {
+        let (header, bytes) = raw.receive();
+        assert_eq!((header.call, header.flags, &*bytes), (call, 0, &b"ok"[..]));
+    }
+    raw.send(&Header { kind: frame::REQUEST, call: 4, payload_bytes: 2, ..Header::default() }, b"ok");
+    assert_eq!(raw.receive().0.flags, 0, "room again");
 }
 
 #[test]
@@ -394,6 +420,52 @@ fn x1_full_payload_memory_is_an_error_and_the_next_call_works() {
         assert!(*client.invoke("echo", input.clone()).unwrap() == *input);
         client.invoke("nested", b"echo 20 exchange 2000000").unwrap();
     }
+}
+
+/// Through queues payloads lie on the heap, which had no bound in bytes: some thousands of calls times the largest payload.
+#[test]
+fn g8_x1_payloads_through_queues_have_no_more_of_the_heap_than_rings_have_of_the_arena() {
+    let _queues = support::queues();
+    let (process, mut client) = start_workers(Ipc::Queue, 2, &["--arena-bytes", "8388608"]);
+    let refused =
+        |error: &InvokeError, bytes: &str| matches!(error, InvokeError::NoSpace { text } if text.contains(bytes));
+    for round in 0..3 {
+        // More than all there is: from a client, from a function to a client, from a function to a function and back.
+        for (function, input, bytes) in [
+            ("echo", content(1, 9_000_000), "9000000"),
+            ("large", b"9000000".to_vec(), "9000000"),
+            ("relay", b"large 9000000".to_vec(), "9000000"),
+            ("nested", b"echo 1 exchange 9000000".to_vec(), "9000000"),
+        ] {
+            let error = client.invoke(function, input).unwrap_err();
+            let text = error.to_string();
+            let nested = matches!(&error, InvokeError::Failed { text, .. } if text.contains("no payload memory"));
+            assert!((refused(&error, bytes) || nested) && text.contains(bytes), "{function}: {text}");
+        }
+        // Inputs that wait for a worker: two of three million bytes each fit.
+        let slow: Vec<_> = (0..2).map(|_| client.submit("sleep", b"300").unwrap()).collect();
+        let calls: Vec<_> = (0..6).map(|call| client.submit("echo", content(call, 3_000_000)).unwrap()).collect();
+        let ended: Vec<_> = calls.into_iter().map(|call| client.wait(call)).collect();
+        let echoed = (0..).zip(&ended).filter(|(call, ended)| match ended {
+            Ok(reply) => **reply == *content(*call, 3_000_000),
+            Err(error) => !refused(error, "3000000"),
+        });
+        let (echoed, all) = (echoed.count(), ended.len());
+        assert!(echoed >= 2 && echoed < all, "round {round}: {echoed} of {all} echoed or failed otherwise");
+        for call in slow {
+            client.wait(call).unwrap();
+        }
+    }
+    // Outputs that a client does not read.
+    let mut deaf = Raw::greet(process.addr());
+    for call in 0..20 {
+        let request = Header { kind: frame::REQUEST, call, payload_bytes: 3_000_000, ..Header::default() };
+        deaf.send(&request, &content(call, 3_000_000));
+    }
+    wait_until("there is no room", PATIENCE, || client.invoke("large", b"8000000").is_err());
+    let codes: Vec<_> = (0..20).map(|_| deaf.receive().0.flags).collect();
+    assert!(codes.contains(&0) && codes.contains(&6) && codes.iter().all(|code| [0, 6].contains(code)), "{codes:?}");
+    wait_until("there is room again", PATIENCE, || client.invoke("large", b"8000000").is_ok());
 }
 
 #[test]

@@ -11,7 +11,7 @@ use praas_dataplane::{InvokeError, Ipc, LaunchConfig};
 use praas_transport::Header;
 use support::raw::Raw;
 use support::{
-    PATIENCE, children, connect, content, launch_config, on_both_channels, queues_for, start, start_with,
+    PATIENCE, children, connect, content, launch_config, on_both_channels, queues_for, signal, start, start_with,
     start_workers, wait_until,
 };
 
@@ -327,6 +327,24 @@ fn p14_a_deadline_is_kept_the_function_told_and_the_neighbour_undisturbed() {
     });
 }
 
+/// It looked at its clock every 50 ms only, and ended a call that much after the bound it promises (G1).
+#[test]
+fn g1_wait_any_ends_at_its_bound_also_when_the_process_is_silent() {
+    let (process, mut client) = start(Ipc::Ring);
+    signal(process.pid(), 19);
+    // The best of five, because a busy machine may be late, too. Bounds that looks 50 ms apart miss by 45 ms.
+    let late = (0..5).map(|_| {
+        let begun = Instant::now();
+        client.submit_within("echo", b"", Duration::from_millis(5)).unwrap();
+        let (_, ended) = client.wait_any().expect("a call is in flight");
+        assert!(matches!(ended, Err(InvokeError::Timeout { .. })), "{ended:?}");
+        begun.elapsed() - Duration::from_millis(105)
+    });
+    let late = late.min().expect("five calls");
+    assert!(late < Duration::from_millis(20), "{late:?} late");
+    signal(process.pid(), 18);
+}
+
 #[test]
 fn p14_a_nested_deadline_is_the_callers() {
     on_both_channels(|ipc| {
@@ -361,6 +379,19 @@ fn r1_many_clients_at_once_each_get_their_own() {
                 });
             }
         });
+    });
+}
+
+/// The answer of a function that failed and kept its input said through the controller that the input was free. Its
+/// caller wrote over it while the function still read it.
+#[test]
+fn a_function_that_fails_may_keep_its_input_and_its_caller_gets_the_block_back_later() {
+    on_both_channels(|ipc| {
+        for leases in ["true", "false"] {
+            // Room for eighty such blocks: one lost in each round would not last.
+            let (_process, mut client) = start_workers(ipc, 2, &["--leases", leases, "--arena-bytes", "8388608"]);
+            assert_eq!(&*client.invoke("lend", b"200").unwrap(), b"", "{ipc}, leases {leases}");
+        }
     });
 }
 

@@ -11,8 +11,8 @@ use support::{
     wait_until,
 };
 
-/// Owed are 100 ms; the rest is a busy machine's.
-const GONE_WITHIN: Duration = Duration::from_secs(1);
+/// What C1 and G5 owe. In 156 kills on two cores that three spinners kept busy, the last worker was gone after 28 ms at most.
+const GONE_WITHIN: Duration = Duration::from_millis(100);
 
 fn all_gone(pids: &[u32], since: Instant) {
     wait_until("nobody is left", PATIENCE, || pids.iter().all(|pid| !lives(*pid)));

@@ -91,8 +91,8 @@ pub(crate) struct InvokeArgs {
     /// Hand payloads over without writing or reading them, and set them beside 64 B.
     #[arg(long)]
     untouched: bool,
-    /// Keep N calls in flight and report calls per second (local, payloads up to 40 B).
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=192))]
+    /// Keep N calls in flight, 2 to 96, and report calls per second (local, payloads up to 40 B).
+    #[arg(long, value_name = "N", value_parser = in_flight)]
     in_flight: Option<u32>,
     /// Also make the paper's rows: 100 repetitions of a fresh process, all kept, and a line with the first dropped.
     #[arg(long)]
@@ -100,6 +100,14 @@ pub(crate) struct InvokeArgs {
     /// Also write one JSON object per row to FILE; `-` writes them to standard output instead of the table.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+/// Calls that a leased worker has room to answer (`Context::submit`); one more is `Busy`.
+const IN_FLIGHT_MAX: u32 = 96;
+
+fn in_flight(text: &str) -> Result<u32, String> {
+    let calls = text.parse().ok().filter(|calls| (2..=IN_FLIGHT_MAX).contains(calls));
+    calls.ok_or_else(|| format!("a leased worker takes 2 to {IN_FLIGHT_MAX} calls at a time"))
 }
 
 /// One way of calling, on a process started for it.

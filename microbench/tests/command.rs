@@ -71,7 +71,7 @@ fn b1_b3_every_experiment_runs_and_its_rows_make_a_report_with_floors_and_publis
         ],
         &["invoke", "--path", "local", "--ipc", "mq", "--wait", "efficient", "--sizes", "10,100KiB"],
         &["invoke", "--path", "remote", "--ipc", "ring", "--wait", "efficient", "--sizes", "64,100KiB"],
-        &["invoke", "--path", "local", "--wait", "latency", "--sizes", "8", "--in-flight", "16"],
+        &["invoke", "--path", "local", "--wait", "latency", "--sizes", "8", "--in-flight", "96"],
         &["death", "--kills", "3"],
         &["idle", "--seconds", "1"],
     ];
@@ -110,7 +110,8 @@ fn wrong_usage_is_exit_code_2_and_says_what_to_write() {
         (&["floors", "--sizes", "7"][..], "8 B"),
         (&["floors", "--sizes", "1GB"], "KiB or MiB"),
         (&["invoke", "--via", "pigeon"], "exchange"),
-        (&["invoke", "--in-flight", "1000"], "192"),
+        (&["invoke", "--in-flight", "97"], "2 to 96"),
+        (&["invoke", "--in-flight", "1"], "2 to 96"),
         (&[], "floors"),
     ] {
         let done = bench(arguments);

@@ -184,7 +184,7 @@ fn a_sleeper_that_raises_the_barrier_misses_no_unfenced_ring() {
         scope.spawn(move || {
             for round in 0..ROUNDS {
                 // Every distance between the two ends' steps, a nanosecond or so at a time.
-                (0..round % 97).for_each(|step| drop(std::hint::black_box(step)));
+                (0..round % 97).for_each(|step| _ = std::hint::black_box(step));
                 to_b.producer.try_send(&Descriptor::bare(1, 0, round, 0)).unwrap();
                 to_b.bell.ring_unfenced();
                 while to_b.consumer.poll().unwrap().is_none() {
@@ -193,7 +193,7 @@ fn a_sleeper_that_raises_the_barrier_misses_no_unfenced_ring() {
             }
         });
         for round in 0..ROUNDS {
-            (0..round % 769).for_each(|step| drop(std::hint::black_box(step)));
+            (0..round % 769).for_each(|step| _ = std::hint::black_box(step));
             let received = loop {
                 doorbell.arm_for_unfenced().unwrap();
                 if let Some(received) = to_a.consumer.poll().unwrap() {

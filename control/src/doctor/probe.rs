@@ -2,11 +2,11 @@
 //!
 //! Nothing here fails: what cannot be read is `None`, and the judge says so.
 
-use super::cgroup;
 use super::facts::{
     Clock, Cores, Facts, Host, Idle, IdleState, Kernel, Limit, Limits, Memory, PmQos, QueueLimits, Seccomp, Space, Tcp,
 };
 use super::trial;
+use praas_dataplane::cgroup;
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Resource;
 use rustix::time::ClockId;
@@ -30,13 +30,13 @@ pub fn probe() -> Facts {
         memory: Memory {
             total_bytes: machine.meminfo_bytes("MemTotal"),
             available_bytes: machine.meminfo_bytes("MemAvailable"),
-            cgroup_bytes: cgroup::tightest(&machine, cgroup::MEMORY_BYTES),
+            cgroup_bytes: cgroup::tightest(&machine.root, cgroup::MEMORY_BYTES),
         },
         limits: Limits {
             memlock_bytes: rlimit(Resource::Memlock),
             open_files: rlimit(Resource::Nofile),
             user_processes: rlimit(Resource::Nproc),
-            cgroup_pids: cgroup::tightest(&machine, cgroup::PIDS).map_or(Limit::Unlimited, Limit::AtMost),
+            cgroup_pids: cgroup::tightest(&machine.root, cgroup::PIDS).map_or(Limit::Unlimited, Limit::AtMost),
         },
         clock: clock(&machine),
         idle: idle(&machine),
@@ -52,14 +52,14 @@ pub fn probe() -> Facts {
     }
 }
 
-/// A file tree to read facts from: the real one at `/`, or a made-up one in a test.
+/// A file tree to read facts from.
 #[derive(Debug, Clone)]
-pub(super) struct Machine {
+struct Machine {
     root: PathBuf,
 }
 
 impl Machine {
-    pub(super) fn at(root: impl Into<PathBuf>) -> Self {
+    fn at(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into() }
     }
 
@@ -69,12 +69,12 @@ impl Machine {
     }
 
     /// The file without surrounding white space; `None` when it cannot be read.
-    pub(super) fn text(&self, file: impl AsRef<Path>) -> Option<String> {
+    fn text(&self, file: impl AsRef<Path>) -> Option<String> {
         let text = fs::read_to_string(self.path(file)).ok()?;
         Some(text.trim().to_owned())
     }
 
-    pub(super) fn number<N: FromStr>(&self, file: impl AsRef<Path>) -> Option<N> {
+    fn number<N: FromStr>(&self, file: impl AsRef<Path>) -> Option<N> {
         self.text(file)?.parse().ok()
     }
 
@@ -125,7 +125,7 @@ fn cores(machine: &Machine) -> Cores {
     Cores {
         allowed,
         online: machine.text("/sys/devices/system/cpu/online").and_then(|list| count_cpus(&list)),
-        quota_millicores: cgroup::tightest(machine, cgroup::CPU_MILLICORES),
+        quota_millicores: cgroup::tightest(&machine.root, cgroup::CPU_MILLICORES),
     }
 }
 

@@ -30,7 +30,7 @@ Exit codes:
   6  the system refuses queues, memory or descriptors; the line says which and what to do (see also `praas doctor`)"
 )]
 struct Arguments {
-    /// A TOML file with any of the settings below, `connection_calls_max` or `connections_max`; flags win over it
+    /// A TOML file with any of the settings below; flags win over it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// The worker program: yours, built with praas-dataplane, or praas-worker
@@ -66,7 +66,7 @@ struct Arguments {
     /// Largest input or output, bytes [default: 67108864]
     #[arg(long, value_name = "BYTES")]
     payload_bytes_max: Option<u64>,
-    /// Payload memory of each participant, bytes, touched only as used [default: 268435456]
+    /// Payload memory of each participant (with mq: of the controller), bytes, touched only as used [default: 268435456]
     #[arg(long, value_name = "BYTES")]
     arena_bytes: Option<u64>,
     /// Deadline of calls that name none, ms [default: 60000]
@@ -75,6 +75,12 @@ struct Arguments {
     /// Calls waiting for a worker before callers are told Busy [default: 4096]
     #[arg(long, value_name = "N")]
     queue_max: Option<u32>,
+    /// Calls one connection may have in flight before it is told Busy [default: 1024]
+    #[arg(long, value_name = "N")]
+    connection_calls_max: Option<u32>,
+    /// Connections served at once; more are closed on arrival [default: 1024]
+    #[arg(long, value_name = "N")]
+    connections_max: Option<u32>,
     /// How long a worker past its deadline may go on before SIGTERM, and again before SIGKILL, ms [default: 100]
     #[arg(long, value_name = "MS")]
     grace_ms: Option<u64>,
@@ -115,6 +121,8 @@ impl Arguments {
             arena_bytes,
             deadline_ms,
             queue_max,
+            connection_calls_max,
+            connections_max,
             grace_ms,
             drain_ms,
             start_ms

@@ -48,11 +48,13 @@ pub(crate) struct CallError {
     /// Negative status of a function that failed; 0 for every other code.
     pub(crate) status: i32,
     pub(crate) text: String,
+    /// The function that failed still reads its input: the caller's block stays lent.
+    pub(crate) keeps: bool,
 }
 
 impl CallError {
     pub(crate) fn new(code: Code, text: impl Into<String>) -> Self {
-        CallError { code, status: 0, text: text.into() }
+        CallError { code, status: 0, text: text.into(), keeps: false }
     }
 }
 
@@ -228,10 +230,13 @@ impl<P> Controller<P> {
 
     /// A call arrives. It ends in exactly one answer, unless its caller goes away first.
     pub(crate) fn request(&mut self, now_ns: u64, request: Request<P>) {
-        let Request { from, function, deadline_ns, idempotent, payload } = request;
+        let Request { from, function, mut deadline_ns, idempotent, payload } = request;
         match from {
             Caller::Client { connection, .. } => *self.connections.entry(connection).or_default() += 1,
-            Caller::Worker { worker, .. } => self.staff.nested_began(worker),
+            Caller::Worker { worker, .. } => {
+                self.staff.nested_began(worker);
+                deadline_ns = deadline_ns.min(self.served_until(now_ns, worker));
+            }
         }
         if let Err(error) = self.admit(now_ns, from, function, deadline_ns) {
             self.actions.push_back(Action::Discard(payload));
@@ -260,8 +265,28 @@ impl<P> Controller<P> {
         }
     }
 
+    /// The deadline of the invocation a worker serves: its nested calls end with it, whatever it asks for. One that
+    /// serves nothing we know of gets what a client gets that names no deadline.
+    fn served_until(&self, now_ns: u64, worker: WorkerId) -> u64 {
+        let (mut serving, by_default) = (worker, now_ns.saturating_add(self.bounds.deadline_ns));
+        // Under a lease it works for its caller. Workers that lie may lease each other in a circle.
+        for _ in 0..self.staff.places() {
+            match self.staff.state(serving) {
+                State::Running { call } => {
+                    return self.calls.get(place(call)).map_or(by_default, |call| call.deadline_ns);
+                }
+                State::Serving { lease } => match self.leases.get(&lease) {
+                    Some(lease) => serving = lease.caller,
+                    None => break,
+                },
+                _ => break,
+            }
+        }
+        by_default
+    }
+
     fn admit(&self, now_ns: u64, from: Caller, function: u16, deadline_ns: u64) -> Result<(), CallError> {
-        let refuse = |code, text: String| Err(CallError { code, status: 0, text });
+        let refuse = |code, text: String| Err(CallError::new(code, text));
         if let Caller::Client { connection, .. } = from {
             if self.draining {
                 return refuse(Code::Draining, "the process is stopping".into());

@@ -97,6 +97,10 @@ impl Staff {
         self.posts[usize::from(worker)].state = state;
     }
 
+    pub(super) fn places(&self) -> usize {
+        self.posts.len()
+    }
+
     fn numbered(&self) -> impl Iterator<Item = (WorkerId, &Post)> {
         (0..).zip(&self.posts).skip(1)
     }

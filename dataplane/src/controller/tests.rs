@@ -690,6 +690,52 @@ fn c2_draining_refuses_new_calls_serves_old_ones_and_replaces_whom_they_need() {
     let _ = key;
 }
 
+/// A worker's word was taken for it: a nested call could outlive the invocation it was made for, by centuries.
+#[test]
+fn p14_a_nested_call_ends_with_the_invocation_it_serves() {
+    let mut bench = Bench::ready(Bounds { workers: 3, workers_max: 3, leases: false, ..bounds() });
+    bench.ask(client(1), SLOW, S, false);
+    let outer = bench.dispatched();
+    for (call, deadline_ns) in [(1, 500 * MS), (2, u64::MAX - bench.now_ns)] {
+        bench.ask(Caller::Worker { worker: 1, call }, SLOW, deadline_ns, false);
+    }
+    bench.did();
+    let timeouts = |did: Vec<Did>| -> Vec<Caller> {
+        did.iter()
+            .filter_map(|did| if let Did::Failed { to, code: Code::Timeout, .. } = did { Some(*to) } else { None })
+            .collect()
+    };
+    assert_eq!(timeouts(bench.tick(500 * MS)), [Caller::Worker { worker: 1, call: 1 }], "an earlier one stays");
+    let mut ended = timeouts(bench.tick(500 * MS));
+    ended.sort_by_key(|caller| matches!(caller, Caller::Worker { .. }));
+    assert_eq!(ended, [client(1), Caller::Worker { worker: 1, call: 2 }]);
+    // It had its chance: nothing new is begun for an invocation that is over.
+    bench.ask(Caller::Worker { worker: 1, call: 3 }, ECHO, S, false);
+    assert_eq!(timeouts(bench.did()), [Caller::Worker { worker: 1, call: 3 }]);
+    bench.reply(1, outer);
+    bench.did();
+}
+
+#[test]
+fn p14_w11_nested_calls_end_with_the_lease_s_caller_and_without_an_invocation_at_the_default() {
+    // Worker 2 serves a lease of worker 1, whose invocation has ten seconds.
+    let (mut bench, outer, _) = opened();
+    bench.ask(Caller::Worker { worker: 2, call: 1 }, ECHO, 1000 * S, false);
+    assert_eq!(codes(&bench.tick(10 * S - 1)), []);
+    assert_eq!(codes(&bench.tick(1)), [Code::Timeout, Code::Timeout]);
+    // Nobody has given either of them anything now: only a liar asks.
+    bench.reply(1, outer);
+    bench.did();
+    bench.ask(Caller::Worker { worker: 2, call: 2 }, ECHO, 1000 * S, false);
+    let inner = bench.dispatched();
+    assert_eq!(bench.controller.calls[place(inner)].deadline_ns, bench.now_ns + bounds().deadline_ns);
+    // The answer leases worker 1 to worker 2, which is leased to worker 1.
+    bench.reply(1, inner);
+    assert!(bench.did().iter().any(|did| matches!(did, Did::Grant { caller: 2, callee: 1, .. })));
+    bench.ask(Caller::Worker { worker: 1, call: 3 }, ECHO, 1000 * S, false);
+    assert_eq!(codes(&bench.tick(bounds().deadline_ns)), [Code::Timeout]);
+}
+
 // ---- leases ---------------------------------------------------------------------------------------------------
 
 /// Worker 1 has called worker 2 once and holds a lease on it that it was told of.

@@ -45,7 +45,7 @@ impl Process {
                 Action::Open { lease, caller, callee, position } => self.open(lease, caller, callee, position),
                 Action::Revoke { lease, callee } => self.tell(callee, record::REVOKE, 0, lease, 0),
                 Action::End { lease, caller } => {
-                    self.clients.leases.remove(&lease);
+                    self.lease_ends.remove(&lease);
                     self.tell(caller, record::ENDED, 0, lease, 0);
                 }
             }
@@ -128,7 +128,7 @@ impl Process {
             Bytes::Text(text) => match (Inline::new(text.as_bytes()), self.store.arena.is_some()) {
                 (Some(inline), _) => Body::Inline(inline),
                 (None, false) => {
-                    heap = Some(Buffer::from(text.as_bytes()));
+                    heap = Some(self.store.heap.count(Buffer::from(text.as_bytes())));
                     Body::Inline(Inline::empty())
                 }
                 (None, true) => self.lend_text(&text, me),
@@ -200,7 +200,7 @@ impl Process {
         let patience = self.lease_patience(caller, callee);
         let borrowed: Vec<_> = fds.iter().map(OwnedFd::as_fd).collect();
         self.notify(caller, &ToWorker::Lease { lease, callee, patience }, &borrowed);
-        self.clients.leases.insert(lease, fds);
+        self.lease_ends.insert(lease, fds);
     }
 
     /// What both ends of a lease get: an exchange page, or a queue each way.
@@ -217,7 +217,7 @@ impl Process {
     }
 
     pub(super) fn open(&mut self, lease: u64, caller: WorkerId, callee: WorkerId, position: u64) {
-        let Some(fds) = self.clients.leases.remove(&lease) else { return };
+        let Some(fds) = self.lease_ends.remove(&lease) else { return };
         self.introduce(callee, ParticipantId::new(caller).expect("workers have participant numbers"));
         let patience = self.lease_patience(callee, caller);
         let borrowed: Vec<_> = fds.iter().map(OwnedFd::as_fd).collect();

@@ -1,5 +1,8 @@
 //! Payloads in the controller's hands: where the bytes lie, and to whom they go back. Nobody here looks into them.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use praas_shm::{Arena, Block, BlockView, Inline};
 use praas_transport::Bodies;
 use praas_transport::queue::Buffer;
@@ -12,7 +15,7 @@ pub(crate) struct Payload {
     pub(crate) bytes: Bytes,
     /// Several arguments in one payload.
     pub(crate) is_args: bool,
-    /// An output whose function still reads its input: the caller's block stays lent.
+    /// An output, or an error's text, whose function still reads its input: the caller's block stays lent.
     pub(crate) keeps: bool,
 }
 
@@ -25,7 +28,7 @@ pub(crate) enum Bytes {
     /// A block in a worker's segment, lent to us.
     Foreign(Foreign),
     /// Queue channel: on the heap.
-    Heap(Buffer),
+    Heap(Heap),
     /// An error's text, on its way to a client.
     Text(String),
 }
@@ -44,9 +47,76 @@ impl AsRef<[u8]> for Bytes {
             Bytes::Inline(inline) => inline.as_slice(),
             Bytes::Own(block) => block,
             Bytes::Foreign(foreign) => &foreign.view,
-            Bytes::Heap(buffer) => buffer.as_ref(),
+            Bytes::Heap(heap) => heap.as_ref(),
             Bytes::Text(text) => text.as_bytes(),
         }
+    }
+}
+
+/// A payload on the heap (queue channel), counted for as long as it is here.
+#[derive(Debug)]
+pub(crate) struct Heap {
+    buffer: Buffer,
+    counted_bytes: u64,
+    quota: Quota,
+}
+
+impl Heap {
+    /// For a worker, or to be used again: not counted any more.
+    pub(crate) fn into_buffer(mut self) -> Buffer {
+        std::mem::take(&mut self.buffer)
+    }
+}
+
+impl Drop for Heap {
+    fn drop(&mut self) {
+        self.quota.taken_bytes.fetch_sub(self.counted_bytes, Ordering::Relaxed);
+    }
+}
+
+impl AsRef<[u8]> for Heap {
+    fn as_ref(&self) -> &[u8] {
+        self.buffer.as_ref()
+    }
+}
+
+/// What payloads take of the controller's heap (queue channel), and the most they may: the arena's counterpart.
+#[derive(Debug, Clone)]
+pub(crate) struct Quota {
+    /// Atomic only so that a process may be made on one thread and run on another.
+    taken_bytes: Arc<AtomicU64>,
+    bytes_max: u64,
+}
+
+impl Quota {
+    pub(crate) fn new(bytes_max: u64) -> Quota {
+        Quota { taken_bytes: Arc::default(), bytes_max }
+    }
+
+    /// Memory for a payload to come, if there is room for it.
+    fn loan(&self, bytes: usize) -> Option<Heap> {
+        let taken_bytes = self.taken_bytes.load(Ordering::Relaxed).checked_add(bytes as u64)?;
+        (taken_bytes <= self.bytes_max).then(|| self.count(Buffer::with_len(bytes)))
+    }
+
+    /// Counts what is here already, which may be too much: then [`Quota::is_over`].
+    pub(crate) fn count(&self, mut buffer: Buffer) -> Heap {
+        let taken_bytes = self.taken_bytes.load(Ordering::Relaxed);
+        if taken_bytes.saturating_add(buffer.capacity() as u64) > self.bytes_max {
+            // Buffers are used again, so that a short payload may lie in a long one: then it is worth a copy.
+            buffer = Buffer::from(buffer.as_ref());
+        }
+        let counted_bytes = buffer.capacity() as u64;
+        self.taken_bytes.fetch_add(counted_bytes, Ordering::Relaxed);
+        Heap { buffer, counted_bytes, quota: self.clone() }
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.taken_bytes.load(Ordering::Relaxed) > self.bytes_max
+    }
+
+    pub(crate) fn bytes_max(&self) -> u64 {
+        self.bytes_max
     }
 }
 
@@ -55,7 +125,7 @@ impl AsRef<[u8]> for Bytes {
 pub(crate) enum Landing {
     Small { bytes: [u8; praas_shm::INLINE_BYTES_MAX], len: usize },
     Block(Block),
-    Heap(Buffer),
+    Heap(Heap),
 }
 
 impl AsRef<[u8]> for Landing {
@@ -63,7 +133,7 @@ impl AsRef<[u8]> for Landing {
         match self {
             Landing::Small { bytes, len } => &bytes[..*len],
             Landing::Block(block) => block,
-            Landing::Heap(buffer) => buffer.as_ref(),
+            Landing::Heap(heap) => heap.as_ref(),
         }
     }
 }
@@ -73,7 +143,7 @@ impl AsMut<[u8]> for Landing {
         match self {
             Landing::Small { bytes, len } => &mut bytes[..*len],
             Landing::Block(block) => block,
-            Landing::Heap(buffer) => buffer.as_mut(),
+            Landing::Heap(heap) => heap.buffer.as_mut(),
         }
     }
 }
@@ -85,7 +155,7 @@ impl From<Landing> for Bytes {
                 Bytes::Inline(Inline::new(&bytes[..len]).expect("a small landing fits a record"))
             }
             Landing::Block(block) => Bytes::Own(block),
-            Landing::Heap(buffer) => Bytes::Heap(buffer),
+            Landing::Heap(heap) => Bytes::Heap(heap),
         }
     }
 }
@@ -95,6 +165,7 @@ impl From<Landing> for Bytes {
 pub(crate) struct Store {
     /// Ring channel; without it payloads live on the heap.
     pub(crate) arena: Option<Arena>,
+    pub(crate) heap: Quota,
 }
 
 impl Bodies for Store {
@@ -106,7 +177,7 @@ impl Bodies for Store {
         }
         match &mut self.arena {
             Some(arena) => arena.loan(bytes).ok().map(Landing::Block),
-            None => Some(Landing::Heap(Buffer::with_len(bytes))),
+            None => self.heap.loan(bytes).map(Landing::Heap),
         }
     }
 
@@ -126,7 +197,7 @@ impl Bodies for Store {
         match &mut body {
             Landing::Small { len, .. } => *len = bytes,
             Landing::Block(block) => block.set_len(bytes),
-            Landing::Heap(buffer) => buffer.set_len(bytes),
+            Landing::Heap(heap) => heap.buffer.set_len(bytes),
         }
         body
     }

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 
 use mio::net::TcpListener;
 use mio::{Interest, Registry, Token};
@@ -89,8 +88,6 @@ pub(super) struct Clients {
     reserve: Option<std::fs::File>,
     sweep_ns: u64,
     log_ns: u64,
-    /// Exchange pages between `Grant` and `Open`.
-    pub(super) leases: HashMap<u64, Vec<OwnedFd>>,
 }
 
 impl Clients {
@@ -111,7 +108,6 @@ impl Clients {
             reserve: std::fs::File::open("/dev/null").ok(),
             sweep_ns: 0,
             log_ns: 0,
-            leases: HashMap::new(),
         })
     }
 

@@ -37,7 +37,7 @@ use crate::controller::{
 use crate::payload::BlockKey;
 use crate::placement::{Patience, Placement, quota_cores};
 use crate::wire::{self, Code, FromWorker, PROTOCOL_VERSION, ToWorker, WorkerWelcome, record};
-use body::{Bytes, Foreign, Payload, Store};
+use body::{Bytes, Foreign, Heap, Payload, Quota, Store};
 use clients::Clients;
 pub use error::ProcessError;
 use error::system;
@@ -91,6 +91,8 @@ pub struct Process {
     shared: Option<Shared>,
     /// Blocks of workers that we lent on to another: whom to tell when that one is done.
     lent_on: HashMap<BlockKey, (Foreign, WorkerId)>,
+    /// What the second end of a lease gets, between `Grant` and `Open`: an exchange page, or two queues.
+    lease_ends: HashMap<u64, Vec<OwnedFd>>,
     clients: Clients,
     signals: std::os::unix::net::UnixStream,
     drain_until_ns: Option<u64>,
@@ -121,12 +123,14 @@ impl Process {
     /// The configuration's, the address's, the system's.
     pub fn new(mut config: ProcessConfig) -> Result<Process, ProcessError> {
         config.validate()?;
+        let allowed_cpus = child::allowed_cpus();
+        config.validate_cores(&allowed_cpus)?;
         let mut process_id = [0; 16];
         getrandom::fill(&mut process_id).map_err(|e| system("no random numbers")(std::io::Error::other(e)))?;
         if config.process.is_empty() {
             config.process = process_id[..4].iter().map(|byte| format!("{byte:02x}")).collect();
         }
-        let placement = Placement::new(&config.pin, config.wait, &child::allowed_cpus(), quota_cores());
+        let placement = Placement::new(&config.pin, config.wait, &allowed_cpus, quota_cores());
         if let Some(core) = placement.controller() {
             child::pin_current(&[core]).map_err(system("cannot pin the controller; check --pin"))?;
         }
@@ -168,9 +172,10 @@ impl Process {
             seats: (0..praas_shm::PARTICIPANTS_MAX).map(|_| None).collect(),
             seated: Vec::new(),
             incarnations: incarnation,
-            store: Store { arena },
+            store: Store { arena, heap: Quota::new(config.arena_bytes) },
             shared,
             lent_on: HashMap::new(),
+            lease_ends: HashMap::new(),
             clients,
             signals,
             drain_until_ns: None,
@@ -388,15 +393,18 @@ fn owner_died() -> CallError {
     CallError::new(Code::WorkerLost, "the worker that owned the bytes died before they were handed on")
 }
 
-fn functions_missing(controller: &Controller<Payload>, announced: bool) -> bool {
-    !announced && controller.functions().is_empty()
+/// A payload of a worker's that there is no room for (queue channel).
+fn no_space(bytes: &Bytes, quota: &Quota) -> CallError {
+    let (bytes, max) = (bytes.as_ref().len(), quota.bytes_max());
+    let text = format!("{bytes} bytes do not fit what is free of the {max} bytes of heap that payloads may take");
+    CallError::new(Code::NoSpace, text)
 }
 
 fn spread(outcome: Outcome<Payload>) -> (Code, i32, Payload) {
     match outcome {
         Outcome::Done { status, payload } => (Code::Ok, status, payload),
-        Outcome::Failed(CallError { code, status, text }) => {
-            (code, status, Payload { bytes: Bytes::Text(text), is_args: false, keeps: false })
+        Outcome::Failed(CallError { code, status, text, keeps }) => {
+            (code, status, Payload { bytes: Bytes::Text(text), is_args: false, keeps })
         }
     }
 }

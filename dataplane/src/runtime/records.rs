@@ -81,6 +81,11 @@ impl Process {
                     self.answer_worker(worker, id, Outcome::Failed(owner_died()));
                     return Ok(());
                 };
+                if self.is_too_much(&bytes) {
+                    self.answer_worker(worker, id, Outcome::Failed(no_space(&bytes, &self.store.heap)));
+                    self.release(bytes);
+                    return Ok(());
+                }
                 let payload = Payload { bytes, is_args, keeps: false };
                 let request = Request { from, function: tag, deadline_ns: aux, idempotent: false, payload };
                 self.controller.request(now, request);
@@ -115,7 +120,7 @@ impl Process {
         heap: Option<Buffer>,
     ) -> Result<Option<Bytes>, Violation> {
         match (body, heap) {
-            (_, Some(buffer)) if !buffer.as_ref().is_empty() => Ok(Some(Bytes::Heap(buffer))),
+            (_, Some(buffer)) if !buffer.as_ref().is_empty() => Ok(Some(Bytes::Heap(self.store.heap.count(buffer)))),
             (Body::Inline(inline), _) => Ok(Some(Bytes::Inline(inline))),
             (Body::Block(block), _) => {
                 if block.len > self.config.payload_bytes_max {
@@ -130,6 +135,12 @@ impl Process {
                 Ok(Some(Bytes::Foreign(Foreign { giver: worker, incarnation, view })))
             }
         }
+    }
+
+    /// Whether the heap has no room for what a worker just sent. Nobody could tell before it was here: while it came
+    /// it was one payload a worker beyond the quota.
+    fn is_too_much(&self, bytes: &Bytes) -> bool {
+        matches!(bytes, Bytes::Heap(_)) && self.store.heap.is_over()
     }
 
     /// Whether a block of our arena is lent to this worker, or was passed on to it.
@@ -204,14 +215,19 @@ impl Process {
         #[expect(clippy::cast_possible_truncation, reason = "a status is the low half")]
         let status = (reply.aux() as u32).cast_signed();
         let outcome = match bytes {
-            None => Outcome::Failed(owner_died()),
+            None => Outcome::Failed(CallError { keeps, ..owner_died() }),
+            Some(bytes) if code == Code::Ok && self.is_too_much(&bytes) => {
+                let error = no_space(&bytes, &self.store.heap);
+                self.release(bytes);
+                Outcome::Failed(error)
+            }
             Some(bytes) if code == Code::Ok => {
                 Outcome::Done { status, payload: Payload { bytes, is_args: reply.kind() & record::ARGS != 0, keeps } }
             }
             Some(bytes) => {
                 let text = String::from_utf8_lossy(bytes.as_ref()).into_owned();
                 self.release(bytes);
-                Outcome::Failed(CallError { code, status, text })
+                Outcome::Failed(CallError { code, status, text, keeps })
             }
         };
         match self.controller.reply(now, worker, reply.id(), outcome) {
@@ -270,7 +286,7 @@ impl Process {
                     self.send(giver, Descriptor::new(record::RELEASE, 0, 0, 0, body), None);
                 }
             }
-            Bytes::Heap(buffer) => self.recycle(buffer),
+            Bytes::Heap(heap) => self.recycle(heap.into_buffer()),
             Bytes::Inline(_) | Bytes::Text(_) => {}
         }
     }
@@ -284,7 +300,7 @@ impl Process {
         }
     }
 
-    pub(super) fn send(&mut self, worker: WorkerId, descriptor: Descriptor, heap: Option<Buffer>) {
+    pub(super) fn send(&mut self, worker: WorkerId, descriptor: Descriptor, heap: Option<Heap>) {
         let Some(seat) = &mut self.seats[usize::from(worker)] else { return };
         if let Err(Deaf) = seat.send(descriptor, heap) {
             self.condemn(worker, Cause::Violation("it does not read its records"));

@@ -9,7 +9,7 @@ use praas_shm::{BlockRef, Body, Descriptor, Inline, Link, PeerSegment, SegmentFi
 use praas_transport::Flush;
 use praas_transport::queue::{Buffer, Message, Receiver, Sender};
 
-use super::body::Foreign;
+use super::body::{Foreign, Heap};
 use crate::controller::{CallKey, Cause};
 
 /// Records that may wait for a worker that does not read. It is sent one request at a time; the rest are answers to
@@ -26,7 +26,7 @@ pub(crate) struct Seat {
     pub(crate) knows: u64,
     pub(crate) cpu: Option<usize>,
     pub(crate) given: Option<Given>,
-    backlog: VecDeque<(Descriptor, Option<Buffer>)>,
+    backlog: VecDeque<(Descriptor, Option<Heap>)>,
     /// Queue channel: the kernel said that there is something, and we have not seen the end of it.
     pub(crate) readable: bool,
     /// Why we killed it, if we did.
@@ -69,7 +69,7 @@ pub(crate) enum Request {
     Lent(BlockRef),
     /// A caller's block, passed on.
     Foreign(Foreign),
-    /// Queue: the buffer, once it is with the kernel.
+    /// Queue: the buffer, once it is with the kernel. One a worker, and not counted in the quota.
     Heap(Option<Buffer>),
 }
 
@@ -94,7 +94,7 @@ impl Seat {
     }
 
     /// Sends a record, or keeps it until there is room.
-    pub(crate) fn send(&mut self, descriptor: Descriptor, heap: Option<Buffer>) -> Result<(), Deaf> {
+    pub(crate) fn send(&mut self, descriptor: Descriptor, heap: Option<Heap>) -> Result<(), Deaf> {
         if self.backlog.len() >= BACKLOG_MAX {
             return Err(Deaf);
         }
@@ -148,7 +148,7 @@ impl Seat {
                     break;
                 }
                 let Some((descriptor, heap)) = self.backlog.pop_front() else { break };
-                let body = heap.unwrap_or_else(|| Buffer::with_len(0));
+                let body = heap.map_or_else(|| Buffer::with_len(0), Heap::into_buffer);
                 sender.queue(Message { head: descriptor.to_bytes(), body }).expect("a flushed sender has room");
             },
         }

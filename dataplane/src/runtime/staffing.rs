@@ -111,7 +111,8 @@ impl Process {
                 Ok(FromWorker::Ready { version, functions }) => self.register(now, worker, version, &functions),
                 Err(_) => self.condemn(worker, Cause::Violation("a malformed control message")),
             }
-            if functions_missing(&self.controller, self.announced)
+            if !self.announced
+                && self.controller.functions().is_empty()
                 && self.start_error.is_none()
                 && self.controller.ready_count() > 0
             {
@@ -239,7 +240,7 @@ impl Process {
             seat::Request::Inline(inline) => Bytes::Inline(inline),
             seat::Request::Lent(block) => Bytes::Own(self.store.arena.as_mut()?.take_back(worker, &block).ok()?),
             seat::Request::Foreign(foreign) => Bytes::Foreign(foreign),
-            seat::Request::Heap(buffer) => Bytes::Heap(buffer?),
+            seat::Request::Heap(buffer) => Bytes::Heap(self.store.heap.count(buffer?)),
         };
         Some(Payload { bytes, is_args: given.is_args, keeps: false })
     }

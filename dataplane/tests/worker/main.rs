@@ -1,12 +1,12 @@
 //! The worker of the integration tests: functions that behave, and functions that do what the fault catalogue lists.
 #![allow(clippy::cast_possible_truncation, reason = "dice and patterns are cut to size on purpose")]
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use praas_dataplane::{Context, Failure, Input, Output, Payload, Worker};
+use praas_dataplane::{Context, Failure, Input, InvokeError, Output, Payload, Worker};
 
 fn main() -> ExitCode {
     let mut calls = 0_u64;
@@ -16,6 +16,16 @@ fn main() -> ExitCode {
     Worker::new()
         .function("echo", |_, input| Ok(input.into()))
         .function("empty", |_, _| Ok(Output::empty()))
+        .function("keep", |_, input| {
+            KEPT.set(Some(input));
+            Err(Failure::new(-7, "failed, and keeps its input"))
+        })
+        .function("kept", |_, _| {
+            let input = KEPT.take().ok_or_else(|| Failure::new(-2, "nothing was kept on this worker"))?;
+            check(&input, &[7; 100_000])?;
+            Ok(Output::empty())
+        })
+        .function("lend", lend)
         .function("status", |_, input| Ok(Output::from(b"status").with_status(number(&input))))
         .function("fail", |_, input| Err(Failure::new(number(&input), "failed as asked")))
         .function("panic", |_, _| panic!("panicked as asked"))
@@ -88,6 +98,8 @@ fn main() -> ExitCode {
 thread_local! {
     /// Calls of `sleep` that were told in time that nobody waits.
     static CANCELS: Cell<u64> = const { Cell::new(0) };
+    /// The input of the last call of `keep`.
+    static KEPT: RefCell<Option<Input>> = const { RefCell::new(None) };
 }
 
 fn number(input: &[u8]) -> i32 {
@@ -121,6 +133,21 @@ fn relay(context: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
     let text = String::from_utf8_lossy(&input).into_owned();
     let (function, input) = text.split_once(' ').unwrap_or((&text, ""));
     Ok(context.invoke(function, input.as_bytes())?.into())
+}
+
+/// `ROUNDS`: lends a block to a function that fails and keeps it, writes to as much memory as it then gets, and asks what
+/// the keeper reads.
+fn lend(context: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
+    for _ in 0..number(&input) {
+        let mut loan = context.loan(100_000)?;
+        loan.fill(7);
+        let Err(InvokeError::Failed { status: -7, .. }) = context.invoke("keep", loan) else {
+            return Err(Failure::new(-1, "it did not fail as it should"));
+        };
+        context.loan(100_000)?.fill(9);
+        context.invoke("kept", b"")?;
+    }
+    Ok(Output::empty())
 }
 
 /// `return` or `pass`: keeps the answer of a worker, kills that worker, sees it replaced and its memory reused, and then

@@ -4,54 +4,67 @@
 //! our group up to the mount point is read and the tightest value wins. Source: `cgroups(7)`,
 //! `Documentation/admin-guide/cgroup-v2.rst`, `proc_pid_mountinfo(5)`.
 
-use super::probe::Machine;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 /// Which file holds a limit: under a version 1 controller, and under the unified hierarchy.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Knob {
+pub struct Knob {
     controller: &'static str,
-    v1: fn(&Machine, &Path) -> Option<u64>,
-    v2: fn(&Machine, &Path) -> Option<u64>,
+    v1: fn(&Path, &Path) -> Option<u64>,
+    v2: fn(&Path, &Path) -> Option<u64>,
 }
 
 /// CPU quota, thousandths of a core.
-pub(super) const CPU_MILLICORES: Knob = Knob {
+pub const CPU_MILLICORES: Knob = Knob {
     controller: "cpu",
-    v1: |machine, group| {
-        let quota: i64 = machine.number(group.join("cpu.cfs_quota_us"))?;
-        let period: u64 = machine.number(group.join("cpu.cfs_period_us"))?;
+    v1: |root, group| {
+        let quota: i64 = number(root, group.join("cpu.cfs_quota_us"))?;
+        let period: u64 = number(root, group.join("cpu.cfs_period_us"))?;
         millicores(u64::try_from(quota).ok()?, period)
     },
-    v2: |machine, group| {
-        let text = machine.text(group.join("cpu.max"))?;
+    v2: |root, group| {
+        let text = text(root, group.join("cpu.max"))?;
         let (quota, period) = text.split_once(' ')?;
         millicores(quota.parse().ok()?, period.parse().ok()?)
     },
 };
 
 /// Memory limit, bytes. Version 1 writes "none" as a number just below 2^63, rounded to a page.
-pub(super) const MEMORY_BYTES: Knob = Knob {
+pub const MEMORY_BYTES: Knob = Knob {
     controller: "memory",
-    v1: |machine, group| machine.number(group.join("memory.limit_in_bytes")).filter(|&bytes: &u64| bytes < 1 << 62),
-    v2: |machine, group| machine.number(group.join("memory.max")),
+    v1: |root, group| number(root, group.join("memory.limit_in_bytes")).filter(|&bytes: &u64| bytes < 1 << 62),
+    v2: |root, group| number(root, group.join("memory.max")),
 };
 
 /// Number of OS processes and threads.
-pub(super) const PIDS: Knob = Knob {
+pub const PIDS: Knob = Knob {
     controller: "pids",
-    v1: |machine, group| machine.number(group.join("pids.max")),
-    v2: |machine, group| machine.number(group.join("pids.max")),
+    v1: |root, group| number(root, group.join("pids.max")),
+    v2: |root, group| number(root, group.join("pids.max")),
 };
 
 fn millicores(quota_us: u64, period_us: u64) -> Option<u64> {
     (quota_us * 1000).checked_div(period_us)
 }
 
-/// The tightest value of `knob` over our group and its ancestors; `None` when none of them limits it.
-pub(super) fn tightest(machine: &Machine, knob: Knob) -> Option<u64> {
-    let mounts = machine.text("/proc/self/mountinfo")?;
-    let groups = machine.text("/proc/self/cgroup")?;
+/// A file of the tree at `root`, without surrounding white space; `None` when it cannot be read.
+fn text(root: &Path, file: impl AsRef<Path>) -> Option<String> {
+    let file = file.as_ref();
+    let text = std::fs::read_to_string(root.join(file.strip_prefix("/").unwrap_or(file))).ok()?;
+    Some(text.trim().to_owned())
+}
+
+fn number<N: FromStr>(root: &Path, file: impl AsRef<Path>) -> Option<N> {
+    text(root, file)?.parse().ok()
+}
+
+/// The tightest value of `knob` over our group and its ancestors; `None` when none of them limits it. Reads a handful of
+/// files below `root`, which is `/` but in tests.
+#[must_use]
+pub fn tightest(root: &Path, knob: Knob) -> Option<u64> {
+    let mounts = text(root, "/proc/self/mountinfo")?;
+    let groups = text(root, "/proc/self/cgroup")?;
     let mut least: Option<u64> = None;
     for line in groups.lines() {
         // hierarchy-ID:controller-list:path
@@ -73,7 +86,7 @@ pub(super) fn tightest(machine: &Machine, knob: Knob) -> Option<u64> {
         };
         let read = if unified { knob.v2 } else { knob.v1 };
         for group in below.ancestors().take_while(|group| group.starts_with(&mount)) {
-            if let Some(value) = read(machine, group) {
+            if let Some(value) = read(root, group) {
                 least = Some(least.map_or(value, |least| least.min(value)));
             }
         }
@@ -123,15 +136,14 @@ mod tests {
     struct Tree(PathBuf);
 
     impl Tree {
-        fn new(name: &str, files: &[(&str, &str)]) -> (Self, Machine) {
+        fn new(name: &str, files: &[(&str, &str)]) -> Self {
             let root = std::env::temp_dir().join(format!("praas-{name}-{}", std::process::id()));
             for (path, text) in files {
                 let path = root.join(path);
                 fs::create_dir_all(path.parent().expect("a file has a folder")).expect("folder");
                 fs::write(path, text).expect("file");
             }
-            let machine = Machine::at(&root);
-            (Self(root), machine)
+            Self(root)
         }
     }
 
@@ -143,7 +155,7 @@ mod tests {
 
     #[test]
     fn version_2_takes_the_tightest_of_all_ancestors() {
-        let (_tree, machine) = Tree::new(
+        let tree = Tree::new(
             "cgroup-v2",
             &[
                 ("proc/self/mountinfo", "30 23 0:26 / /sys/fs/cgroup rw shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"),
@@ -155,14 +167,14 @@ mod tests {
                 ("sys/fs/cgroup/user/job/pids.max", "max\n"),
             ],
         );
-        assert_eq!(tightest(&machine, CPU_MILLICORES), Some(1500));
-        assert_eq!(tightest(&machine, MEMORY_BYTES), Some(1 << 30));
-        assert_eq!(tightest(&machine, PIDS), None);
+        assert_eq!(tightest(&tree.0, CPU_MILLICORES), Some(1500));
+        assert_eq!(tightest(&tree.0, MEMORY_BYTES), Some(1 << 30));
+        assert_eq!(tightest(&tree.0, PIDS), None);
     }
 
     #[test]
     fn version_1_in_a_container_reads_the_mount_point() {
-        let (_tree, machine) = Tree::new(
+        let tree = Tree::new(
             "cgroup-v1",
             &[
                 (
@@ -176,13 +188,13 @@ mod tests {
                 ("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
             ],
         );
-        assert_eq!(tightest(&machine, CPU_MILLICORES), Some(500));
-        assert_eq!(tightest(&machine, MEMORY_BYTES), None);
+        assert_eq!(tightest(&tree.0, CPU_MILLICORES), Some(500));
+        assert_eq!(tightest(&tree.0, MEMORY_BYTES), None);
     }
 
     #[test]
     fn nonsense_is_no_limit() {
-        let (_tree, machine) = Tree::new(
+        let tree = Tree::new(
             "cgroup-odd",
             &[
                 ("proc/self/mountinfo", "short\n30 23 0:26 / /cg rw - cgroup2 cgroup2 rw\n"),
@@ -191,7 +203,7 @@ mod tests {
                 ("cg/pids.max", "many\n"),
             ],
         );
-        assert_eq!(tightest(&machine, CPU_MILLICORES), None);
-        assert_eq!(tightest(&machine, PIDS), None);
+        assert_eq!(tightest(&tree.0, CPU_MILLICORES), None);
+        assert_eq!(tightest(&tree.0, PIDS), None);
     }
 }
