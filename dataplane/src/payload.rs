@@ -334,6 +334,7 @@ impl Reply {
     ///
     /// # Errors
     /// The reply itself, when its bytes are somebody else's, or when there are none (queue channel).
+    #[expect(clippy::result_large_err, reason = "the reply comes back whole, and neither way allocates")]
     pub fn into_loan(self) -> Result<Loan, Reply> {
         match self.bytes {
             Bytes { place: Place::Own(loan), .. } => Ok(loan),

@@ -30,7 +30,8 @@ impl Pair {
     #[inline(always)]
     pub(crate) fn high(self) -> u64 {
         // SAFETY: as in `new`.
-        unsafe { _mm_cvtsi128_si64(_mm_unpackhi_epi64(self.0, self.0)) }.cast_unsigned()
+        let high = unsafe { _mm_unpackhi_epi64(self.0, self.0) };
+        Self(high).low()
     }
 }
 

@@ -53,8 +53,9 @@ const QUEUES_IN: usize = 0x3000;
 const QUEUES_OUT: usize = 0x4000;
 const CLIENTS: usize = 0x10000;
 
-/// Slots of each ring. 256 lines of 64 bytes: 16 KiB a pair, and room for every answer a leased caller may wait for.
-const RING_SLOTS: u32 = 128;
+/// Slots of each ring. 256 lines of 64 bytes: 16 KiB a pair, and room for every answer a leased caller may wait for,
+/// with a quarter unpublished and releases beside them (128 sent each release through the controller).
+const RING_SLOTS: u32 = 256;
 /// Records that may wait for a worker when one more is forwarded from another: so nobody fills a neighbour's backlog.
 const FORWARDED_MAX: usize = 1024;
 /// Pause between two looks for strays: a killed one takes a moment to die.
