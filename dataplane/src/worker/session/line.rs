@@ -180,7 +180,10 @@ impl Session {
         }
         match answer {
             Answer::Reply(reply, body) => self.accept_from_line(&reply, body),
-            Answer::Ended { line, how } => self.part_from_line(line, how, &request),
+            Answer::Ended => {
+                let (line, how) = self.line_ended.take().expect("a line that is gone has ended");
+                self.part_from_line(line, how.as_deref(), &request)
+            }
             Answer::Broken(text) => {
                 self.spend_line();
                 Err(InvokeError::WorkerLost { text: format!("the leased worker's answer is malformed: {text}") })
@@ -195,10 +198,7 @@ impl Session {
     fn await_answer(&mut self, id: u64, deadline_ns: u64) -> Result<Answer, Fatal> {
         let mut waited = Waited::default();
         loop {
-            let Some(line) = &mut self.calling_line else {
-                let (line, how) = self.line_ended.take().expect("a line that is gone has ended");
-                return Ok(Answer::Ended { line, how });
-            };
+            let Some(line) = &mut self.calling_line else { return Ok(Answer::Ended) };
             if line.sender.wants_write() {
                 // Whether it is done shows below.
                 let _: Flush = line.sender.flush().map_err(|e| fatal("queue of a lease", e))?;
@@ -244,7 +244,7 @@ impl Session {
     fn part_from_line(
         &mut self,
         mut line: Line,
-        how: Option<String>,
+        how: Option<&str>,
         request: &Descriptor,
     ) -> Result<Reply, InvokeError> {
         while let Ok(Some((reply, body))) = line.receive(&self.memory) {
@@ -260,7 +260,7 @@ impl Session {
                 self.send_controller(&request, Some(message.body)).unwrap_or_else(|Fatal(text)| die(&text));
                 self.collect(number)
             }
-            _ => Err(lost(how.as_deref().unwrap_or("gave its lease back before its answer was read"))),
+            _ => Err(lost(how.unwrap_or("gave its lease back before its answer was read"))),
         }
     }
 
@@ -330,7 +330,8 @@ impl Session {
 #[derive(Debug)]
 enum Answer {
     Reply(Descriptor, Buffer),
-    Ended { line: Line, how: Option<String> },
+    /// With the lease; `line_ended` has what is left of it.
+    Ended,
     Broken(String),
     Late,
 }
