@@ -17,6 +17,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::clock::now_ns;
 use crate::config::WaitMode;
 use crate::error::InvokeError;
+use crate::numbered::NumberMap;
 use crate::placement::nanoseconds;
 use crate::wire::{Code, PROTOCOL_VERSION, Welcome, args, frame};
 
@@ -294,7 +295,7 @@ pub struct Client {
     welcome: Welcome,
     functions: HashMap<String, u16>,
     config: ClientConfig,
-    open: HashMap<u64, Open>,
+    open: NumberMap<Open>,
     done: VecDeque<u64>,
     next_call: u64,
     lost: Option<String>,
@@ -335,7 +336,7 @@ impl Client {
             welcome,
             functions,
             config: config.clone(),
-            open: HashMap::new(),
+            open: NumberMap::default(),
             done: VecDeque::new(),
             next_call: 1,
             lost: None,
