@@ -305,8 +305,6 @@ pub struct Client {
 const DEADLINE_GRACE_NS: u64 = 100_000_000;
 /// Polling before sleeping in `balanced` mode (see `placement`).
 const BALANCED_LINGER_NS: u64 = 100_000;
-/// Of that without yielding: the process may be waiting for this very core.
-const BALANCED_SPIN_NS: u64 = 5_000;
 /// Polling without yielding in `latency` mode.
 const LATENCY_SPIN_NS: u64 = 1_000_000;
 
@@ -551,7 +549,7 @@ impl Client {
             match self.config.wait {
                 WaitMode::Latency if waited_ns < LATENCY_SPIN_NS => {}
                 WaitMode::Latency => rustix::thread::sched_yield(),
-                WaitMode::Balanced if waited_ns < BALANCED_SPIN_NS => {}
+                // From the first: the process may be waiting for this very core, and no answer takes less than two yields.
                 WaitMode::Balanced if waited_ns < BALANCED_LINGER_NS => rustix::thread::sched_yield(),
                 WaitMode::Balanced | WaitMode::Efficient => self.sleep(Duration::from_nanos(deadline_ns - now)),
             }
