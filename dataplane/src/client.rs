@@ -17,6 +17,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::clock::now_ns;
 use crate::config::WaitMode;
 use crate::error::InvokeError;
+use crate::numbered::NumberMap;
 use crate::placement::nanoseconds;
 use crate::wire::{Code, PROTOCOL_VERSION, Welcome, args, frame};
 
@@ -266,6 +267,10 @@ impl fmt::Debug for ClientReply {
     }
 }
 
+/// [`Connection::receive`] or [`Connection::receive_waiting`].
+type Receive =
+    fn(&mut Connection<Vec<u8>, OutgoingBytes>, &mut Pool) -> Result<Option<Frame<Vec<u8>>>, ConnectionError>;
+
 #[derive(Debug)]
 enum Open {
     Waiting { deadline_ns: u64 },
@@ -294,7 +299,7 @@ pub struct Client {
     welcome: Welcome,
     functions: HashMap<String, u16>,
     config: ClientConfig,
-    open: HashMap<u64, Open>,
+    open: NumberMap<Open>,
     done: VecDeque<u64>,
     next_call: u64,
     lost: Option<String>,
@@ -304,8 +309,8 @@ pub struct Client {
 const DEADLINE_GRACE_NS: u64 = 100_000_000;
 /// Polling before sleeping in `balanced` mode (see `placement`).
 const BALANCED_LINGER_NS: u64 = 100_000;
-/// Of that without yielding: the process may be waiting for this very core.
-const BALANCED_SPIN_NS: u64 = 5_000;
+/// Longest wait inside one read of the socket, in `efficient` mode. Calls that end sooner sleep in `poll`, which can be told.
+const READ_NS: u64 = 100_000_000;
 /// Polling without yielding in `latency` mode.
 const LATENCY_SPIN_NS: u64 = 1_000_000;
 
@@ -328,6 +333,9 @@ impl Client {
         let mut connection = Connection::new(mio::net::TcpStream::from_std(stream), limits, tcp).map_err(refused)?;
         let mut pool = Pool::default();
         let welcome = greet(&mut connection, &mut pool, address, config)?;
+        if config.wait == WaitMode::Efficient {
+            connection.wait_in_reads(Duration::from_nanos(READ_NS)).map_err(refused)?;
+        }
         let functions = (0..).zip(&welcome.functions).map(|(id, name)| (name.clone(), id)).collect();
         Ok(Client {
             connection,
@@ -335,7 +343,7 @@ impl Client {
             welcome,
             functions,
             config: config.clone(),
-            open: HashMap::new(),
+            open: NumberMap::default(),
             done: VecDeque::new(),
             next_call: 1,
             lost: None,
@@ -457,6 +465,10 @@ impl Client {
 
     /// Takes what has arrived and sends what waits, without blocking. False when there was nothing.
     fn progress(&mut self) -> bool {
+        self.progress_with(Connection::receive)
+    }
+
+    fn progress_with(&mut self, receive: Receive) -> bool {
         if self.lost.is_some() {
             return false;
         }
@@ -472,7 +484,7 @@ impl Client {
                 return true;
             }
         }
-        match self.connection.receive(&mut self.pool) {
+        match receive(&mut self.connection, &mut self.pool) {
             Ok(None) => false,
             Ok(Some(frame)) => {
                 if let Err(text) = self.take(frame) {
@@ -528,10 +540,16 @@ impl Client {
                 Some(Open::Done(_)) => return self.finish(number),
                 None => return Err(InvokeError::Protocol { text: format!("call {number} is not in flight here") }),
             };
-            let sleep_first = self.config.wait == WaitMode::Efficient && self.connection.drained();
-            if sleep_first && !self.connection.wants_write() && self.lost.is_none() {
-                // The last read emptied the socket: a look before sleeping would find nothing.
-                self.sleep(Duration::from_nanos(deadline_ns.saturating_sub(now_ns())));
+            if self.config.wait == WaitMode::Efficient && !self.connection.wants_write() && self.lost.is_none() {
+                let left_ns = deadline_ns.saturating_sub(now_ns());
+                if left_ns >= READ_NS {
+                    self.progress_with(Connection::receive_waiting);
+                    continue;
+                }
+                if self.connection.drained() {
+                    // The last read emptied the socket: a look before sleeping would find nothing.
+                    self.sleep(Duration::from_nanos(left_ns));
+                }
             }
             if self.progress() {
                 since_ns = 0;
@@ -550,7 +568,7 @@ impl Client {
             match self.config.wait {
                 WaitMode::Latency if waited_ns < LATENCY_SPIN_NS => {}
                 WaitMode::Latency => rustix::thread::sched_yield(),
-                WaitMode::Balanced if waited_ns < BALANCED_SPIN_NS => {}
+                // From the first: the process may be waiting for this very core, and no answer takes less than two yields.
                 WaitMode::Balanced if waited_ns < BALANCED_LINGER_NS => rustix::thread::sched_yield(),
                 WaitMode::Balanced | WaitMode::Efficient => self.sleep(Duration::from_nanos(deadline_ns - now)),
             }

@@ -9,6 +9,7 @@ mod controller;
 mod error;
 pub mod exit;
 pub mod launch;
+mod numbered;
 mod payload;
 pub mod placement;
 mod runtime;

@@ -103,7 +103,9 @@ impl Placement {
         match self.wait {
             WaitMode::Efficient => Patience::NONE,
             _ if self.cores_count < 2 => Patience::NONE,
-            WaitMode::Balanced => Patience { spin_ns: BALANCED_SPIN_NS, linger_ns: BALANCED_LINGER_NS },
+            // Yields from the first: a client of this host may be waiting for this very core (unpinned, the scheduler often puts
+            // all of us on one), and 5 us of spinning in its way is a third of a call.
+            WaitMode::Balanced => Patience { spin_ns: 0, linger_ns: BALANCED_LINGER_NS },
             WaitMode::Latency => Patience { spin_ns: LATENCY_SPIN_NS, linger_ns: u64::MAX },
         }
     }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) enum Wait {
     /// Spin for ever, on two cores.
     Latency,
-    /// Spin for up to 100 µs, then block; on two cores. (A process under test yields from 5 µs on, and is not pinned.)
+    /// Spin for up to 100 µs, then block; on two cores. (A process under test yields from 5 µs on, towards clients at once, and is not pinned.)
     Balanced,
     /// Block at once; both ends on one core.
     Efficient,

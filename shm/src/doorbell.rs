@@ -16,13 +16,13 @@
 //! it for each. A sleeper that sleeps seldom takes it over: `arm_for_unfenced` raises the barrier on every core that runs
 //! a participant (`membarrier(2)`), and then `ring_unfenced` on the other side is two ordinary instructions.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
+use rustix::event::{EventfdFlags, Timespec, epoll};
 use rustix::thread::{MembarrierCommand, MembarrierQuery, membarrier, membarrier_query};
 
 use crate::mapping::{SharedLayout, Window};
@@ -126,11 +126,14 @@ impl Ringer {
 pub struct Doorbell {
     sleeper: Sleeper,
     eventfd: OwnedFd,
+    /// Tells the rings apart that came since the last sleep: an epoll set of the eventfd alone, edge-triggered. Made by
+    /// the first sleep; who waits in a loop of their own needs none.
+    edges: OnceCell<OwnedFd>,
 }
 
 impl Doorbell {
     pub(crate) fn new(line: Window<SleepLine>, eventfd: OwnedFd) -> Self {
-        Self { sleeper: Sleeper::new(line), eventfd }
+        Self { sleeper: Sleeper::new(line), eventfd, edges: OnceCell::new() }
     }
 
     /// Says "I am about to sleep". Poll everything once more after it.
@@ -166,23 +169,43 @@ impl Doorbell {
         let _ = rustix::io::read(&self.eventfd, &mut count);
     }
 
-    /// Sleeps until somebody rings or `timeout` is over (`None`: for ever), then disarms and drains.
-    /// One system call to sleep, one to drain.
+    /// Sleeps until somebody rings or `timeout` is over (`None`: for ever; else rounded up to milliseconds), then disarms.
+    ///
+    /// One system call. The eventfd is not read: each ring is an edge of its own, however many were counted before
+    /// ([`Bell`] sees to it that the counter never fills). Against `ppoll` and a read to drain, a ping-pong of two processes on
+    /// one core takes 3.6 us instead of 4.1.
     ///
     /// # Errors
-    /// What `ppoll` says; an interrupting signal is a wake-up, not an error.
+    /// What `epoll_wait` says, and what making the epoll set does; an interrupting signal is a wake-up, not an error.
     pub fn sleep(&self, timeout: Option<Duration>) -> io::Result<()> {
         let timeout = timeout.map(|duration| Timespec {
             tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: duration.subsec_nanos().into(),
         });
-        let slept = rustix::event::poll(&mut [PollFd::new(&self.eventfd, PollFlags::IN)], timeout.as_ref());
-        self.drain();
+        let edges = match self.edges.get() {
+            Some(edges) => edges,
+            None => {
+                let edges = watch(&self.eventfd)?;
+                self.edges.get_or_init(|| edges)
+            }
+        };
+        let slept = epoll::wait(edges, &mut [NO_EVENT; 1][..], timeout.as_ref());
+        self.disarm();
         match slept {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
+}
+
+const NO_EVENT: epoll::Event = epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };
+
+/// An epoll set that tells the edges of one eventfd. What was rung before is its first.
+fn watch(eventfd: &OwnedFd) -> io::Result<OwnedFd> {
+    let edges = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+    epoll::add(&edges, eventfd, epoll::EventData::new_u64(0), flags)?;
+    Ok(edges)
 }
 
 /// A peer's doorbell: I ring here.
@@ -211,9 +234,14 @@ impl Bell {
 
     #[cold]
     fn write(&self) -> bool {
-        // Would-block means the counter is full, hence readable: the peer wakes anyway. Any other failure means that
-        // the peer has no eventfd any more: it is dead, and its pidfd says so.
-        let _ = rustix::io::write(&self.eventfd, &1_u64.to_ne_bytes());
+        let ring = || rustix::io::write(&self.eventfd, &1_u64.to_ne_bytes());
+        // Would-block means that the counter is full, which honest ringing does not reach: somebody filled it, and the
+        // sleeper takes nothing off. Emptied, it takes our ring. Any other failure means that the peer has no eventfd
+        // any more: it is dead, and its pidfd says so.
+        if ring() == Err(rustix::io::Errno::AGAIN) {
+            let _ = rustix::io::read(&self.eventfd, &mut [0; 8]);
+            let _ = ring();
+        }
         true
     }
 }

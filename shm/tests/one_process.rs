@@ -210,6 +210,22 @@ fn a_sleeper_that_raises_the_barrier_misses_no_unfenced_ring() {
     });
 }
 
+/// The counter of an eventfd ends, and a write that does not fit wakes nobody. Sleepers leave it as it is, and anybody who may
+/// ring may fill it.
+#[test]
+fn a_full_counter_keeps_no_ring_out() {
+    let (a, b) = (Side::new(0), Side::new(1));
+    let doorbell = b.own.doorbell(b.bell.try_clone().unwrap());
+    let to_b = a.link(&b);
+    rustix::io::write(&b.bell, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    doorbell.sleep(None).unwrap();
+    doorbell.arm();
+    assert!(to_b.bell.ring());
+    let before = std::time::Instant::now();
+    doorbell.sleep(Some(Duration::from_secs(20))).unwrap();
+    assert!(before.elapsed() < Duration::from_secs(10), "the ring was lost");
+}
+
 /// A descriptor as it stands in the file, for someone who reads the segment without this crate.
 #[test]
 fn the_segment_has_the_documented_bytes() {

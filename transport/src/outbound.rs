@@ -168,10 +168,19 @@ impl<Out: AsRef<[u8]>> Outbound<Out> {
     }
 
     fn write_some(&mut self, stream: &mut dyn Write) -> io::Result<usize> {
-        let mut slices = [IoSlice::new(&[]); 3 * FRAMES_PER_WRITE_MAX];
+        // One frame is the usual case, and clearing room for 64 of them (3 KiB) costs more than writing its three slices.
+        if self.queue.len() == 1 {
+            self.write_frames::<3>(stream)
+        } else {
+            self.write_frames::<{ 3 * FRAMES_PER_WRITE_MAX }>(stream)
+        }
+    }
+
+    fn write_frames<const SLICES: usize>(&mut self, stream: &mut dyn Write) -> io::Result<usize> {
+        let mut slices = [IoSlice::new(&[]); SLICES];
         let mut used = 0;
         let mut skip = self.written;
-        for frame in self.queue.iter().take(FRAMES_PER_WRITE_MAX) {
+        for frame in self.queue.iter().take(SLICES / 3) {
             for piece in [&frame.head[..], frame.key.as_slice(), frame.body.as_ref()] {
                 // Only the first frame is partly written; what is left of `skip` ends inside it.
                 let piece_skip = skip.min(piece.len());

@@ -5,12 +5,13 @@
 
 #![forbid(unsafe_code)]
 
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use mio::net::TcpStream;
+use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, recv, recvmsg, sendmsg};
 use socket2::SockRef;
 
 pub use crate::Flush;
@@ -243,6 +244,57 @@ pub struct Connection<In, Out> {
     outbound: Outbound<Out>,
     peer_addr: SocketAddr,
     stream: TcpStream,
+    /// The socket itself blocks: every call but `receive_waiting` says that it is not to.
+    blocks: bool,
+}
+
+/// A socket that blocks, used for one call as if it did not.
+struct AtOnce<'a>(&'a TcpStream);
+
+impl Read for AtOnce<'_> {
+    fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
+        Ok(recv(self.0, room, RecvFlags::DONTWAIT)?.0)
+    }
+
+    fn read_vectored(&mut self, rooms: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        Ok(recvmsg(self.0, rooms, &mut RecvAncillaryBuffer::default(), RecvFlags::DONTWAIT)?.bytes)
+    }
+}
+
+impl Write for AtOnce<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_vectored(&[IoSlice::new(bytes)])
+    }
+
+    fn write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        Ok(sendmsg(self.0, pieces, &mut SendAncillaryBuffer::default(), flags)?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A socket that blocks, up to the time it was given; a signal ends the wait as that time does.
+struct Waiting<'a>(&'a TcpStream);
+
+impl Waiting<'_> {
+    fn wait<T>(read: io::Result<T>) -> io::Result<T> {
+        read.map_err(
+            |error| if error.kind() == io::ErrorKind::Interrupted { io::ErrorKind::WouldBlock.into() } else { error },
+        )
+    }
+}
+
+impl Read for Waiting<'_> {
+    fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
+        Self::wait(self.0.read(room))
+    }
+
+    fn read_vectored(&mut self, rooms: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        Self::wait(self.0.read_vectored(rooms))
+    }
 }
 
 impl<In: AsRef<[u8]> + AsMut<[u8]>, Out: AsRef<[u8]>> Connection<In, Out> {
@@ -272,6 +324,7 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>, Out: AsRef<[u8]>> Connection<In, Out> {
             outbound: Outbound::new(config.backlog_frames_max, config.backlog_bytes_max),
             peer_addr,
             stream,
+            blocks: false,
         })
     }
 
@@ -283,7 +336,36 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>, Out: AsRef<[u8]>> Connection<In, Out> {
     /// Every error is final. The bodies still held come back through [`Connection::abandon`].
     #[inline]
     pub fn receive<B: Bodies<Body = In>>(&mut self, bodies: &mut B) -> Result<Option<Frame<In>>, ConnectionError> {
-        self.inbound.receive(&mut self.stream, bodies)
+        if self.blocks {
+            self.inbound.receive(&mut AtOnce(&self.stream), bodies)
+        } else {
+            self.inbound.receive(&mut self.stream, bodies)
+        }
+    }
+
+    /// Lets [`Connection::receive_waiting`] wait, up to `longest` in each read. Nothing else blocks because of it.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn wait_in_reads(&mut self, longest: Duration) -> io::Result<()> {
+        let socket = SockRef::from(&self.stream);
+        socket.set_read_timeout(Some(longest))?;
+        socket.set_nonblocking(false)?;
+        self.blocks = true;
+        Ok(())
+    }
+
+    /// As [`Connection::receive`], but waits for the bytes in the read itself, as long as [`Connection::wait_in_reads`] said:
+    /// one system call where `poll` and a read are two. `None` when that time is over or a signal came.
+    ///
+    /// # Errors
+    /// As `receive`.
+    #[inline]
+    pub fn receive_waiting<B: Bodies<Body = In>>(
+        &mut self,
+        bodies: &mut B,
+    ) -> Result<Option<Frame<In>>, ConnectionError> {
+        self.inbound.receive(&mut Waiting(&self.stream), bodies)
     }
 
     /// Sends a frame: written at once when nothing waits before it, else queued. Never blocks.
@@ -296,7 +378,11 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>, Out: AsRef<[u8]>> Connection<In, Out> {
     /// took stay within [`TcpConfig::backlog_frames_max`].
     #[inline]
     pub fn send(&mut self, header: &Header, key: &[u8], body: Out) -> Result<(), SendError<Out>> {
-        self.outbound.send(Some(&mut self.stream), header, key, body)
+        if self.blocks {
+            self.outbound.send(Some(&mut AtOnce(&self.stream)), header, key, body)
+        } else {
+            self.outbound.send(Some(&mut self.stream), header, key, body)
+        }
     }
 
     /// Like [`Connection::send`], without the system call: several frames queued leave in one at the next flush.
@@ -313,7 +399,11 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>, Out: AsRef<[u8]>> Connection<In, Out> {
     /// # Errors
     /// Every error is final. The bodies still held come back through [`Connection::abandon`].
     pub fn flush(&mut self, done: &mut dyn FnMut(Out)) -> Result<Flush, ConnectionError> {
-        self.outbound.flush(&mut self.stream, done)
+        if self.blocks {
+            self.outbound.flush(&mut AtOnce(&self.stream), done)
+        } else {
+            self.outbound.flush(&mut self.stream, done)
+        }
     }
 
     /// A body that the kernel has taken whole, to be released by its owner.

@@ -123,6 +123,34 @@ fn p2_m6_n9_both_ends_send_64_mib_at_once() {
     drop((first, other.join().expect("the other end")));
 }
 
+/// A socket that blocks for `receive_waiting` blocks for nothing else: not for an empty socket, not for a full one.
+#[test]
+fn only_waiting_receives_wait() {
+    let (mut a, mut b) = connections();
+    let longest = Duration::from_millis(50);
+    a.wait_in_reads(longest).expect("a socket");
+    let before = Instant::now();
+    assert!(a.receive(&mut HeapBodies).expect("open").is_none());
+    assert!(before.elapsed() < longest, "an empty socket is no reason to wait");
+    let before = Instant::now();
+    assert!(a.receive_waiting(&mut HeapBodies).expect("open").is_none());
+    assert!(before.elapsed() >= longest - Duration::from_millis(10), "nothing came, and it did not wait");
+    b.send(&call(7), b"", content(7, 100)).expect("room");
+    let frame = a.receive_waiting(&mut HeapBodies).expect("open").expect("sent before");
+    assert_eq!((frame.header.call, whole(frame)), (7, content(7, 100)));
+    let body = content(8, 64 << 20);
+    a.send(&call(8), b"", body.clone()).expect("room");
+    assert!(a.wants_write(), "no kernel takes 64 MiB that nobody reads");
+    let sender = std::thread::spawn(move || {
+        flush(&mut a);
+        a
+    });
+    assert_eq!(whole(next(&mut b).expect("open")), body);
+    let mut a = sender.join().expect("no panic");
+    drop(b);
+    assert!(matches!(a.receive_waiting(&mut HeapBodies), Err(ConnectionError::Closed { mid_frame: false })));
+}
+
 /// N3: a kernel that takes a few KiB at a time, on both sides.
 #[test]
 fn n3_short_writes_through_small_kernel_buffers() {

@@ -20,6 +20,7 @@ use std::collections::{HashMap, VecDeque};
 
 use slab::Slab;
 
+use crate::numbered::NumberMap;
 use crate::wire::Code;
 use circuit::Circuit;
 use lease::Lease;
@@ -157,7 +158,7 @@ pub(crate) struct Controller<P> {
     calls: Slab<Call<P>>,
     uses: u32,
     queue: VecDeque<CallKey>,
-    connections: HashMap<u64, u32>,
+    connections: NumberMap<u32>,
     staff: Staff,
     leases: HashMap<u64, Lease>,
     leases_granted: u64,
@@ -177,7 +178,7 @@ impl<P> Controller<P> {
             calls: Slab::new(),
             uses: 0,
             queue: VecDeque::new(),
-            connections: HashMap::new(),
+            connections: NumberMap::default(),
             staff: Staff::new(),
             leases: HashMap::new(),
             leases_granted: 0,

@@ -50,11 +50,12 @@ impl Process {
                 }
             }
         }
-        let mut sent = Vec::new();
+        let mut sent = std::mem::take(&mut self.sent);
         let gone = self.clients.flush(&mut self.store, &mut sent);
-        for bytes in sent {
+        for bytes in sent.drain(..) {
             self.release(bytes);
         }
+        self.sent = sent;
         for connection in gone {
             self.controller.disconnected(connection);
         }

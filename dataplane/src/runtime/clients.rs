@@ -56,7 +56,7 @@ pub(super) enum Event {
 #[derive(Debug)]
 struct Client {
     connection: Connection<Landing, Bytes>,
-    /// Unique for the life of the process; a slab index is not.
+    /// Its place in the slab below, a count of connections above: found at once, and not taken for a predecessor there.
     id: u64,
     greeted: bool,
     /// The peer sends no more once what is there is read.
@@ -78,9 +78,8 @@ pub(super) struct Clients {
     listener: TcpListener,
     address: SocketAddr,
     open: Slab<Client>,
-    by_id: HashMap<u64, usize>,
     dirty: Vec<usize>,
-    accepted: u64,
+    accepted: u32,
     connections_max: usize,
     calls_max: usize,
     limits: Limits,
@@ -99,7 +98,6 @@ impl Clients {
             listener,
             address,
             open: Slab::new(),
-            by_id: HashMap::new(),
             dirty: Vec::new(),
             accepted: 0,
             connections_max: config.connections_max as usize,
@@ -177,11 +175,11 @@ impl Clients {
         let entry = self.open.vacant_entry();
         let token = Token(base + entry.key());
         registry.register(connection.source(), token, Interest::READABLE | Interest::WRITABLE)?;
-        self.accepted += 1;
-        self.by_id.insert(self.accepted, entry.key());
+        self.accepted = self.accepted.wrapping_add(1);
+        let id = (u64::from(self.accepted) << 32) | entry.key() as u64;
         entry.insert(Client {
             connection,
-            id: self.accepted,
+            id,
             greeted: false,
             closing: false,
             paused: false,
@@ -229,7 +227,6 @@ impl Clients {
 
     fn leave(&mut self, index: usize, store: &mut Store, done: &mut dyn FnMut(Bytes)) {
         let mut client = self.open.remove(index);
-        self.by_id.remove(&client.id);
         client.connection.abandon(store, done);
     }
 
@@ -242,8 +239,10 @@ impl Clients {
         status: i32,
         payload: Payload,
     ) -> Option<Bytes> {
-        let Some(index) = self.by_id.get(&connection).copied() else { return Some(payload.bytes) };
-        let client = &mut self.open[index];
+        let index = (connection & 0xffff_ffff) as usize;
+        let Some(client) = self.open.get_mut(index).filter(|client| client.id == connection) else {
+            return Some(payload.bytes);
+        };
         let aux = u64::from(payload.is_args);
         let header = Header { kind: frame::REPLY, flags: code as u16, status, call, aux, ..Header::default() };
         let unsent = client.connection.queue(&header, &[], payload.bytes).err().map(|error| {
@@ -262,7 +261,9 @@ impl Clients {
     /// Writes queued answers, and goes on reading where that had to wait. Returns connections that broke.
     pub(super) fn flush(&mut self, store: &mut Store, sent: &mut Vec<Bytes>) -> Vec<u64> {
         let mut gone = Vec::new();
-        for index in std::mem::take(&mut self.dirty) {
+        // Kept, and emptied below: taking it would allocate anew at every answer.
+        for at in 0..self.dirty.len() {
+            let index = self.dirty[at];
             let Some(client) = self.open.get_mut(index) else { continue };
             client.dirty = false;
             if client.connection.flush(&mut |bytes| sent.push(bytes)).is_err() {
@@ -270,6 +271,7 @@ impl Clients {
                 self.leave(index, store, &mut |bytes| sent.push(bytes));
             }
         }
+        self.dirty.clear();
         gone
     }
 
@@ -285,8 +287,8 @@ impl Clients {
     }
 
     /// Connections to look at though no event says so: to go on reading, or to close.
-    pub(super) fn paused(&mut self) -> Vec<usize> {
-        let (now, max) = (now_ns(), self.limits.payload_bytes_max);
+    pub(super) fn paused(&mut self, now: u64) -> Vec<usize> {
+        let max = self.limits.payload_bytes_max;
         if now >= self.sweep_ns {
             self.sweep_ns = now + SWEEP_NS;
             for (_, client) in &mut self.open {

@@ -95,6 +95,9 @@ pub struct Process {
     /// What the second end of a lease gets, between `Grant` and `Open`: an exchange page, or two queues.
     lease_ends: HashMap<u64, Vec<OwnedFd>>,
     clients: Clients,
+    /// Empty between turns, kept for their memory: what a connection brought, what the kernel has taken.
+    arrived: Vec<clients::Event>,
+    sent: Vec<Bytes>,
     signals: std::os::unix::net::UnixStream,
     drain_until_ns: Option<u64>,
     start_error: Option<ProcessError>,
@@ -178,6 +181,8 @@ impl Process {
             lent_on: HashMap::new(),
             lease_ends: HashMap::new(),
             clients,
+            arrived: Vec::new(),
+            sent: Vec::new(),
             signals,
             drain_until_ns: None,
             start_error: None,
@@ -209,9 +214,11 @@ impl Process {
     fn serve(&mut self, ready: impl FnOnce(&Ready)) -> Result<(), ProcessError> {
         let mut ready = Some(ready);
         let mut events = Events::with_capacity(256);
-        let mut idle_since_ns = now_ns();
+        // Read once a turn, after the wait: a turn is short, and a look at the clock is 2 % of it.
+        let mut now = now_ns();
+        let mut idle_since_ns = now;
+        let mut sockets_wait = false;
         loop {
-            let now = now_ns();
             let worked = self.poll_workers(now);
             self.controller.tick(now);
             self.unstick(now);
@@ -235,7 +242,7 @@ impl Process {
                     });
                 }
             }
-            for index in self.clients.paused() {
+            for index in self.clients.paused(now) {
                 self.on_client(now, index, true);
             }
             if self.drained(now) {
@@ -244,8 +251,16 @@ impl Process {
             if worked {
                 idle_since_ns = now;
             }
-            if self.wait(now, idle_since_ns, worked, &mut events)? {
-                let now = now_ns();
+            // A worker that shares our core runs as soon as it is rung, and has often answered by now. That answer goes out
+            // first: 0.3 us sooner than by way of an epoll that finds nothing. Not twice before the sockets have their turn.
+            sockets_wait = !sockets_wait && self.rings_ready();
+            if sockets_wait {
+                now = now_ns();
+                continue;
+            }
+            let found = self.wait(now, idle_since_ns, worked, &mut events)?;
+            now = now_ns();
+            if found {
                 for event in &events {
                     self.on_event(now, event)?;
                 }
@@ -268,10 +283,7 @@ impl Process {
             // Armed before the last look at the rings: whoever publishes after it sees us asleep and rings.
             if let Some(shared) = &self.shared {
                 shared.doorbell.arm();
-                let ready = self.seated.iter().any(|worker| {
-                    matches!(&self.seats[usize::from(*worker)], Some(Seat { channel: Channel::Ring { link, .. }, .. }) if link.consumer.ready())
-                });
-                if ready {
+                if self.rings_ready() {
                     timeout = Duration::ZERO;
                 }
             }
@@ -303,6 +315,12 @@ impl Process {
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Ok(false),
             Err(source) => Err(ProcessError::System { what: "epoll failed", source }),
         }
+    }
+
+    fn rings_ready(&self) -> bool {
+        self.seated.iter().any(|worker| {
+            matches!(&self.seats[usize::from(*worker)], Some(Seat { channel: Channel::Ring { link, .. }, .. }) if link.consumer.ready())
+        })
     }
 
     /// Whether a worker that shares our core has something to do: then we sleep rather than spin in its way.
@@ -372,9 +390,9 @@ impl Process {
 
     fn on_client(&mut self, now: u64, index: usize, readable: bool) {
         let default_ns = self.config.deadline_ms * 1_000_000;
-        let mut requests = Vec::new();
-        self.clients.serve(index, readable, &mut self.store, &self.welcome, &mut requests);
-        for event in requests {
+        let mut arrived = std::mem::take(&mut self.arrived);
+        self.clients.serve(index, readable, &mut self.store, &self.welcome, &mut arrived);
+        for event in arrived.drain(..) {
             match event {
                 clients::Event::Request { connection, call, function, budget_ns, idempotent, payload } => {
                     let budget_ns = if budget_ns == 0 { default_ns } else { budget_ns.min(86_400_000_000_000) };
@@ -387,6 +405,7 @@ impl Process {
                 clients::Event::Sent(bytes) => self.release(bytes),
             }
         }
+        self.arrived = arrived;
     }
 }
 

@@ -437,8 +437,16 @@ impl Session {
         deadline_ns: u64,
         ready: impl Fn(&mut Self) -> bool,
     ) -> Result<bool, Fatal> {
-        let mut since_ns = now_ns();
         let nested = deadline_ns != u64::MAX;
+        if patience == Patience::NONE && !nested {
+            // Nothing to measure: three looks at the clock less between an answer and the next request.
+            while !ready(self) {
+                self.return_blocks()?;
+                self.sleep(deadline_ns, &ready)?;
+            }
+            return Ok(true);
+        }
+        let mut since_ns = now_ns();
         loop {
             if ready(self) {
                 return Ok(true);
