@@ -1,6 +1,5 @@
 //! Connections from clients: hello, requests in, answers out. Knows frames; knows nothing of workers.
 
-use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 
