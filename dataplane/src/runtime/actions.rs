@@ -100,6 +100,7 @@ impl Process {
             seat.given = Some(Given { call, position: None, request, is_args });
         }
         self.send(worker, Descriptor::new(kind, function, call, deadline_ns, body), heap);
+        self.handed_over = true;
     }
 
     pub(super) fn answer_worker(&mut self, worker: WorkerId, call: u64, outcome: Outcome<Payload>) {

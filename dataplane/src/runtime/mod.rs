@@ -98,6 +98,10 @@ pub struct Process {
     /// Empty between turns, kept for their memory: what a connection brought, what the kernel has taken.
     arrived: Vec<clients::Event>,
     sent: Vec<Bytes>,
+    /// A call went to a worker in this turn.
+    handed_over: bool,
+    /// Everybody stands on our core and sleeps at once.
+    yields: bool,
     signals: std::os::unix::net::UnixStream,
     drain_until_ns: Option<u64>,
     start_error: Option<ProcessError>,
@@ -183,6 +187,8 @@ impl Process {
             clients,
             arrived: Vec::new(),
             sent: Vec::new(),
+            handed_over: false,
+            yields: config.wait == WaitMode::Efficient,
             signals,
             drain_until_ns: None,
             start_error: None,
@@ -253,7 +259,14 @@ impl Process {
             }
             // A worker that shares our core runs as soon as it is rung, and has often answered by now. That answer goes out
             // first: 0.3 us sooner than by way of an epoll that finds nothing. Not twice before the sockets have their turn.
-            sockets_wait = !sockets_wait && self.rings_ready();
+            let handed_over = std::mem::take(&mut self.handed_over);
+            let mut ready = self.rings_ready();
+            if handed_over && !ready && self.yields && self.one_is_busy() {
+                // It does not run by itself: it gets the core, finds us awake afterwards, and rings no bell.
+                rustix::thread::sched_yield();
+                ready = self.rings_ready();
+            }
+            sockets_wait = !sockets_wait && ready;
             if sockets_wait {
                 now = now_ns();
                 continue;
@@ -321,6 +334,11 @@ impl Process {
         self.seated.iter().any(|worker| {
             matches!(&self.seats[usize::from(*worker)], Some(Seat { channel: Channel::Ring { link, .. }, .. }) if link.consumer.ready())
         })
+    }
+
+    /// Whether just one worker has something to do: a yield is for it alone, and no other takes a time slice of it.
+    fn one_is_busy(&self) -> bool {
+        self.seated.iter().filter(|worker| self.controller.is_busy(**worker)).take(2).count() == 1
     }
 
     /// Whether a worker that shares our core has something to do: then we sleep rather than spin in its way.
