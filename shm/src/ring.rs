@@ -43,20 +43,7 @@ const _: () = assert!(size_of::<Slot>() as u64 == SLOT_BYTES && align_of::<Slot>
 // `Shadow` has no size).
 unsafe impl SharedLayout for Slot {}
 
-/// How far ahead of itself a consumer asks for slots, to have the next ones of a burst on their way while it deals with one.
-/// For a slot not yet written this costs the producer nothing: it has to take the line back from us in any case.
-const PREFETCH_SLOTS: u64 = 4;
-
 impl Slot {
-    #[inline(always)]
-    fn prefetch(&self) {
-        #[cfg(all(target_arch = "x86_64", not(loom)))]
-        // SAFETY: a prefetch is a hint: it reads nothing that the program sees and does not fault.
-        unsafe {
-            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(std::ptr::from_ref(self).cast());
-        }
-    }
-
     /// Back to "never written". The reader of the ring believes it after the *linked* edge.
     pub(crate) fn clear(&self) {
         self.shadow.write();
@@ -266,7 +253,6 @@ impl Consumer {
             return Ok(None);
         };
         let descriptor = slot.read(head);
-        self.slots[self.shape.index(self.head.wrapping_add(PREFETCH_SLOTS))].prefetch();
         self.head = self.head.wrapping_add(1);
         if self.head.wrapping_sub(self.head_published) >= self.shape.slots / 4 {
             self.publish();
