@@ -431,7 +431,7 @@ fn mq_getattr(fd: &OwnedFd) -> io::Result<libc::mq_attr> {
 /// One record to the kernel; `false` when there is no room for now.
 #[inline]
 fn mq_send(queue: &Queue, record: &[u8], wait: Wait) -> io::Result<bool> {
-    let timeout = timeout(queue, wait);
+    let timeout = timeout(wait);
     loop {
         // SAFETY: in bounds: the call reads `record.len()` bytes of a live slice and one timespec, or none.
         // Unshared: `record` lies in this process's heap. Unique: it is borrowed, and the kernel keeps a copy.
@@ -452,7 +452,7 @@ fn mq_send(queue: &Queue, record: &[u8], wait: Wait) -> io::Result<bool> {
 /// there is none for now.
 #[inline]
 fn mq_receive(queue: &Queue, room: &mut [u8], wait: Wait) -> io::Result<Option<usize>> {
-    let timeout = timeout(queue, wait);
+    let timeout = timeout(wait);
     loop {
         // SAFETY: in bounds: the call writes at most `room.len()` bytes of a live slice and reads one timespec, or
         // none; no priority is asked for. Unshared: `room` lies in this process's heap. Unique: borrowed mutably.
@@ -476,10 +476,11 @@ fn mq_receive(queue: &Queue, room: &mut [u8], wait: Wait) -> io::Result<Option<u
     }
 }
 
-fn timeout(queue: &Queue, wait: Wait) -> *const libc::timespec {
+fn timeout(wait: Wait) -> *const libc::timespec {
     match wait {
-        Wait::Never if !queue.nonblocking => &raw const PAST,
-        Wait::Never | Wait::Descriptor => std::ptr::null(),
+        // On a non-blocking descriptor, too: whoever holds another end of it may have made it block.
+        Wait::Never => &raw const PAST,
+        Wait::Descriptor => std::ptr::null(),
     }
 }
 
@@ -744,6 +745,14 @@ impl Sender {
     /// The kernel's.
     pub fn flush(&mut self) -> Result<Flush, QueueError> {
         self.send_all(Wait::Descriptor)
+    }
+
+    /// Sends what waits until the kernel's queue is full, also on a blocking descriptor.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn try_flush(&mut self) -> Result<Flush, QueueError> {
+        self.send_all(Wait::Never)
     }
 
     /// Sends what waits, sleeping while the kernel's queue is full, until `deadline` (then `Blocked`).

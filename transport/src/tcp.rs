@@ -277,23 +277,30 @@ impl Write for AtOnce<'_> {
 }
 
 /// A socket that blocks, up to the time it was given; a signal ends the wait as that time does.
-struct Waiting<'a>(&'a TcpStream);
+/// One read and no more: a peer that sends a byte now and then must not hold the caller past its own deadline.
+struct Waiting<'a> {
+    stream: &'a TcpStream,
+    waited: bool,
+}
 
 impl Waiting<'_> {
-    fn wait<T>(read: io::Result<T>) -> io::Result<T> {
-        read.map_err(
-            |error| if error.kind() == io::ErrorKind::Interrupted { io::ErrorKind::WouldBlock.into() } else { error },
-        )
+    fn once<T>(&mut self, read: impl FnOnce(&mut &TcpStream) -> io::Result<T>) -> io::Result<T> {
+        if std::mem::replace(&mut self.waited, true) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        read(&mut self.stream).map_err(|error| {
+            if error.kind() == io::ErrorKind::Interrupted { io::ErrorKind::WouldBlock.into() } else { error }
+        })
     }
 }
 
 impl Read for Waiting<'_> {
     fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
-        Self::wait(self.0.read(room))
+        self.once(|stream| stream.read(room))
     }
 
     fn read_vectored(&mut self, rooms: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
-        Self::wait(self.0.read_vectored(rooms))
+        self.once(|stream| stream.read_vectored(rooms))
     }
 }
 
@@ -343,7 +350,7 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>, Out: AsRef<[u8]>> Connection<In, Out> {
         }
     }
 
-    /// Lets [`Connection::receive_waiting`] wait, up to `longest` in each read. Nothing else blocks because of it.
+    /// Lets [`Connection::receive_waiting`] wait, up to `longest`. Nothing else blocks because of it.
     ///
     /// # Errors
     /// The socket's.
@@ -355,8 +362,8 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>, Out: AsRef<[u8]>> Connection<In, Out> {
         Ok(())
     }
 
-    /// As [`Connection::receive`], but waits for the bytes in the read itself, as long as [`Connection::wait_in_reads`] said:
-    /// one system call where `poll` and a read are two. `None` when that time is over or a signal came.
+    /// As [`Connection::receive`], but waits for bytes in the one read it makes, as long as [`Connection::wait_in_reads`] said:
+    /// one system call where `poll` and a read are two. `None` when that time is over, a signal came, or a frame is not whole yet.
     ///
     /// # Errors
     /// As `receive`.
@@ -365,7 +372,7 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>, Out: AsRef<[u8]>> Connection<In, Out> {
         &mut self,
         bodies: &mut B,
     ) -> Result<Option<Frame<In>>, ConnectionError> {
-        self.inbound.receive(&mut Waiting(&self.stream), bodies)
+        self.inbound.receive(&mut Waiting { stream: &self.stream, waited: false }, bodies)
     }
 
     /// Sends a frame: written at once when nothing waits before it, else queued. Never blocks.

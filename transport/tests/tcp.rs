@@ -151,6 +151,30 @@ fn only_waiting_receives_wait() {
     assert!(matches!(a.receive_waiting(&mut HeapBodies), Err(ConnectionError::Closed { mid_frame: false })));
 }
 
+/// N2: a peer that sends a byte now and then holds nobody for longer than one wait: the deadline is looked at in between.
+#[test]
+fn n2_a_dribble_does_not_hold_a_waiting_receive() {
+    let (client, mut server) = pair();
+    let mut client = connection(client, TcpConfig::default());
+    let longest = Duration::from_millis(100);
+    client.wait_in_reads(longest).expect("a socket");
+    let dribble = std::thread::spawn(move || {
+        while server.write(&[0]).is_ok() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    });
+    let mut waits = 0;
+    let before = Instant::now();
+    while before.elapsed() < 3 * longest {
+        // Zeroes are no frame, but before the sixty-fourth nobody can tell.
+        assert!(client.receive_waiting(&mut HeapBodies).expect("part of a header").is_none());
+        waits += 1;
+    }
+    assert!(waits > 3, "{waits} waits of {longest:?} took {:?}", before.elapsed());
+    drop(client);
+    dribble.join().expect("no panic");
+}
+
 /// N3: a kernel that takes a few KiB at a time, on both sides.
 #[test]
 fn n3_short_writes_through_small_kernel_buffers() {

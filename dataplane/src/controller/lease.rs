@@ -65,9 +65,13 @@ impl<P> Controller<P> {
 
     /// Calls wait: takes leased workers back, as many as there are calls to serve.
     pub(super) fn make_room(&mut self, now_ns: u64) {
-        let on_their_way = self.leases.values().filter(|lease| lease.phase == Phase::Revoking).count();
+        // A callee that nests waits for one of these very calls: taking it back frees nobody.
+        let idle = |lease: &Lease| self.staff.nested(lease.callee) == 0;
+        let on_their_way = self.leases.values().filter(|lease| lease.phase == Phase::Revoking && idle(lease)).count();
         for _ in on_their_way..self.queue.len() {
-            let leased = self.leases.iter().filter(|(_, lease)| matches!(lease.phase, Phase::Granted | Phase::Open));
+            let leased = self.leases.iter().filter(|(_, lease)| {
+                matches!(lease.phase, Phase::Granted | Phase::Open) && self.staff.nested(lease.callee) == 0
+            });
             let Some(id) = leased.map(|(id, _)| *id).min() else { break };
             self.revoke(now_ns, id);
         }

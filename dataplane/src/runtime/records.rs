@@ -217,9 +217,11 @@ impl Process {
         let outcome = match bytes {
             None => Outcome::Failed(CallError { keeps, ..owner_died() }),
             Some(bytes) if code == Code::Ok && self.is_too_much(&bytes) => {
-                let error = no_space(&bytes, &self.store.heap);
+                // `NoSpace` would say that it has not run, and may be sent again.
+                let CallError { text, .. } = no_space(&bytes, &self.store.heap);
+                let text = format!("the function ran, its answer did not fit: {text}");
                 self.release(bytes);
-                Outcome::Failed(error)
+                Outcome::Failed(CallError { code: Code::Failed, status: -1, text, keeps })
             }
             Some(bytes) if code == Code::Ok => {
                 Outcome::Done { status, payload: Payload { bytes, is_args: reply.kind() & record::ARGS != 0, keeps } }

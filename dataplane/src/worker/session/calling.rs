@@ -15,7 +15,7 @@ impl Session {
         let Some(calling) = &self.calling else { return self.invoke_by_window(function, deadline_ns, payload) };
         let callee = calling.callee;
         let over_exchange = self.exchange_wanted && !calling.exchange.busy();
-        if !over_exchange && (self.exchange_wanted || calling.in_flight > 0) {
+        if !over_exchange && (self.exchange_wanted || calling.in_flight > 0 || calling.overran) {
             return self.invoke_by_window(function, deadline_ns, payload);
         }
         let kind = record::REQUEST | if payload.is_args { record::ARGS } else { 0 };

@@ -36,7 +36,8 @@ impl Session {
             self.parted = Some(Parted { exchange: calling.exchange, callee: calling.callee, death: None });
         }
         if let Some(line) = self.calling_line.take_if(|line| line.lease == lease) {
-            self.line_ended = Some((line, None));
+            // Else its queues go at once: the user's quota of them is small.
+            self.line_ended = self.awaiting.then_some((line, None));
         }
         self.tell_controller(record::DROPPED, 0, lease, 0)
     }
@@ -90,7 +91,7 @@ impl Session {
             arena.borrow_mut().reclaim(gone);
         }
         if let Some(line) = self.calling_line.take_if(|line| line.peer == gone) {
-            self.line_ended = Some((line, Some(how.to_owned())));
+            self.line_ended = self.awaiting.then(|| (line, Some(how.to_owned())));
         }
         self.serving.take_if(|serving| serving.caller == gone);
         self.serving_line.take_if(|line| line.peer == gone);

@@ -26,6 +26,8 @@ pub(super) struct Line {
     receiver: Receiver,
     /// A call of this lease overran, or its callee broke the format: the line is not used again.
     pub(super) spent: bool,
+    /// Turns of all its spins: a busy line, too, looks at the controller's queue now and then.
+    turns: u32,
 }
 
 impl Line {
@@ -40,7 +42,7 @@ impl Line {
     ) -> Result<Line, Fatal> {
         let queue = |fd| Queue::from_fd(fd).map_err(|e| fatal("cannot use a queue of a lease", e));
         let (sender, receiver) = (Sender::new(queue(to)?), Receiver::new(queue(from)?, payload_bytes_max));
-        Ok(Line { lease, peer, patience, sender, receiver, spent: false })
+        Ok(Line { lease, peer, patience, sender, receiver, spent: false, turns: 0 })
     }
 
     fn send(&mut self, head: &Descriptor, body: Option<Buffer>) {
@@ -75,7 +77,6 @@ impl Line {
 #[derive(Debug, Default)]
 pub(super) struct Waited {
     since_ns: Option<u64>,
-    turns: u32,
 }
 
 /// Which of a session's two lines.
@@ -102,8 +103,9 @@ impl Session {
             let now = now_ns();
             let waited_ns = now - *waited.since_ns.get_or_insert(now);
             if waited_ns < patience.linger_ns {
-                waited.turns += 1;
-                if waited.turns.is_multiple_of(TURNS_PER_LOOK) {
+                line.turns = line.turns.wrapping_add(1);
+                let look = line.turns.is_multiple_of(TURNS_PER_LOOK);
+                if look {
                     self.look_at_queue()?;
                 }
                 if waited_ns >= patience.spin_ns {
@@ -172,9 +174,10 @@ impl Session {
         let id = DIRECT | self.direct_calls;
         let (body, _, heap) = self.load(payload.bytes, callee)?;
         let request = Descriptor::new(kind, function, id, deadline_ns, body);
-        self.line_ended = None;
         self.calling_line.as_mut().expect("checked by the caller").send(&request, heap);
+        self.awaiting = true;
         let answer = self.await_answer(id, deadline_ns).unwrap_or_else(|Fatal(text)| die(&text));
+        self.awaiting = false;
         if let Some(line) = &mut self.calling_line {
             line.recycle_sent(&self.memory);
         }
@@ -201,13 +204,16 @@ impl Session {
             let Some(line) = &mut self.calling_line else { return Ok(Answer::Ended) };
             if line.sender.wants_write() {
                 // Whether it is done shows below.
-                let _: Flush = line.sender.flush().map_err(|e| fatal("queue of a lease", e))?;
+                let _: Flush = line.sender.try_flush().map_err(|e| fatal("queue of a lease", e))?;
             }
             if self.await_line(End::Calling, &mut waited, deadline_ns)?
                 && let Some(line) = &mut self.calling_line
             {
                 match line.receive(&self.memory) {
                     Ok(Some((reply, body))) if reply.kind() & record::KIND == record::REPLY && reply.id() == id => {
+                        if line.sender.wants_write() {
+                            return Ok(Answer::Broken("it came before the request was whole".into()));
+                        }
                         return Ok(Answer::Reply(reply, body));
                     }
                     Ok(Some((_, body))) => self.memory.recycle(body),
@@ -294,7 +300,7 @@ impl Session {
         let mut records = 0;
         loop {
             let Some(line) = &mut self.serving_line else { return Ok(()) };
-            if line.sender.flush().map_err(|e| fatal("queue of a lease", e))? == Flush::Done {
+            if line.sender.try_flush().map_err(|e| fatal("queue of a lease", e))? == Flush::Done {
                 line.recycle_sent(&self.memory);
                 return Ok(());
             }

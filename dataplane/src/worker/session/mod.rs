@@ -575,7 +575,7 @@ impl Session {
         self.send_controller(&Descriptor::bare(kind, tag, id, aux), None)
     }
 
-    /// Takes one record from the controller, if there is one. Rings only; a queue is read in `sleep_and_look`.
+    /// Takes one record from the controller, if there is one. Rings only; a queue is read in `sleep` and `look_at_queue`.
     fn poll_controller(&mut self) -> Result<bool, Fatal> {
         let Channel::Ring { link, .. } = &mut self.channel else { return Ok(false) };
         match link.consumer.poll() {

@@ -32,6 +32,7 @@ impl Session {
                     .is_some_and(|serving| serving.exchange.ready() || session.ring_ready(serving.caller))
                     || session.controller_ready()
                     || session.serving_line.is_some()
+                    || session.revoked.is_some()
                     || !session.inbox.is_empty()
                     || session.shutdown
             })?;
@@ -236,19 +237,16 @@ impl Session {
         error: &InvokeError,
     ) -> Result<(), Fatal> {
         let code = match error {
-            InvokeError::TooLarge { .. } => Code::TooLarge,
-            InvokeError::NoSpace { .. } => Code::NoSpace,
             InvokeError::UnknownFunction { .. } => Code::UnknownFunction,
             InvokeError::Panicked { .. } => Code::Panicked,
+            // An answer that there is no room for, too: `NoSpace` would say that the function has not run.
             _ => Code::Failed,
         };
         let text = match error {
             InvokeError::Failed { text, .. }
             | InvokeError::Panicked { text }
-            | InvokeError::UnknownFunction { text }
-            | InvokeError::TooLarge { text }
-            | InvokeError::NoSpace { text } => text.clone(),
-            other => other.to_string(),
+            | InvokeError::UnknownFunction { text } => text.clone(),
+            other => format!("the function ran, its answer did not fit: {other}"),
         };
         let text = &text.as_bytes()[..text.len().min(TEXT_BYTES_MAX)];
         let fits = self.memory.arena.is_none() || text.len() <= 40 || self.memory.loan(text.len()).is_ok();
