@@ -2,7 +2,8 @@
 //!
 //! Measured on two-core virtual machines (design §4): a spinning peer on another core answers in 0.3 us, a sleeping one
 //! on the same core in 2.5-4 us, a sleeping one on another, halted core in 85-100 us, and two spinners that share a
-//! core in 8 ms. So nobody spins for a peer on its own core, and those that cannot have a core each sleep.
+//! core in 8 ms. So nobody spins for a peer on its own core; those that cannot have a core each yield it to each other,
+//! for a while, and sleep.
 
 use std::path::Path;
 use std::time::Duration;
@@ -24,6 +25,10 @@ pub struct Patience {
 impl Patience {
     /// Sleeps at once.
     pub const NONE: Patience = Patience { spin_ns: 0, linger_ns: 0 };
+
+    /// Keeps nobody from the core: yields between polls, then sleeps. Two that share a core hand it to each other in about a
+    /// microsecond and without a bell, where a ring and a sleep take 2.5-4.
+    pub const YIELDING: Patience = Patience { spin_ns: 0, linger_ns: BALANCED_LINGER_NS };
 }
 
 /// Longest spin in `balanced` mode: about what a sleeping core takes to wake (design §4), so that a wait costs at most twice the best choice.
@@ -34,6 +39,10 @@ const BALANCED_SPIN_NS: u64 = 5_000;
 const LATENCY_SPIN_NS: u64 = 50_000;
 /// How long an unused lease keeps its core in `latency` mode before it sleeps.
 const LATENCY_LINGER_NS: u64 = 20_000_000;
+/// A yield this long, ns, was taken for a time slice, not for a call: sleeping would have had the core back with the bell.
+pub(crate) const YIELD_LOST_NS: u64 = 200_000;
+/// Waits that do not yield after one that lost a time slice.
+pub(crate) const YIELD_PAUSE: u32 = 64;
 
 /// Where the controller and each worker run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,18 +91,16 @@ impl Placement {
             // Unpinned: the scheduler spreads spinners over cores as long as there is one for each that may be awake.
             _ => self.cores_count >= if leased { 2 } else { participants + 1 },
         };
-        if !apart {
-            return Patience::NONE;
-        }
         match self.wait {
             WaitMode::Efficient => Patience::NONE,
-            WaitMode::Balanced => Patience { spin_ns: BALANCED_SPIN_NS, linger_ns: BALANCED_LINGER_NS },
-            WaitMode::Latency if leased => Patience { spin_ns: LATENCY_SPIN_NS, linger_ns: LATENCY_LINGER_NS },
+            _ if self.cores_count < 2 => Patience::NONE,
+            WaitMode::Balanced if apart => Patience { spin_ns: BALANCED_SPIN_NS, linger_ns: BALANCED_LINGER_NS },
+            WaitMode::Latency if apart && leased => Patience { spin_ns: LATENCY_SPIN_NS, linger_ns: LATENCY_LINGER_NS },
             // A worker that nobody leased spins only where a core is left over for whoever calls us.
-            WaitMode::Latency if self.cores_count > participants => {
+            WaitMode::Latency if apart && self.cores_count > participants => {
                 Patience { spin_ns: LATENCY_SPIN_NS, linger_ns: u64::MAX }
             }
-            WaitMode::Latency => Patience::NONE,
+            WaitMode::Balanced | WaitMode::Latency => Patience::YIELDING,
         }
     }
 
@@ -103,11 +110,16 @@ impl Placement {
         match self.wait {
             WaitMode::Efficient => Patience::NONE,
             _ if self.cores_count < 2 => Patience::NONE,
-            // Yields from the first: a client of this host may be waiting for this very core (unpinned, the scheduler often puts
-            // all of us on one), and 5 us of spinning in its way is a third of a call.
-            WaitMode::Balanced => Patience { spin_ns: 0, linger_ns: BALANCED_LINGER_NS },
+            // A client of this host may be waiting for this very core: unpinned, the scheduler often puts all of us on one.
+            WaitMode::Balanced => Patience::YIELDING,
             WaitMode::Latency => Patience { spin_ns: LATENCY_SPIN_NS, linger_ns: u64::MAX },
         }
+    }
+
+    /// How the controller waits for a worker on its own core, having just handed it a call.
+    #[must_use]
+    pub fn patience_after_hand_over(&self) -> Patience {
+        if self.controller_patience() == Patience::NONE { Patience::NONE } else { Patience::YIELDING }
     }
 
     /// The mode all of this follows from.
@@ -142,8 +154,8 @@ mod tests {
         assert_eq!((placement.worker(1, 2), placement.worker(2, 2)), (Some(1), Some(0)));
         let leased = placement.patience(Some(1), Some(0), true, 3);
         assert!(leased.spin_ns > 0 && leased.linger_ns < u64::MAX);
-        assert_eq!(placement.patience(Some(1), Some(1), false, 3), Patience::NONE);
-        assert_eq!(placement.patience(Some(0), Some(1), false, 3), Patience::NONE);
+        assert_eq!(placement.patience(Some(1), Some(1), false, 3), Patience::YIELDING);
+        assert_eq!(placement.patience(Some(0), Some(1), false, 3), Patience::YIELDING);
     }
 
     #[test]
@@ -158,7 +170,8 @@ mod tests {
     fn nobody_spins_on_a_core_shared_with_the_peer_or_under_a_quota_of_one() {
         for wait in [WaitMode::Latency, WaitMode::Balanced] {
             let shared = Placement::new(&Pin::Cores(vec![0]), wait, &[0, 1], usize::MAX);
-            assert_eq!(shared.patience(Some(0), Some(0), true, 3), Patience::NONE);
+            assert_eq!(shared.patience(Some(0), Some(0), true, 3), Patience::YIELDING);
+            assert_eq!(Patience::YIELDING.spin_ns, 0);
             let quota = Placement::new(&Pin::None, wait, &[0, 1], 1);
             assert_eq!(quota.patience(None, None, true, 3), Patience::NONE);
             assert_eq!(quota.controller_patience(), Patience::NONE);

@@ -6,7 +6,7 @@
 //! Load      closed loop, one call in flight; with `--in-flight N` calls per second of N pipelined calls instead.
 //! Excludes  starting the process, connecting, and by warm-up the lease of a local callee; `--r100` rows exclude nothing.
 //! Samples   `--repetitions` per run, `--runs` runs, each in turns with its floor: floor, calls, floor, calls, ... so that
-//!           both see the same weather. A slow cell stops at `--run-limit` seconds, with at least 100 samples.
+//!           both see the same weather; the ratio is the median over the turns. A slow cell stops at `--run-limit` seconds, with at least 100 samples.
 //! Checks    length, sequence number and last byte of every answer (`--untouched`: length; content after the last).
 //! Baseline  local ring: cache-line ping-pong over two lines, via exchange over one; local mq: two raw queue round trips in
 //!           a row; remote: a raw TCP round trip; same size, wait mode and cores.
@@ -35,7 +35,7 @@ use crate::table;
 use crate::worker::{Drive, ECHO, Via};
 
 /// How often a run goes back and forth between its floor and its calls.
-const TURNS: usize = 4;
+const TURNS: usize = 8;
 
 /// Calls made, and not recorded, at the start of each turn: the other one had the caches.
 const TURN_WARM_UP: Duration = Duration::from_millis(2);
@@ -139,6 +139,8 @@ struct Cell {
     floor_samples: usize,
     recorder: Recorder,
     floor: Recorder,
+    /// Of each turn: median of the calls by that of the floor just before.
+    ratios: Vec<f64>,
     via: Option<String>,
 }
 
@@ -268,6 +270,7 @@ fn round_trips(way: Way, placement: Placement, sizes: &[Size], plan: &Plan, bar:
             floor_samples: plan.samples(floor_ns).div_ceil(TURNS),
             recorder: Recorder::new(),
             floor: Recorder::new(),
+            ratios: Vec::new(),
             via: None,
         });
     }
@@ -277,12 +280,15 @@ fn round_trips(way: Way, placement: Placement, sizes: &[Size], plan: &Plan, bar:
             for _ in 0..TURNS {
                 subject.settle();
                 let block = Block { bytes: floor_bytes(cell.bytes), samples: cell.floor_samples, trips_per_sample };
+                let floor_start = floor_ns.len();
                 pair.run(block, &mut floor_ns)?;
                 let first = usize::try_from(TURN_WARM_UP.as_nanos() / u128::from(cell.call_ns.max(1)))?.clamp(2, 5_000);
-                let (samples_ns, via) = caller.calls(cell.bytes, first, cell.calls)?;
+                let (mut samples_ns, via) = caller.calls(cell.bytes, first, cell.calls)?;
                 ensure!(cell.via.is_none() || cell.via == via, "the way of calls changed while they were measured");
                 cell.via = via;
-                calls_ns.extend(samples_ns);
+                calls_ns.extend_from_slice(&samples_ns);
+                let floor_median_ns = median(&mut floor_ns[floor_start..]);
+                cell.ratios.push(median(&mut samples_ns) as f64 / floor_median_ns.max(1) as f64);
             }
             cell.recorder.add_run(&calls_ns);
             cell.floor.add_run(&floor_ns);
@@ -304,11 +310,17 @@ fn round_trips(way: Way, placement: Placement, sizes: &[Size], plan: &Plan, bar:
                 },
                 ..row_of("invocation", way, placement)
             };
-            row.against(floor_name, cell.floor.summary().p50_us)
+            row.in_turns_with(floor_name, cell.floor.summary().p50_us, cell.ratios.clone())
         })
         .collect();
     rows.extend(handovers(way, &rows));
     Ok(rows)
+}
+
+/// Reorders what it is given.
+fn median(samples_ns: &mut [u64]) -> u64 {
+    let middle = samples_ns.len() / 2;
+    *samples_ns.select_nth_unstable(middle).1
 }
 
 /// Rows that set larger untouched payloads beside 64 B of the same run: handing over should cost nothing per byte.
@@ -320,7 +332,7 @@ fn handovers(way: Way, rows: &[Row]) -> Vec<Row> {
     let larger = rows.iter().filter(|row| row.payload_bytes > 64);
     larger
         .map(|row| {
-            Row { experiment: "handover".into(), distribution: Vec::new(), ..row.clone() }
+            Row { experiment: "handover".into(), distribution: Vec::new(), ratio_quartiles: None, ..row.clone() }
                 .against("64 B of this run", small.times.p50_us)
         })
         .collect()

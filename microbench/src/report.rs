@@ -92,7 +92,8 @@ fn introduction(machine: &Machine) -> Section {
             "**Compare ratios to the floor, never times across machines.** Published values are theirs: another machine, \
              and for remote invocations a real network (0.7 ms round trip) where ours is loopback. They stand here with \
              their platform, as context. Our ratios are inside one run: the floor is measured in turns with the thing \
-             that stands on it."
+             that stands on it, and a ratio is the median over those turns (quartiles in brackets), because a shared host \
+             changes its pace within seconds."
                 .replace("**", ""),
             "All times are round trips as the caller saw them; nothing is halved. One call is in flight unless a row \
              says otherwise (closed loop). Every answer is checked, by sequence number and last byte where the payload \
@@ -540,7 +541,7 @@ fn rows_table<'a>(rows: impl Iterator<Item = &'a Row>) -> Table {
             }
         }
         cells.push(row.floor_p50_us.map(microseconds).unwrap_or_default());
-        cells.push(row.ratio_p50.map(|ratio| format!("{ratio:.2}")).unwrap_or_default());
+        cells.push(row.ratio_text());
         let judged = owed::judge(row.clone());
         cells.push(judged.owed.unwrap_or_default());
         cells.push(judged.verdict.unwrap_or_default());

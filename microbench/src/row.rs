@@ -26,6 +26,9 @@ pub(crate) struct Row {
     pub(crate) floor: Option<String>,
     pub(crate) floor_p50_us: Option<f64>,
     pub(crate) ratio_p50: Option<f64>,
+    /// Quartiles of the ratio over the turns of this run, when `ratio_p50` is their median.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ratio_quartiles: Option<(f64, f64)>,
     /// `ring`, `exchange` or `controller`: how a local call reached its callee.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) via: Option<String>,
@@ -53,7 +56,28 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    /// Sets the floor and the ratio to it.
+    /// Sets the floor and the ratio to it: the median over turns of a turn's median to that of the floor just before it.
+    /// A shared host changes its pace within a second, and a median of all samples of one may stand on another pace than that of the other.
+    pub(crate) fn in_turns_with(mut self, floor: &str, floor_p50_us: f64, mut ratios: Vec<f64>) -> Self {
+        ratios.sort_by(f64::total_cmp);
+        let at = |quarter: usize| ratios.get(ratios.len() * quarter / 4).copied();
+        self.floor = Some(floor.to_owned());
+        self.floor_p50_us = Some(floor_p50_us);
+        self.ratio_p50 = at(2);
+        self.ratio_quartiles = at(1).zip(at(3));
+        self
+    }
+
+    /// The ratio to the floor and its quartiles, as text.
+    pub(crate) fn ratio_text(&self) -> String {
+        match (self.ratio_p50, self.ratio_quartiles) {
+            (Some(ratio), Some((low, high))) => format!("{ratio:.2} x ({low:.2}-{high:.2})"),
+            (Some(ratio), None) => format!("{ratio:.2} x"),
+            (None, _) => String::new(),
+        }
+    }
+
+    /// Sets the floor and the ratio of the medians.
     pub(crate) fn against(mut self, floor: &str, floor_p50_us: f64) -> Self {
         self.floor = Some(floor.to_owned());
         self.floor_p50_us = Some(floor_p50_us);

@@ -35,7 +35,7 @@ pub(crate) fn render(rows: &[Row]) -> String {
                 (Some(floor), Some(p50)) => format!("{floor} {}", microseconds(p50)),
                 _ => String::new(),
             });
-            cells.push(row.ratio_p50.map(|ratio| format!("{ratio:.2} x")).unwrap_or_default());
+            cells.push(row.ratio_text());
             cells.push(match (&row.owed, &row.verdict) {
                 (Some(owed), Some(verdict)) => format!("{owed}  {verdict}"),
                 _ => String::new(),

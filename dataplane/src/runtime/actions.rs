@@ -18,7 +18,7 @@ impl Process {
         while let Some(action) = self.controller.next_action() {
             match action {
                 Action::Dispatch { worker, call, function, deadline_ns, payload } => {
-                    self.dispatch(worker, call, function, deadline_ns, payload);
+                    self.dispatch(now, worker, call, function, deadline_ns, payload);
                 }
                 Action::Answer { to: Caller::Client { connection, call }, outcome } => {
                     let (code, status, payload) = spread(outcome);
@@ -73,7 +73,7 @@ impl Process {
         }
     }
 
-    pub(super) fn dispatch(&mut self, worker: WorkerId, call: u64, function: u16, deadline_ns: u64, payload: Payload) {
+    fn dispatch(&mut self, now: u64, worker: WorkerId, call: u64, function: u16, deadline_ns: u64, payload: Payload) {
         let me = ParticipantId::new(worker).expect("workers have participant numbers");
         let Payload { bytes, is_args, .. } = payload;
         let mut heap = None;
@@ -100,7 +100,8 @@ impl Process {
             seat.given = Some(Given { call, position: None, request, is_args });
         }
         self.send(worker, Descriptor::new(kind, function, call, deadline_ns, body), heap);
-        self.handed_over = true;
+        self.handed_over = Some((worker, now));
+        self.keeps_core = self.keeps_core.saturating_sub(1);
     }
 
     pub(super) fn answer_worker(&mut self, worker: WorkerId, call: u64, outcome: Outcome<Payload>) {

@@ -35,7 +35,7 @@ use crate::controller::{
     Action, Bounds, CallError, Caller, Cause, Controller, Outcome, Request, Signal, Violation, WorkerId,
 };
 use crate::payload::BlockKey;
-use crate::placement::{Patience, Placement, quota_cores};
+use crate::placement::{Patience, Placement, YIELD_LOST_NS, YIELD_PAUSE, quota_cores};
 use crate::wire::{self, Code, FromWorker, PROTOCOL_VERSION, ToWorker, WorkerWelcome, record};
 use body::{Bytes, Foreign, Heap, Payload, Quota, Store};
 use clients::Clients;
@@ -98,10 +98,10 @@ pub struct Process {
     /// Empty between turns, kept for their memory: what a connection brought, what the kernel has taken.
     arrived: Vec<clients::Event>,
     sent: Vec<Bytes>,
-    /// A call went to a worker in this turn.
-    handed_over: bool,
-    /// Everybody stands on our core and sleeps at once.
-    yields: bool,
+    /// The worker that was last handed a call, and when.
+    handed_over: Option<(WorkerId, u64)>,
+    /// Calls to hand over before the core is yielded to a worker again: the last yield lost more than it could save.
+    keeps_core: u32,
     signals: std::os::unix::net::UnixStream,
     drain_until_ns: Option<u64>,
     start_error: Option<ProcessError>,
@@ -187,8 +187,8 @@ impl Process {
             clients,
             arrived: Vec::new(),
             sent: Vec::new(),
-            handed_over: false,
-            yields: config.wait == WaitMode::Efficient,
+            handed_over: None,
+            keeps_core: 0,
             signals,
             drain_until_ns: None,
             start_error: None,
@@ -257,13 +257,11 @@ impl Process {
             if worked {
                 idle_since_ns = now;
             }
-            // A worker that shares our core runs as soon as it is rung, and has often answered by now. That answer goes out
+            // A worker that shares our core has often answered by now, or does when it gets the core. That answer goes out
             // first: 0.3 us sooner than by way of an epoll that finds nothing. Not twice before the sockets have their turn.
-            let handed_over = std::mem::take(&mut self.handed_over);
             let mut ready = self.rings_ready();
-            if handed_over && !ready && self.yields && self.one_is_busy() {
-                // It does not run by itself: it gets the core, finds us awake afterwards, and rings no bell.
-                rustix::thread::sched_yield();
+            if !ready && self.handed_over.is_some_and(|(_, at_ns)| at_ns == now) && self.yields_to_worker(now) {
+                now = self.yield_core(now);
                 ready = self.rings_ready();
             }
             sockets_wait = !sockets_wait && ready;
@@ -286,7 +284,13 @@ impl Process {
 
     /// Waits for something to happen. True when `events` has some.
     fn wait(&mut self, now: u64, idle_since_ns: u64, worked: bool, events: &mut Events) -> Result<bool, ProcessError> {
-        let patience = if self.core_is_wanted() { Patience::NONE } else { self.placement.controller_patience() };
+        let patience = if !self.core_is_wanted() {
+            self.placement.controller_patience()
+        } else if self.yields_to_worker(now) {
+            self.placement.patience_after_hand_over()
+        } else {
+            Patience::NONE
+        };
         let idle_ns = if worked { 0 } else { now.saturating_sub(idle_since_ns) };
         let spin = idle_ns < patience.linger_ns || self.clients.unfinished();
         let mut timeout = Duration::ZERO;
@@ -317,7 +321,7 @@ impl Process {
                 timeout = timeout.min(Duration::from_millis(1));
             }
         } else if !worked && idle_ns > patience.spin_ns {
-            rustix::thread::sched_yield();
+            self.yield_core(now);
         }
         let polled = self.poll.poll(events, Some(timeout));
         if let (false, Some(shared)) = (spin, &self.shared) {
@@ -336,18 +340,34 @@ impl Process {
         })
     }
 
-    /// Whether just one worker has something to do: a yield is for it alone, and no other takes a time slice of it.
-    fn one_is_busy(&self) -> bool {
-        self.seated.iter().filter(|worker| self.controller.is_busy(**worker)).take(2).count() == 1
+    /// Whether a worker that shares our core has something to do: then we do not spin in its way.
+    fn core_is_wanted(&self) -> bool {
+        self.seated.iter().any(|worker| self.shares_core(*worker) && self.controller.is_busy(*worker))
     }
 
-    /// Whether a worker that shares our core has something to do: then we sleep rather than spin in its way.
-    fn core_is_wanted(&self) -> bool {
+    /// Pinned to our core, or not pinned at all.
+    fn shares_core(&self, worker: WorkerId) -> bool {
         let mine = self.placement.controller();
-        self.seated.iter().any(|worker| {
-            let seat = self.seats[usize::from(*worker)].as_ref();
-            seat.is_some_and(|seat| (mine.is_none() || seat.cpu == mine) && self.controller.is_busy(*worker))
-        })
+        self.seats[usize::from(worker)].as_ref().is_some_and(|seat| mine.is_none() || seat.cpu == mine)
+    }
+
+    /// Whether the core is for the one worker that was handed a call just now, and no other takes a time slice of it.
+    fn yields_to_worker(&self, now: u64) -> bool {
+        let Some((worker, at_ns)) = self.handed_over else { return false };
+        self.keeps_core == 0
+            && now.saturating_sub(at_ns) < Patience::YIELDING.linger_ns
+            && self.shares_core(worker)
+            && self.seated.iter().all(|other| self.controller.is_busy(*other) == (*other == worker))
+    }
+
+    /// Lets another run. The time afterwards, ns.
+    fn yield_core(&mut self, now: u64) -> u64 {
+        rustix::thread::sched_yield();
+        let then = now_ns();
+        if then.saturating_sub(now) > YIELD_LOST_NS {
+            self.keeps_core = YIELD_PAUSE;
+        }
+        then
     }
 
     fn on_event(&mut self, now: u64, event: &mio::event::Event) -> Result<(), ProcessError> {

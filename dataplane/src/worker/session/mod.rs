@@ -28,7 +28,7 @@ use self::line::{End, Line, Waited};
 use crate::clock::now_ns;
 use crate::error::InvokeError;
 use crate::payload::{BlockKey, Bytes, Giver, Held, Input, Loan, Memory, Payload, Place, Reply, Store};
-use crate::placement::Patience;
+use crate::placement::{Patience, YIELD_LOST_NS, YIELD_PAUSE};
 use crate::wire::{Code, ToWorker, WorkerWelcome, record};
 use crate::worker::Lease;
 
@@ -334,6 +334,8 @@ pub(crate) struct Session {
     direct_reply: Option<Descriptor>,
     /// A direct call waits, and deals with the end of its lease itself.
     awaiting: bool,
+    /// Waits to come that do not yield: the last yield lost a time slice.
+    keeps_core: u32,
 }
 
 impl Session {
@@ -382,6 +384,7 @@ impl Session {
             direct_calls: 0,
             direct_reply: None,
             awaiting: false,
+            keeps_core: 0,
         })
     }
 
@@ -446,8 +449,10 @@ impl Session {
             }
             return Ok(true);
         }
+        let linger_ns = self.linger_ns(patience);
         let mut since_ns = now_ns();
         loop {
+            self.look_at_queue()?;
             if ready(self) {
                 return Ok(true);
             }
@@ -469,8 +474,11 @@ impl Session {
                 self.set_activity(ACTIVITY_WAITING);
             }
             self.return_blocks()?;
-            if waited_ns < patience.linger_ns {
+            if waited_ns < linger_ns {
                 rustix::thread::sched_yield();
+                if now_ns().saturating_sub(now) > YIELD_LOST_NS {
+                    self.keeps_core = YIELD_PAUSE;
+                }
             } else {
                 self.sleep(deadline_ns, &ready)?;
                 since_ns = now_ns();
@@ -479,6 +487,15 @@ impl Session {
                 self.set_activity(0);
             }
         }
+    }
+
+    /// How long this wait yields. Those that spin first have a core of their own, as far as anybody knows.
+    fn linger_ns(&mut self, patience: Patience) -> u64 {
+        if patience.spin_ns > 0 || self.keeps_core == 0 {
+            return patience.linger_ns;
+        }
+        self.keeps_core -= 1;
+        0
     }
 
     fn sleep(&mut self, deadline_ns: u64, ready: &impl Fn(&mut Self) -> bool) -> Result<(), Fatal> {
