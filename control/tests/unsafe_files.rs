@@ -9,6 +9,7 @@ const NAMED: &[&str] = &[
     "microbench/src/raw.rs",
     "shm/src/arena.rs",
     "shm/src/child.rs",
+    "shm/src/claim.rs",
     "shm/src/doorbell.rs",
     "shm/src/exchange.rs",
     "shm/src/mapping.rs",

@@ -5,6 +5,7 @@ pub mod descriptor;
 pub mod inline;
 pub mod participant;
 
+mod claim;
 #[cfg_attr(loom, allow(dead_code, reason = "models look at the heap"))]
 mod mapping;
 mod pair;

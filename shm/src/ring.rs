@@ -18,6 +18,7 @@
 
 use std::fmt;
 
+use crate::claim::claim;
 use crate::descriptor::{BadDescriptor, DESCRIPTOR_WORDS, Descriptor};
 use crate::mapping::{SharedLayout, Window};
 use crate::peer_line::PeerLine;
@@ -169,6 +170,12 @@ impl Producer {
         self.slots[self.shape.index(position)].write(self.shape.stamp(position), descriptor);
         self.tail = position.wrapping_add(1);
         Ok(position)
+    }
+
+    /// Says that a descriptor will be sent soon, so that its slot is at hand by then. Worth it when there is something to do in between.
+    #[inline(always)]
+    pub fn claim(&self) {
+        claim(&self.slots[self.shape.index(self.tail)]);
     }
 
     /// Slots that can be filled now. Looks at the consumer's line: not for every message.

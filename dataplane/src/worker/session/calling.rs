@@ -154,7 +154,10 @@ impl Session {
                 break;
             }
             match self.link(callee).consumer.poll() {
-                Ok(Some(reply)) if reply.id() == request.id() => return self.conclude(reply, callee, carried),
+                Ok(Some(reply)) if reply.id() == request.id() => {
+                    self.link(callee).producer.claim();
+                    return self.conclude(reply, callee, carried);
+                }
                 Ok(Some(other)) => self.take_answer(callee, &other).unwrap_or_else(|Fatal(text)| die(&text)),
                 _ => {}
             }

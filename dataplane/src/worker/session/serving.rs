@@ -85,6 +85,7 @@ impl Session {
                 Ok(Some(request)) if request.kind() & record::KIND == record::REQUEST => {
                     let head = link.consumer.head();
                     link.mark_taken(head);
+                    link.producer.claim();
                     (incoming.origin, incoming.request) = (Origin::Ring(caller), request);
                     return Ok(true);
                 }
