@@ -6,7 +6,7 @@ use crate::wire::Code;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvokeError {
-    /// The function ran and returned a negative status.
+    /// The function ran and returned a negative status, or an answer for which there is no room.
     #[error("the function returned status {status}: {text}")]
     Failed {
         /// Below zero.
@@ -32,13 +32,13 @@ pub enum InvokeError {
         /// Which bound.
         text: String,
     },
-    /// Input or output is larger than the process allows. Not a byte of it was sent.
+    /// The input is larger than the process allows. Not a byte of it was sent.
     #[error("payload too large: {text}")]
     TooLarge {
         /// The size and the limit.
         text: String,
     },
-    /// Payload memory is full.
+    /// Payload memory is full. The function has not run.
     #[error("no payload memory: {text}")]
     NoSpace {
         /// What was needed and what is free.

@@ -75,7 +75,7 @@ impl Placement {
     }
 
     /// The core of worker `number` (from 1), when pinned. With a core for everybody the controller has its own;
-    /// with fewer the first worker shares with the controller, which sleeps while that worker works.
+    /// with fewer the first worker shares with the controller, which hands it the core, or sleeps, while that worker works.
     #[must_use]
     pub fn worker(&self, number: u8, workers: u8) -> Option<usize> {
         let cores = self.cores.len();

@@ -282,7 +282,7 @@ fn ratios(rows: &[Row]) -> Result<Option<Section>> {
     Ok(Some(Section {
         heading: "Ratio to the floor: the comparison that travels".to_owned(),
         paragraphs: vec![
-            "An invocation's median divided by the median of what it stands on, on the same machine: two queue round \
+            "An invocation's median divided by the median of what it stands on, turn by turn on the same machine: two queue round \
              trips for a local call over queues, a TCP round trip for a remote one. One means nothing was added. This \
              is the figure to set beside the published one."
                 .to_owned(),

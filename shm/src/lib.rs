@@ -5,12 +5,12 @@ pub mod descriptor;
 pub mod inline;
 pub mod participant;
 
-mod claim;
 #[cfg_attr(loom, allow(dead_code, reason = "models look at the heap"))]
 mod mapping;
 mod pair;
 #[cfg_attr(loom, allow(dead_code, reason = "models cover the words with edges"))]
 mod peer_line;
+mod prefetch;
 mod sync;
 mod width;
 

@@ -18,10 +18,10 @@
 
 use std::fmt;
 
-use crate::claim::claim;
 use crate::descriptor::{BadDescriptor, DESCRIPTOR_WORDS, Descriptor};
 use crate::mapping::{SharedLayout, Window};
 use crate::peer_line::PeerLine;
+use crate::prefetch::prefetch_for_write;
 use crate::sync::{AtomicU64, Ordering, Shadow};
 use crate::watch::Watch;
 use crate::width::{host, low_half};
@@ -174,8 +174,8 @@ impl Producer {
 
     /// Says that a descriptor will be sent soon, so that its slot is at hand by then. Worth it when there is something to do in between.
     #[inline(always)]
-    pub fn claim(&self) {
-        claim(&self.slots[self.shape.index(self.tail)]);
+    pub fn prefetch_slot(&self) {
+        prefetch_for_write(&self.slots[self.shape.index(self.tail)]);
     }
 
     /// Slots that can be filled now. Looks at the consumer's line: not for every message.

@@ -106,21 +106,33 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>> Inbound<In> {
         stream: &mut impl Read,
         bodies: &mut B,
     ) -> Result<Option<Frame<In>>, ConnectionError> {
+        self.receive_within(u32::MAX, stream, bodies)
+    }
+
+    /// The next frame, from what is here and at most so many reads.
+    pub(crate) fn receive_within<B: Bodies<Body = In>>(
+        &mut self,
+        reads_max: u32,
+        stream: &mut impl Read,
+        bodies: &mut B,
+    ) -> Result<Option<Frame<In>>, ConnectionError> {
         if self.ended {
             return Err(ConnectionError::Closed { mid_frame: self.mid_frame() });
         }
-        let result = self.receive_open(stream, bodies);
+        let result = self.receive_open(reads_max, stream, bodies);
         self.ended = result.is_err();
         result
     }
 
     fn receive_open<B: Bodies<Body = In>>(
         &mut self,
+        reads_max: u32,
         stream: &mut impl Read,
         bodies: &mut B,
     ) -> Result<Option<Frame<In>>, ConnectionError> {
         self.unfinished = false;
         let stop_bytes = self.stats.bytes.saturating_add(self.bytes_per_call_max);
+        let mut reads = 0;
         loop {
             if let Some(frame) = self.advance(bodies)? {
                 self.frames_since_read += 1;
@@ -131,6 +143,10 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>> Inbound<In> {
                 self.unfinished = true;
                 return Ok(None);
             }
+            if reads == reads_max {
+                return Ok(None);
+            }
+            reads += 1;
             match self.fill(stream, bodies)? {
                 Fill::Some => {}
                 Fill::WouldBlock => return Ok(None),

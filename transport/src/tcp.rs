@@ -277,30 +277,25 @@ impl Write for AtOnce<'_> {
 }
 
 /// A socket that blocks, up to the time it was given; a signal ends the wait as that time does.
-/// One read and no more: a peer that sends a byte now and then must not hold the caller past its own deadline.
-struct Waiting<'a> {
-    stream: &'a TcpStream,
-    waited: bool,
-}
+struct Waiting<'a>(&'a TcpStream);
 
 impl Waiting<'_> {
-    fn once<T>(&mut self, read: impl FnOnce(&mut &TcpStream) -> io::Result<T>) -> io::Result<T> {
-        if std::mem::replace(&mut self.waited, true) {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        read(&mut self.stream).map_err(|error| {
-            if error.kind() == io::ErrorKind::Interrupted { io::ErrorKind::WouldBlock.into() } else { error }
-        })
+    fn wait<T>(read: io::Result<T>) -> io::Result<T> {
+        read.map_err(
+            |error| {
+                if error.kind() == io::ErrorKind::Interrupted { io::ErrorKind::WouldBlock.into() } else { error }
+            },
+        )
     }
 }
 
 impl Read for Waiting<'_> {
     fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
-        self.once(|stream| stream.read(room))
+        Self::wait(self.0.read(room))
     }
 
     fn read_vectored(&mut self, rooms: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
-        self.once(|stream| stream.read_vectored(rooms))
+        Self::wait(self.0.read_vectored(rooms))
     }
 }
 
@@ -372,7 +367,8 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>, Out: AsRef<[u8]>> Connection<In, Out> {
         &mut self,
         bodies: &mut B,
     ) -> Result<Option<Frame<In>>, ConnectionError> {
-        self.inbound.receive(&mut Waiting { stream: &self.stream, waited: false }, bodies)
+        // One read: a peer that sends a byte now and then must not hold the caller past a deadline of its own.
+        self.inbound.receive_within(1, &mut Waiting(&self.stream), bodies)
     }
 
     /// Sends a frame: written at once when nothing waits before it, else queued. Never blocks.

@@ -65,14 +65,14 @@ impl<P> Controller<P> {
 
     /// Calls wait: takes leased workers back, as many as there are calls to serve.
     pub(super) fn make_room(&mut self, now_ns: u64) {
-        // A callee that nests waits for one of these very calls: taking it back frees nobody.
-        let idle = |lease: &Lease| self.staff.nested(lease.callee) == 0;
-        let on_their_way = self.leases.values().filter(|lease| lease.phase == Phase::Revoking && idle(lease)).count();
+        // A callee that nests may be waiting for one of these very calls: it is nobody who is on the way, and is taken back last. It is
+        // taken back all the same: it may have returned and left its nested calls alone.
+        let nests = |lease: &Lease| self.staff.nested(lease.callee) > 0;
+        let on_their_way = self.leases.values().filter(|lease| lease.phase == Phase::Revoking && !nests(lease)).count();
         for _ in on_their_way..self.queue.len() {
-            let leased = self.leases.iter().filter(|(_, lease)| {
-                matches!(lease.phase, Phase::Granted | Phase::Open) && self.staff.nested(lease.callee) == 0
-            });
-            let Some(id) = leased.map(|(id, _)| *id).min() else { break };
+            let leased = self.leases.iter().filter(|(_, lease)| matches!(lease.phase, Phase::Granted | Phase::Open));
+            let first = leased.min_by_key(|(id, lease)| (self.staff.nested(lease.callee) > 0, **id));
+            let Some(id) = first.map(|(id, _)| *id) else { break };
             self.revoke(now_ns, id);
         }
         self.wake_by(now_ns + super::LOOK_NS);

@@ -215,6 +215,11 @@ impl<P> Controller<P> {
         matches!(self.staff.state(worker), State::Running { .. } | State::Serving { .. } | State::Mourning { .. })
     }
 
+    /// Whether a worker runs a call that it was given here.
+    pub(crate) fn is_running(&self, worker: WorkerId) -> bool {
+        matches!(self.staff.state(worker), State::Running { .. })
+    }
+
     /// A worker is dead, and everything it published before has been taken in. `started` tells whether it had begun
     /// on the call it was given, `request` gives that call's payload back, `mourners` are the workers who knew it.
     pub(crate) fn died(

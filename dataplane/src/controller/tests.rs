@@ -786,6 +786,21 @@ fn a_lease_is_granted_opened_revoked_closed_ended_and_dropped() {
     bench.did();
 }
 
+/// A leased callee may have made a nested call, returned without waiting for it, and lie idle under its lease; nobody but its worker
+/// knows. Once it was left alone for its nested call, and what was queued waited for the end of the lease's caller.
+#[test]
+fn p14_a_callee_that_nests_is_taken_back_when_nobody_else_is_left() {
+    let (mut bench, _, lease) = opened();
+    bench.ask(Caller::Worker { worker: 2, call: 1 }, ECHO, 10 * S, false);
+    assert_eq!(bench.did(), [Did::Revoke { lease, callee: 2 }]);
+    bench.controller.lease_closed(bench.now_ns, 2, lease).unwrap();
+    bench.call(ECHO);
+    let did = bench.did();
+    assert_eq!(did[0], Did::End { lease, caller: 1 });
+    bench.reply(2, Bench::key(&did));
+    assert!(bench.did().iter().any(|did| matches!(did, Did::Dispatch { worker: 2, .. })));
+}
+
 #[test]
 fn a_lease_that_was_not_taken_up_is_taken_back_without_asking() {
     let (mut bench, _, lease) = leased();

@@ -261,7 +261,7 @@ impl Process {
             // first: 0.3 us sooner than by way of an epoll that finds nothing. Not twice before the sockets have their turn.
             let mut ready = self.rings_ready();
             if !ready && self.handed_over.is_some_and(|(_, at_ns)| at_ns == now) && self.yields_to_worker(now) {
-                now = self.yield_core(now);
+                now = self.yield_to_worker();
                 ready = self.rings_ready();
             }
             sockets_wait = !sockets_wait && ready;
@@ -284,7 +284,8 @@ impl Process {
 
     /// Waits for something to happen. True when `events` has some.
     fn wait(&mut self, now: u64, idle_since_ns: u64, worked: bool, events: &mut Events) -> Result<bool, ProcessError> {
-        let patience = if !self.core_is_wanted() {
+        let wanted = self.core_is_wanted();
+        let patience = if !wanted {
             self.placement.controller_patience()
         } else if self.yields_to_worker(now) {
             self.placement.patience_after_hand_over()
@@ -321,7 +322,11 @@ impl Process {
                 timeout = timeout.min(Duration::from_millis(1));
             }
         } else if !worked && idle_ns > patience.spin_ns {
-            self.yield_core(now);
+            if wanted {
+                self.yield_to_worker();
+            } else {
+                rustix::thread::sched_yield();
+            }
         }
         let polled = self.poll.poll(events, Some(timeout));
         if let (false, Some(shared)) = (spin, &self.shared) {
@@ -357,17 +362,18 @@ impl Process {
         self.keeps_core == 0
             && now.saturating_sub(at_ns) < Patience::YIELDING.linger_ns
             && self.shares_core(worker)
-            && self.seated.iter().all(|other| self.controller.is_busy(*other) == (*other == worker))
+            && self.seated.iter().all(|other| self.controller.is_running(*other) == (*other == worker))
     }
 
-    /// Lets another run. The time afterwards, ns.
-    fn yield_core(&mut self, now: u64) -> u64 {
+    /// Lets the worker run that was handed a call. The time afterwards, ns.
+    fn yield_to_worker(&mut self) -> u64 {
+        let before = now_ns();
         rustix::thread::sched_yield();
-        let then = now_ns();
-        if then.saturating_sub(now) > YIELD_LOST_NS {
+        let after = now_ns();
+        if after.saturating_sub(before) > YIELD_LOST_NS {
             self.keeps_core = YIELD_PAUSE;
         }
-        then
+        after
     }
 
     fn on_event(&mut self, now: u64, event: &mio::event::Event) -> Result<(), ProcessError> {

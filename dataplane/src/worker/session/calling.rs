@@ -155,7 +155,7 @@ impl Session {
             }
             match self.link(callee).consumer.poll() {
                 Ok(Some(reply)) if reply.id() == request.id() => {
-                    self.link(callee).producer.claim();
+                    self.link(callee).producer.prefetch_slot();
                     return self.conclude(reply, callee, carried);
                 }
                 Ok(Some(other)) => self.take_answer(callee, &other).unwrap_or_else(|Fatal(text)| die(&text)),

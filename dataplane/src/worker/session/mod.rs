@@ -440,6 +440,11 @@ impl Session {
         deadline_ns: u64,
         ready: impl Fn(&mut Self) -> bool,
     ) -> Result<bool, Fatal> {
+        if let Channel::Queue { receiver, .. } = &mut self.channel
+            && let Some(spare) = self.memory.spare.borrow_mut().pop()
+        {
+            receiver.recycle(spare);
+        }
         let nested = deadline_ns != u64::MAX;
         if patience == Patience::NONE && !nested {
             // Nothing to measure: three looks at the clock less between an answer and the next request.
@@ -449,6 +454,20 @@ impl Session {
             }
             return Ok(true);
         }
+        let waited = self.wait_by_clock(patience, deadline_ns, ready);
+        if nested {
+            self.set_activity(0);
+        }
+        waited
+    }
+
+    fn wait_by_clock(
+        &mut self,
+        patience: Patience,
+        deadline_ns: u64,
+        ready: impl Fn(&mut Self) -> bool,
+    ) -> Result<bool, Fatal> {
+        let nested = deadline_ns != u64::MAX;
         let linger_ns = self.linger_ns(patience);
         let mut since_ns = now_ns();
         loop {
@@ -476,15 +495,12 @@ impl Session {
             self.return_blocks()?;
             if waited_ns < linger_ns {
                 rustix::thread::sched_yield();
-                if now_ns().saturating_sub(now) > YIELD_LOST_NS {
+                if patience.spin_ns == 0 && now_ns().saturating_sub(now) > YIELD_LOST_NS {
                     self.keeps_core = YIELD_PAUSE;
                 }
             } else {
                 self.sleep(deadline_ns, &ready)?;
                 since_ns = now_ns();
-            }
-            if nested {
-                self.set_activity(0);
             }
         }
     }
@@ -524,9 +540,6 @@ impl Session {
             Channel::Queue { receiver, .. } => {
                 let until = left.map(|left| std::time::Instant::now() + left);
                 let spin = Duration::from_nanos(self.welcome.patience.spin_ns);
-                if let Some(spare) = self.memory.spare.borrow_mut().pop() {
-                    receiver.recycle(spare);
-                }
                 if let Some(message) = receiver.receive_until(spin, until).map_err(|e| fatal("queue", e))? {
                     self.take_message(message)?;
                 }

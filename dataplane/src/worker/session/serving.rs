@@ -85,7 +85,7 @@ impl Session {
                 Ok(Some(request)) if request.kind() & record::KIND == record::REQUEST => {
                     let head = link.consumer.head();
                     link.mark_taken(head);
-                    link.producer.claim();
+                    link.producer.prefetch_slot();
                     (incoming.origin, incoming.request) = (Origin::Ring(caller), request);
                     return Ok(true);
                 }

@@ -7,7 +7,7 @@
 /// Asks for the line of `word`, to be written soon. A hint: nothing changes, nothing is waited for.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-pub(crate) fn claim<T>(word: &T) {
+pub(crate) fn prefetch_for_write<T>(word: &T) {
     // SAFETY: in bounds, unshared, unique: the instruction reads and writes nothing and cannot fault; processors without it
     // take it for a no-op.
     unsafe {
@@ -17,4 +17,4 @@ pub(crate) fn claim<T>(word: &T) {
 
 #[cfg(not(target_arch = "x86_64"))]
 #[inline(always)]
-pub(crate) fn claim<T>(_word: &T) {}
+pub(crate) fn prefetch_for_write<T>(_word: &T) {}
