@@ -62,6 +62,9 @@ const FORWARDED_MAX: usize = 1024;
 const STRAYS_NS: u64 = 10_000_000;
 /// Records taken from one worker before the next one's turn.
 const RECORDS_PER_TURN: usize = 64;
+/// Looks at the connection that called last for one at everything: a read that finds nothing, or the next call, instead of an epoll and
+/// a read. 0.4 of the 10 us of a call.
+const LOOKS_PER_POLL: u32 = 16;
 /// Longest sleep: a safety net under every lost wake-up, and often enough to keep an idle process at no measurable CPU.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
 
@@ -102,6 +105,9 @@ pub struct Process {
     handed_over: Option<(WorkerId, u64)>,
     /// Calls to hand over before the core is yielded to a worker again: the last yield lost more than it could save.
     keeps_core: u32,
+    /// The connection that called last, and how often it was looked at since everything was.
+    last_caller: Option<usize>,
+    looks: u32,
     signals: std::os::unix::net::UnixStream,
     drain_until_ns: Option<u64>,
     start_error: Option<ProcessError>,
@@ -189,6 +195,8 @@ impl Process {
             sent: Vec::new(),
             handed_over: None,
             keeps_core: 0,
+            last_caller: None,
+            looks: 0,
             signals,
             drain_until_ns: None,
             start_error: None,
@@ -328,6 +336,15 @@ impl Process {
                 rustix::thread::sched_yield();
             }
         }
+        if spin
+            && self.looks < LOOKS_PER_POLL
+            && let Some(client) = self.last_caller
+        {
+            self.looks += 1;
+            events.clear();
+            return Ok(self.on_client(now, client, true));
+        }
+        self.looks = 0;
         let polled = self.poll.poll(events, Some(timeout));
         if let (false, Some(shared)) = (spin, &self.shared) {
             shared.doorbell.disarm();
@@ -432,24 +449,31 @@ impl Process {
 
     // ---- clients ----------------------------------------------------------------------------------------------
 
-    fn on_client(&mut self, now: u64, index: usize, readable: bool) {
+    /// Serves a connection. Whether it brought something.
+    fn on_client(&mut self, now: u64, index: usize, readable: bool) -> bool {
         let default_ns = self.config.deadline_ms * 1_000_000;
         let mut arrived = std::mem::take(&mut self.arrived);
         self.clients.serve(index, readable, &mut self.store, &self.welcome, &mut arrived);
+        let found = !arrived.is_empty();
         for event in arrived.drain(..) {
             match event {
                 clients::Event::Request { connection, call, function, budget_ns, idempotent, payload } => {
                     let budget_ns = if budget_ns == 0 { default_ns } else { budget_ns.min(86_400_000_000_000) };
                     let from = Caller::Client { connection, call };
+                    self.last_caller = Some(index);
                     let deadline_ns = now.saturating_add(budget_ns);
                     self.controller.request(now, Request { from, function, deadline_ns, idempotent, payload });
                 }
                 clients::Event::Cancel { connection, call } => self.controller.cancel(connection, call),
-                clients::Event::Gone { connection } => self.controller.disconnected(connection),
+                clients::Event::Gone { connection } => {
+                    self.last_caller.take_if(|last| *last == index);
+                    self.controller.disconnected(connection);
+                }
                 clients::Event::Sent(bytes) => self.release(bytes),
             }
         }
         self.arrived = arrived;
+        found
     }
 }
 
