@@ -5,7 +5,7 @@
 //!           remote ones in this process; the clock is read once per call.
 //! Load      closed loop, one call in flight; with `--in-flight N` calls per second of N pipelined calls instead.
 //! Excludes  starting the process, connecting, and by warm-up the lease of a local callee; `--r100` rows exclude nothing.
-//! Samples   `--repetitions` per run, `--runs` runs, each in turns with its floor: floor, calls, floor, calls, ... so that
+//! Samples   `--repetitions` per run, `--runs` runs, each of a fresh process in turns with a fresh floor: floor, calls, floor, calls, ... so that
 //!           both see the same weather; the ratio is the median over the turns. A slow cell stops at `--run-limit` seconds, with at least 100 samples.
 //! Checks    length, sequence number and last byte of every answer (`--untouched`: length; content after the last).
 //! Baseline  local ring: cache-line ping-pong over two lines, via exchange over one; local mq: two raw queue round trips in
@@ -135,13 +135,29 @@ struct Cell {
     bytes: usize,
     /// Samples per turn.
     calls: usize,
-    call_ns: u64,
     floor_samples: usize,
     recorder: Recorder,
     floor: Recorder,
     /// Of each turn: median of the calls by that of the floor just before.
     ratios: Vec<f64>,
     via: Option<String>,
+}
+
+impl Cell {
+    /// So many samples per turn as the plan wants, and has time for at these costs.
+    fn new(bytes: usize, call_ns: u64, floor_ns: u64, plan: &Plan) -> Result<Self> {
+        let calls = plan.samples(call_ns).div_ceil(TURNS);
+        ensure!(calls <= TURN_SAMPLES_MAX, "at most {} repetitions", TURN_SAMPLES_MAX * TURNS);
+        Ok(Self {
+            bytes,
+            calls,
+            floor_samples: plan.samples(floor_ns).div_ceil(TURNS),
+            recorder: Recorder::new(),
+            floor: Recorder::new(),
+            ratios: Vec::new(),
+            via: None,
+        })
+    }
 }
 
 pub(crate) fn run(args: &InvokeArgs) -> Result<()> {
@@ -239,51 +255,42 @@ fn floor_of(way: Way, reached_via: &str) -> (channel::Channel, u32, &'static str
 }
 
 fn round_trips(way: Way, placement: Placement, sizes: &[Size], plan: &Plan, bar: &ProgressBar) -> Result<Vec<Row>> {
-    let subject = way.start()?;
-    let mut caller = Caller::new(way, placement, &subject)?;
-    let reached_via = caller.reach(&subject, sizes[0].0)?;
-    if let Some(wanted) = way.via.name() {
-        let reached = reached_via.as_deref().unwrap_or("controller");
-        ensure!(reached == wanted, "asked for calls via {wanted}, and they went via {reached}");
-    }
-    let (channel, trips_per_sample, floor_name) = floor_of(way, reached_via.as_deref().unwrap_or(""));
     let bytes_max = sizes.iter().map(|size| size.0).max().unwrap_or(8);
-    let floor_bytes = |bytes: usize| if channel.is_a_word() { 8 } else { bytes };
-    let floor_wait = if matches!(channel, channel::Channel::TwoLines | channel::Channel::OneLine) {
-        Wait::Latency
-    } else {
-        way.wait
-    };
-    let mut pair = Pair::open(channel, floor_wait, placement, floor_bytes(bytes_max))?;
-
-    let mut cells = Vec::new();
-    for &Size(bytes) in sizes {
-        subject.settle();
-        let floor_ns = warm_up(&mut pair, floor_bytes(bytes), trips_per_sample)?;
-        let call_ns = caller.warm_up(bytes)?;
-        let calls = plan.samples(call_ns).div_ceil(TURNS);
-        ensure!(calls <= TURN_SAMPLES_MAX, "at most {} repetitions", TURN_SAMPLES_MAX * TURNS);
-        cells.push(Cell {
-            bytes,
-            calls,
-            call_ns,
-            floor_samples: plan.samples(floor_ns).div_ceil(TURNS),
-            recorder: Recorder::new(),
-            floor: Recorder::new(),
-            ratios: Vec::new(),
-            via: None,
-        });
-    }
+    let mut cells: Vec<Cell> = Vec::new();
+    let mut floor_name = "";
     for _ in 0..plan.runs {
-        for cell in &mut cells {
+        // Everything anew for each run: where the lines and the threads of a process come to lie is luck, and lasts as long as it lives.
+        let subject = way.start()?;
+        let mut caller = Caller::new(way, placement, &subject)?;
+        let reached_via = caller.reach(&subject, sizes[0].0)?;
+        if let Some(wanted) = way.via.name() {
+            let reached = reached_via.as_deref().unwrap_or("controller");
+            ensure!(reached == wanted, "asked for calls via {wanted}, and they went via {reached}");
+        }
+        let (channel, trips_per_sample, name) = floor_of(way, reached_via.as_deref().unwrap_or(""));
+        ensure!(floor_name.is_empty() || floor_name == name, "the way of calls changed between two runs");
+        floor_name = name;
+        let floor_bytes = |bytes: usize| if channel.is_a_word() { 8 } else { bytes };
+        let spins = matches!(channel, channel::Channel::TwoLines | channel::Channel::OneLine);
+        let floor_wait = if spins { Wait::Latency } else { way.wait };
+        let mut pair = Pair::open(channel, floor_wait, placement, floor_bytes(bytes_max))?;
+
+        for (at, &Size(bytes)) in sizes.iter().enumerate() {
+            subject.settle();
+            let floor_ns = warm_up(&mut pair, floor_bytes(bytes), trips_per_sample)?;
+            let call_ns = caller.warm_up(bytes)?;
+            if cells.len() == at {
+                cells.push(Cell::new(bytes, call_ns, floor_ns, plan)?);
+            }
+            let cell = &mut cells[at];
             let (mut calls_ns, mut floor_ns) = (Vec::new(), Vec::new());
             for _ in 0..TURNS {
                 subject.settle();
-                let block = Block { bytes: floor_bytes(cell.bytes), samples: cell.floor_samples, trips_per_sample };
+                let block = Block { bytes: floor_bytes(bytes), samples: cell.floor_samples, trips_per_sample };
                 let floor_start = floor_ns.len();
                 pair.run(block, &mut floor_ns)?;
-                let first = usize::try_from(TURN_WARM_UP.as_nanos() / u128::from(cell.call_ns.max(1)))?.clamp(2, 5_000);
-                let (mut samples_ns, via) = caller.calls(cell.bytes, first, cell.calls)?;
+                let first = usize::try_from(TURN_WARM_UP.as_nanos() / u128::from(call_ns.max(1)))?.clamp(2, 5_000);
+                let (mut samples_ns, via) = caller.calls(bytes, first, cell.calls)?;
                 ensure!(cell.via.is_none() || cell.via == via, "the way of calls changed while they were measured");
                 cell.via = via;
                 calls_ns.extend_from_slice(&samples_ns);

@@ -93,7 +93,7 @@ fn introduction(machine: &Machine) -> Section {
              and for remote invocations a real network (0.7 ms round trip) where ours is loopback. They stand here with \
              their platform, as context. Our ratios are inside one run: the floor is measured in turns with the thing \
              that stands on it, and a ratio is the median over those turns (quartiles in brackets), because a shared host \
-             changes its pace within seconds."
+             changes its pace within seconds. Each run starts a process and a floor of its own."
                 .replace("**", ""),
             "All times are round trips as the caller saw them; nothing is halved. One call is in flight unless a row \
              says otherwise (closed loop). Every answer is checked, by sequence number and last byte where the payload \
