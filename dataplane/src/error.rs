@@ -116,6 +116,11 @@ impl InvokeError {
     }
 }
 
+/// What is said of a function that ran when there is no room for its answer.
+pub(crate) fn answer_did_not_fit(why: impl std::fmt::Display) -> String {
+    format!("the function ran, its answer did not fit: {why}")
+}
+
 /// What a function returns instead of an output: a negative status and a text for its caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {

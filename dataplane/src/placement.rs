@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
+use crate::clock::now_ns;
 use crate::config::{Pin, WaitMode};
 
 /// How one participant waits for one peer: polls without pause for `spin`, then polls and yields up to `linger`, then sleeps.
@@ -40,9 +41,38 @@ const LATENCY_SPIN_NS: u64 = 50_000;
 /// How long an unused lease keeps its core in `latency` mode before it sleeps.
 const LATENCY_LINGER_NS: u64 = 20_000_000;
 /// A yield this long, ns, was taken for a time slice, not for a call: sleeping would have had the core back with the bell.
-pub(crate) const YIELD_LOST_NS: u64 = 200_000;
+const YIELD_LOST_NS: u64 = 200_000;
 /// Waits that do not yield after one that lost a time slice.
-pub(crate) const YIELD_PAUSE: u32 = 64;
+const YIELD_PAUSE: u32 = 64;
+
+/// Handing one's core over, as long as it comes back soon.
+#[derive(Debug, Default)]
+pub(crate) struct Yields {
+    /// Waits to come that do not yield: the last yield lost a time slice.
+    paused: u32,
+}
+
+impl Yields {
+    /// Whether a wait may yield now.
+    pub(crate) fn allowed(&self) -> bool {
+        self.paused == 0
+    }
+
+    /// One wait less to go without.
+    pub(crate) fn count_wait(&mut self) {
+        self.paused = self.paused.saturating_sub(1);
+    }
+
+    /// Lets another run. The time before it goes in, the time after it comes out, ns.
+    pub(crate) fn yield_core(&mut self, now: u64) -> u64 {
+        rustix::thread::sched_yield();
+        let after = now_ns();
+        if after.saturating_sub(now) > YIELD_LOST_NS {
+            self.paused = YIELD_PAUSE;
+        }
+        after
+    }
+}
 
 /// Where the controller and each worker run.
 #[derive(Debug, Clone, PartialEq, Eq)]

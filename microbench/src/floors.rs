@@ -19,7 +19,7 @@ use crate::channel::{Channel, Pair};
 use crate::end::Block;
 use crate::placement::{Placement, Wait, startup_cores};
 use crate::plan::{Plan, WARM_UP};
-use crate::recorder::Recorder;
+use crate::recorder::{Recorder, median};
 use crate::row::{Row, RowSink};
 use crate::size::{self, Size};
 use crate::table;
@@ -133,8 +133,7 @@ pub(crate) fn warm_up(pair: &mut Pair, bytes: usize, trips_per_sample: u32) -> R
             break;
         }
     }
-    samples_ns.sort_unstable();
-    Ok(samples_ns[samples_ns.len() / 2])
+    Ok(median(&mut samples_ns))
 }
 
 fn measure(cells: &mut [Cell], runs: usize, bar: &ProgressBar, steps_per_run: u64) -> Result<()> {

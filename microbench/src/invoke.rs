@@ -27,7 +27,7 @@ use crate::floors::{DISTRIBUTION_BYTES_MAX, progress, warm_up};
 use crate::owed::judge;
 use crate::placement::{Placement, Wait, pin, startup_cores};
 use crate::plan::{Plan, SAMPLES_MIN, WARM_UP};
-use crate::recorder::{Recorder, interpolated};
+use crate::recorder::{Recorder, interpolated, median};
 use crate::row::{Row, RowSink};
 use crate::size::{self, Size};
 use crate::subject::{Channel, Subject, drive};
@@ -324,12 +324,6 @@ fn round_trips(way: Way, placement: Placement, sizes: &[Size], plan: &Plan, bar:
     Ok(rows)
 }
 
-/// Reorders what it is given.
-fn median(samples_ns: &mut [u64]) -> u64 {
-    let middle = samples_ns.len() / 2;
-    *samples_ns.select_nth_unstable(middle).1
-}
-
 /// Rows that set larger untouched payloads beside 64 B of the same run: handing over should cost nothing per byte.
 fn handovers(way: Way, rows: &[Row]) -> Vec<Row> {
     if way.path != Path::Local || way.ipc != Channel::Ring || way.touched {
@@ -339,7 +333,7 @@ fn handovers(way: Way, rows: &[Row]) -> Vec<Row> {
     let larger = rows.iter().filter(|row| row.payload_bytes > 64);
     larger
         .map(|row| {
-            Row { experiment: "handover".into(), distribution: Vec::new(), ratio_quartiles: None, ..row.clone() }
+            Row { experiment: "handover".into(), distribution: Vec::new(), ..row.clone() }
                 .against("64 B of this run", small.times.p50_us)
         })
         .collect()
@@ -511,8 +505,7 @@ impl Caller {
             let (mut samples_ns, _) = self.calls(bytes, 1, calls)?;
             spent_ns += samples_ns.iter().sum::<u64>();
             if u128::from(spent_ns) >= WARM_UP.as_nanos() {
-                samples_ns.sort_unstable();
-                return Ok(samples_ns[samples_ns.len() / 2]);
+                return Ok(median(&mut samples_ns));
             }
             calls *= 2;
         }

@@ -126,6 +126,12 @@ pub(crate) fn interpolated(samples_ns: &[u64]) -> Summary {
     }
 }
 
+/// The middle one of some samples, which it reorders.
+pub(crate) fn median(samples_ns: &mut [u64]) -> u64 {
+    let middle = samples_ns.len() / 2;
+    *samples_ns.select_nth_unstable(middle).1
+}
+
 fn microseconds(nanoseconds: u64) -> f64 {
     nanoseconds as f64 / 1e3
 }

@@ -61,8 +61,7 @@ impl Row {
     pub(crate) fn in_turns_with(mut self, floor: &str, floor_p50_us: f64, mut ratios: Vec<f64>) -> Self {
         ratios.sort_by(f64::total_cmp);
         let at = |quarter: usize| ratios.get(ratios.len() * quarter / 4).copied();
-        self.floor = Some(floor.to_owned());
-        self.floor_p50_us = Some(floor_p50_us);
+        self = self.against(floor, floor_p50_us);
         self.ratio_p50 = at(2);
         self.ratio_quartiles = at(1).zip(at(3));
         self
@@ -82,6 +81,7 @@ impl Row {
         self.floor = Some(floor.to_owned());
         self.floor_p50_us = Some(floor_p50_us);
         self.ratio_p50 = (floor_p50_us > 0.0).then(|| self.times.p50_us / floor_p50_us);
+        self.ratio_quartiles = None;
         self
     }
 }

@@ -282,9 +282,7 @@ struct Waiting<'a>(&'a TcpStream);
 impl Waiting<'_> {
     fn wait<T>(read: io::Result<T>) -> io::Result<T> {
         read.map_err(
-            |error| {
-                if error.kind() == io::ErrorKind::Interrupted { io::ErrorKind::WouldBlock.into() } else { error }
-            },
+            |error| if error.kind() == io::ErrorKind::Interrupted { io::ErrorKind::WouldBlock.into() } else { error },
         )
     }
 }

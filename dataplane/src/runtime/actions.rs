@@ -101,7 +101,7 @@ impl Process {
         }
         self.send(worker, Descriptor::new(kind, function, call, deadline_ns, body), heap);
         self.handed_over = Some((worker, now));
-        self.keeps_core = self.keeps_core.saturating_sub(1);
+        self.yields.count_wait();
     }
 
     pub(super) fn answer_worker(&mut self, worker: WorkerId, call: u64, outcome: Outcome<Payload>) {

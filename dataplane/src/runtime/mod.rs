@@ -34,8 +34,9 @@ use crate::config::{Ipc, ProcessConfig, WaitMode};
 use crate::controller::{
     Action, Bounds, CallError, Caller, Cause, Controller, Outcome, Request, Signal, Violation, WorkerId,
 };
+use crate::error::answer_did_not_fit;
 use crate::payload::BlockKey;
-use crate::placement::{Patience, Placement, YIELD_LOST_NS, YIELD_PAUSE, quota_cores};
+use crate::placement::{Patience, Placement, Yields, quota_cores};
 use crate::wire::{self, Code, FromWorker, PROTOCOL_VERSION, ToWorker, WorkerWelcome, record};
 use body::{Bytes, Foreign, Heap, Payload, Quota, Store};
 use clients::Clients;
@@ -103,8 +104,8 @@ pub struct Process {
     sent: Vec<Bytes>,
     /// The worker that was last handed a call, and when.
     handed_over: Option<(WorkerId, u64)>,
-    /// Calls to hand over before the core is yielded to a worker again: the last yield lost more than it could save.
-    keeps_core: u32,
+    /// To the worker that was handed a call; each hand-over is a wait.
+    yields: Yields,
     /// The connection that called last, and how often it was looked at since everything was.
     last_caller: Option<usize>,
     looks: u32,
@@ -194,7 +195,7 @@ impl Process {
             arrived: Vec::new(),
             sent: Vec::new(),
             handed_over: None,
-            keeps_core: 0,
+            yields: Yields::default(),
             last_caller: None,
             looks: 0,
             signals,
@@ -268,8 +269,8 @@ impl Process {
             // A worker that shares our core has often answered by now, or does when it gets the core. That answer goes out
             // first: 0.3 us sooner than by way of an epoll that finds nothing. Not twice before the sockets have their turn.
             let mut ready = self.rings_ready();
-            if !ready && self.handed_over.is_some_and(|(_, at_ns)| at_ns == now) && self.yields_to_worker(now) {
-                now = self.yield_to_worker();
+            if !ready && self.handed_over.is_some_and(|(_, at_ns)| at_ns == now) && self.may_yield_to_worker(now) {
+                now = self.yields.yield_core(now_ns());
                 ready = self.rings_ready();
             }
             sockets_wait = !sockets_wait && ready;
@@ -295,7 +296,7 @@ impl Process {
         let wanted = self.core_is_wanted();
         let patience = if !wanted {
             self.placement.controller_patience()
-        } else if self.yields_to_worker(now) {
+        } else if self.may_yield_to_worker(now) {
             self.placement.patience_after_hand_over()
         } else {
             Patience::NONE
@@ -331,7 +332,7 @@ impl Process {
             }
         } else if !worked && idle_ns > patience.spin_ns {
             if wanted {
-                self.yield_to_worker();
+                self.yields.yield_core(now_ns());
             } else {
                 rustix::thread::sched_yield();
             }
@@ -374,23 +375,12 @@ impl Process {
     }
 
     /// Whether the core is for the one worker that was handed a call just now, and no other takes a time slice of it.
-    fn yields_to_worker(&self, now: u64) -> bool {
+    fn may_yield_to_worker(&self, now: u64) -> bool {
         let Some((worker, at_ns)) = self.handed_over else { return false };
-        self.keeps_core == 0
+        self.yields.allowed()
             && now.saturating_sub(at_ns) < Patience::YIELDING.linger_ns
             && self.shares_core(worker)
             && self.seated.iter().all(|other| self.controller.is_running(*other) == (*other == worker))
-    }
-
-    /// Lets the worker run that was handed a call. The time afterwards, ns.
-    fn yield_to_worker(&mut self) -> u64 {
-        let before = now_ns();
-        rustix::thread::sched_yield();
-        let after = now_ns();
-        if after.saturating_sub(before) > YIELD_LOST_NS {
-            self.keeps_core = YIELD_PAUSE;
-        }
-        after
     }
 
     fn on_event(&mut self, now: u64, event: &mio::event::Event) -> Result<(), ProcessError> {
@@ -481,11 +471,10 @@ fn owner_died() -> CallError {
     CallError::new(Code::WorkerLost, "the worker that owned the bytes died before they were handed on")
 }
 
-/// A payload of a worker's that there is no room for (queue channel).
-fn no_space(bytes: &Bytes, quota: &Quota) -> CallError {
+/// Of a payload of a worker's that there is no room for (queue channel).
+fn no_space(bytes: &Bytes, quota: &Quota) -> String {
     let (bytes, max) = (bytes.as_ref().len(), quota.bytes_max());
-    let text = format!("{bytes} bytes do not fit what is free of the {max} bytes of heap that payloads may take");
-    CallError::new(Code::NoSpace, text)
+    format!("{bytes} bytes do not fit what is free of the {max} bytes of heap that payloads may take")
 }
 
 fn spread(outcome: Outcome<Payload>) -> (Code, i32, Payload) {

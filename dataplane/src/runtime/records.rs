@@ -82,7 +82,11 @@ impl Process {
                     return Ok(());
                 };
                 if self.is_too_much(&bytes) {
-                    self.answer_worker(worker, id, Outcome::Failed(no_space(&bytes, &self.store.heap)));
+                    self.answer_worker(
+                        worker,
+                        id,
+                        Outcome::Failed(CallError::new(Code::NoSpace, no_space(&bytes, &self.store.heap))),
+                    );
                     self.release(bytes);
                     return Ok(());
                 }
@@ -218,8 +222,7 @@ impl Process {
             None => Outcome::Failed(CallError { keeps, ..owner_died() }),
             Some(bytes) if code == Code::Ok && self.is_too_much(&bytes) => {
                 // `NoSpace` would say that it has not run, and may be sent again.
-                let CallError { text, .. } = no_space(&bytes, &self.store.heap);
-                let text = format!("the function ran, its answer did not fit: {text}");
+                let text = answer_did_not_fit(no_space(&bytes, &self.store.heap));
                 self.release(bytes);
                 Outcome::Failed(CallError { code: Code::Failed, status: -1, text, keeps })
             }

@@ -104,8 +104,7 @@ impl Session {
             let waited_ns = now - *waited.since_ns.get_or_insert(now);
             if waited_ns < patience.linger_ns {
                 line.turns = line.turns.wrapping_add(1);
-                let look = line.turns.is_multiple_of(TURNS_PER_LOOK);
-                if look {
+                if line.turns.is_multiple_of(TURNS_PER_LOOK) {
                     self.look_at_queue()?;
                 }
                 if waited_ns >= patience.spin_ns {

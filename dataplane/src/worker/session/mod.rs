@@ -26,9 +26,9 @@ use praas_transport::queue::{Buffer, Message, Receiver, Sender};
 
 use self::line::{End, Line, Waited};
 use crate::clock::now_ns;
-use crate::error::InvokeError;
+use crate::error::{InvokeError, answer_did_not_fit};
 use crate::payload::{BlockKey, Bytes, Giver, Held, Input, Loan, Memory, Payload, Place, Reply, Store};
-use crate::placement::{Patience, YIELD_LOST_NS, YIELD_PAUSE};
+use crate::placement::{Patience, Yields};
 use crate::wire::{Code, ToWorker, WorkerWelcome, record};
 use crate::worker::Lease;
 
@@ -334,8 +334,7 @@ pub(crate) struct Session {
     direct_reply: Option<Descriptor>,
     /// A direct call waits, and deals with the end of its lease itself.
     awaiting: bool,
-    /// Waits to come that do not yield: the last yield lost a time slice.
-    keeps_core: u32,
+    yields: Yields,
 }
 
 impl Session {
@@ -384,7 +383,7 @@ impl Session {
             direct_calls: 0,
             direct_reply: None,
             awaiting: false,
-            keeps_core: 0,
+            yields: Yields::default(),
         })
     }
 
@@ -454,36 +453,22 @@ impl Session {
             }
             return Ok(true);
         }
-        let waited = self.wait_by_clock(patience, deadline_ns, ready);
-        if nested {
-            self.set_activity(0);
-        }
-        waited
-    }
-
-    fn wait_by_clock(
-        &mut self,
-        patience: Patience,
-        deadline_ns: u64,
-        ready: impl Fn(&mut Self) -> bool,
-    ) -> Result<bool, Fatal> {
-        let nested = deadline_ns != u64::MAX;
         let linger_ns = self.linger_ns(patience);
         let mut since_ns = now_ns();
-        loop {
+        let in_time = 'waiting: loop {
             self.look_at_queue()?;
             if ready(self) {
-                return Ok(true);
+                break true;
             }
             let now = now_ns();
             if now >= deadline_ns {
-                return Ok(false);
+                break false;
             }
             let waited_ns = now.saturating_sub(since_ns);
             if waited_ns < patience.spin_ns {
                 for _ in 0..POLLS_PER_LOOK {
                     if ready(self) {
-                        return Ok(true);
+                        break 'waiting true;
                     }
                     std::hint::spin_loop();
                 }
@@ -493,24 +478,27 @@ impl Session {
                 self.set_activity(ACTIVITY_WAITING);
             }
             self.return_blocks()?;
-            if waited_ns < linger_ns {
-                rustix::thread::sched_yield();
-                if patience.spin_ns == 0 && now_ns().saturating_sub(now) > YIELD_LOST_NS {
-                    self.keeps_core = YIELD_PAUSE;
-                }
-            } else {
+            if waited_ns >= linger_ns {
                 self.sleep(deadline_ns, &ready)?;
                 since_ns = now_ns();
+            } else if patience.spin_ns > 0 {
+                rustix::thread::sched_yield();
+            } else {
+                self.yields.yield_core(now);
             }
+        };
+        if nested {
+            self.set_activity(0);
         }
+        Ok(in_time)
     }
 
     /// How long this wait yields. Those that spin first have a core of their own, as far as anybody knows.
     fn linger_ns(&mut self, patience: Patience) -> u64 {
-        if patience.spin_ns > 0 || self.keeps_core == 0 {
+        if patience.spin_ns > 0 || self.yields.allowed() {
             return patience.linger_ns;
         }
-        self.keeps_core -= 1;
+        self.yields.count_wait();
         0
     }
 

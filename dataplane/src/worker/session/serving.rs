@@ -247,7 +247,7 @@ impl Session {
             InvokeError::Failed { text, .. }
             | InvokeError::Panicked { text }
             | InvokeError::UnknownFunction { text } => text.clone(),
-            other => format!("the function ran, its answer did not fit: {other}"),
+            other => answer_did_not_fit(other),
         };
         let text = &text.as_bytes()[..text.len().min(TEXT_BYTES_MAX)];
         let fits = self.memory.arena.is_none() || text.len() <= 40 || self.memory.loan(text.len()).is_ok();
