@@ -277,6 +277,12 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>> Inbound<In> {
         result
     }
 
+    /// So many bytes were fed.
+    pub(crate) fn count(&mut self, bytes: usize) {
+        self.stats.reads += 1;
+        self.stats.bytes += bytes as u64;
+    }
+
     /// Where the next bytes should go.
     pub(crate) fn wants(&self) -> Wants {
         match &self.state {
@@ -306,8 +312,7 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>> Inbound<In> {
         bodies: &mut B,
     ) -> Result<Option<Frame<In>>, ConnectionError> {
         self.move_on(count);
-        self.stats.reads += 1;
-        self.stats.bytes += count as u64;
+        self.count(count);
         let result = self.advance(&mut &[][..], bodies);
         self.ended = result.is_err();
         result
@@ -343,7 +348,7 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>> Inbound<In> {
     }
 
     /// Whether the next payload may be one that the spare body does not hold.
-    fn expects_long(&self) -> bool {
+    pub(crate) fn expects_long(&self) -> bool {
         self.long || !self.streams.is_empty()
     }
 

@@ -8,6 +8,7 @@ mod inbound;
 mod outbound;
 #[allow(unsafe_code, reason = "the mq_* calls have no safe wrapper; each is one call on one live slice")]
 pub mod queue;
+pub mod reactor;
 pub mod tcp;
 
 pub use frame::{HEADER_BYTES, Header, KEY_BYTES_MAX, Key, Limits, Seal};

@@ -20,7 +20,7 @@ use crate::frame::{
 use crate::tcp::{ConnectionError, SendError};
 
 /// Frames written by one `writev`. Three slices each; Linux takes 1024 slices, 192 already cover 16 KiB of heads.
-const FRAMES_PER_WRITE_MAX: usize = 64;
+pub(crate) const FRAMES_PER_WRITE_MAX: usize = 64;
 /// Bytes begun before the kernel has taken what was begun before: all that a short frame may find in its way, with one piece.
 const LINE_BYTES_MAX: u64 = PIECE_BYTES;
 const PIECE_LEN: usize = 256 << 10;

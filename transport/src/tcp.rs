@@ -518,18 +518,27 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>, Out: AsRef<[u8]>> Connection<In, Out> {
     /// What the connection did so far.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let (inbound, outbound) = (&self.inbound.stats, &self.outbound.stats);
-        Stats {
-            received_bytes: inbound.bytes,
-            sent_bytes: outbound.bytes,
-            received_frames: inbound.frames,
-            sent_frames: outbound.frames,
-            reads: inbound.reads,
-            writes: outbound.writes,
-            copied_bytes: inbound.copied_bytes,
-            refused_frames: inbound.refused_frames,
-            discarded_bytes: inbound.discarded_bytes,
-        }
+        stats(&self.inbound, &self.outbound)
+    }
+
+    /// The socket and the two halves, for a reactor that drives them in its own way.
+    pub(crate) fn into_parts(self) -> (TcpStream, Inbound<In>, Outbound<Out>, SocketAddr) {
+        (self.stream, self.inbound, self.outbound, self.peer_addr)
+    }
+}
+
+pub(crate) fn stats<In, Out>(inbound: &Inbound<In>, outbound: &Outbound<Out>) -> Stats {
+    let (inbound, outbound) = (&inbound.stats, &outbound.stats);
+    Stats {
+        received_bytes: inbound.bytes,
+        sent_bytes: outbound.bytes,
+        received_frames: inbound.frames,
+        sent_frames: outbound.frames,
+        reads: inbound.reads,
+        writes: outbound.writes,
+        copied_bytes: inbound.copied_bytes,
+        refused_frames: inbound.refused_frames,
+        discarded_bytes: inbound.discarded_bytes,
     }
 }
 
