@@ -4,6 +4,7 @@
 pub mod frame;
 #[cfg(test)]
 mod halves;
+pub mod hello;
 mod inbound;
 mod outbound;
 #[allow(unsafe_code, reason = "the mq_* calls have no safe wrapper; each is one call on one live slice")]
@@ -12,6 +13,7 @@ pub mod reactor;
 pub mod tcp;
 
 pub use frame::{HEADER_BYTES, Header, KEY_BYTES_MAX, Key, Limits, Seal};
+pub use hello::{Credential, Role, Secret, Session};
 pub use tcp::{Bodies, Connection, Frame, Received, Scratch, TcpConfig, Terms};
 
 /// What a flush achieved.
