@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use praas_dataplane::wire::frame;
 use praas_dataplane::{Client, ClientConfig, InvokeError, Ipc, LaunchConfig, LaunchError, LocalProcess};
 use praas_transport::Header;
+use praas_transport::frame::{Seal, Transit};
 use support::raw::{Raw, initiator};
 use support::{
     PATIENCE, connect, content, cpu_seconds, fds, launch_config, on_both_channels, process_program, run_process,
@@ -169,6 +170,11 @@ fn connecting_says_why_not() {
     }
 }
 
+/// The bytes of a connection's first header.
+fn first(header: &Header) -> Vec<u8> {
+    header.seal(Transit::default(), &mut Seal::default()).to_vec()
+}
+
 #[test]
 fn n5_n13_garbage_on_the_port_is_closed_and_others_are_served() {
     let (process, mut client) = start_workers(Ipc::Ring, 1, &[]);
@@ -189,14 +195,14 @@ fn n5_n13_garbage_on_the_port_is_closed_and_others_are_served() {
         ("a flipped bit of what is reserved", changed(7, 1)),
         ("another version", changed(15, 1)),
         ("another hello", changed(4, 2)),
-        ("a request first", request_first.encode().to_vec()),
+        ("a request first", first(&request_first)),
         ("a hello twice", [&hello[..], &hello[..]].concat()),
     ];
-    let mut after_hello = vec![("an unknown kind", Header { kind: 99, ..Header::default() }.encode().to_vec())];
+    let mut after_hello = vec![("an unknown kind", first(&Header { kind: 99, ..Header::default() }))];
     after_hello.push(("a hello once more", hello.clone()));
     for bytes in [1 << 41, 1 << 63, u64::MAX] {
         let header = Header { kind: frame::REQUEST, payload_bytes: bytes, ..Header::default() };
-        after_hello.push(("an oversize length", header.encode().to_vec()));
+        after_hello.push(("an oversize length", first(&header)));
     }
     for (greeted, (what, bytes)) in
         cases.iter().map(|case| (false, case)).chain(after_hello.iter().map(|case| (true, case)))
@@ -348,7 +354,8 @@ fn a8_a_client_that_never_reads_costs_bounded_memory_and_nobody_else_anything() 
     let mut taken = 0_u64;
     for call in 0..4096 {
         let request = Header { kind: frame::REQUEST, call, payload_bytes: 1 << 20, ..Header::default() };
-        if deaf.0.write_all(&request.encode()).and_then(|()| deaf.0.write_all(&body)).is_err() {
+        let head = deaf.seal(&request);
+        if deaf.0.write_all(&head).and_then(|()| deaf.0.write_all(&body)).is_err() {
             break;
         }
         taken += 1;
@@ -370,11 +377,13 @@ fn g1_answers_that_wait_for_a_slow_client_all_arrive() {
         let mut slow = Raw::greet(process.addr());
         let mut sender = slow.0.try_clone().unwrap();
         // From beside, because the process stops reading a client who leaves too much unread.
+        let mut seal = std::mem::take(&mut slow.1);
         let writer = std::thread::spawn(move || {
             for call in 0..12_u8 {
                 let header =
                     Header { kind: frame::REQUEST, call: call.into(), payload_bytes: 4_000_000, ..Header::default() };
-                sender.write_all(&header.encode()).and_then(|()| sender.write_all(&vec![call; 4_000_000])).unwrap();
+                let head = header.seal(Transit::default(), &mut seal);
+                sender.write_all(&head).and_then(|()| sender.write_all(&vec![call; 4_000_000])).unwrap();
             }
         });
         // Slowness is the point of this test.
@@ -400,7 +409,8 @@ fn a8_a_client_that_stays_deaf_is_closed() {
     // More than the kernel keeps for a connection, until it is not read any more.
     for call in 0..400 {
         let request = Header { kind: frame::REQUEST, call, payload_bytes: 100_000, ..Header::default() };
-        if deaf.0.write_all(&request.encode()).and_then(|()| deaf.0.write_all(&[1; 100_000])).is_err() {
+        let head = deaf.seal(&request);
+        if deaf.0.write_all(&head).and_then(|()| deaf.0.write_all(&[1; 100_000])).is_err() {
             break;
         }
     }

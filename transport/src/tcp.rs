@@ -16,6 +16,7 @@ use socket2::SockRef;
 
 pub use crate::Flush;
 use crate::frame::{FrameError, Header, Key, Limits, Seal};
+use crate::hello::Session;
 use crate::inbound::Inbound;
 pub use crate::inbound::Scratch;
 use crate::outbound::Outbound;
@@ -139,6 +140,24 @@ pub struct Terms {
     pub incarnation: u64,
     /// Comes with every frame we read, or the connection ends.
     pub peer_incarnation: u64,
+}
+
+impl Terms {
+    /// What follows from a hello for the end that is `incarnation`. Where payloads have checksums, off the loopback, headers are keyed, too.
+    #[must_use]
+    pub fn of(session: &Session, incarnation: u64) -> Terms {
+        let seal = |key: Option<[u8; 32]>| match key {
+            Some(key) if session.payload_checksums => Seal::keyed(key),
+            _ => Seal::default(),
+        };
+        Terms {
+            send: seal(session.send_key),
+            receive: seal(session.receive_key),
+            payload_checksums: session.payload_checksums,
+            incarnation,
+            peer_incarnation: session.peer.incarnation,
+        }
+    }
 }
 
 /// Why a connection is of no more use.

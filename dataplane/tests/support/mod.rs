@@ -29,10 +29,15 @@ pub(crate) fn launch_config(ipc: Ipc) -> LaunchConfig {
         worker: vec![test_worker()],
         ipc,
         wait: WaitMode::Balanced,
-        args: vec!["--log=error".into()],
+        args: vec!["--log=error".into(), format!("--reactor={}", reactor())],
         quiet: true,
         ..LaunchConfig::default()
     }
+}
+
+/// The reactor of processes under test: `PRAAS_TEST_REACTOR`, or what a process takes by itself.
+pub(crate) fn reactor() -> String {
+    std::env::var("PRAAS_TEST_REACTOR").unwrap_or_else(|_| "auto".into())
 }
 
 pub(crate) fn start(ipc: Ipc) -> (LocalProcess, Client) {

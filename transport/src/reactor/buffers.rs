@@ -70,9 +70,11 @@ impl Buffers {
     fn give(&mut self, number: u16) {
         let base = std::ptr::from_mut(&mut *self.entries).cast::<BufRingEntry>();
         let place = usize::from(self.tail & (BUFFERS - 1));
-        // SAFETY: in bounds: `place` is below BUFFERS. Unshared: the kernel reads entries between its head and `tail`, and
+        // SAFETY: in bounds: `place` is below BUFFERS.
+        let entry = unsafe { base.add(place) };
+        // SAFETY: in bounds, as above. Unshared: the kernel reads entries between its head and `tail`, and
         // there are as many places as buffers, so that this one is not among them. Unique: `&mut self`.
-        let entry = unsafe { &mut *base.add(place) };
+        let entry = unsafe { &mut *entry };
         entry.set_addr(self.start(number).addr() as u64);
         entry.set_len(u32::try_from(BUFFER_BYTES).expect("small"));
         entry.set_bid(number);
@@ -98,9 +100,11 @@ impl Buffers {
     /// What is left of a filled buffer.
     pub(super) fn bytes(&self, filled: &Filled) -> &[u8] {
         let count = filled.until - filled.from;
-        // SAFETY: in bounds: `take` checked the length, and `from` never passes `until`. Unshared: the kernel writes only into buffers that
+        // SAFETY: in bounds: `take` checked the length, and `from` never passes `until`.
+        let start = unsafe { self.start(filled.number).add(filled.from) };
+        // SAFETY: in bounds, as above. Unshared: the kernel writes only into buffers that
         // it was given, and this one was taken and not given back. Unique: it is only read, as long as `self` is borrowed.
-        unsafe { std::slice::from_raw_parts(self.start(filled.number).add(filled.from), count) }
+        unsafe { std::slice::from_raw_parts(start, count) }
     }
 
     /// Gives a buffer back to the kernel.

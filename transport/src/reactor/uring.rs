@@ -17,7 +17,7 @@
 //!
 //! The requests of a socket name it by its slot in the ring's own file table ("direct descriptor"), where that table has room.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -149,10 +149,13 @@ pub(crate) struct Uring<In, Out> {
     buffers: Buffers,
     enabled: bool,
     slots: Slab<Slot<In, Out>>,
+    /// Of watched descriptors and listeners, by token.
+    by_token: HashMap<usize, usize>,
     /// Slots with news that were not told.
     news: Vec<usize>,
     starved: Vec<usize>,
     files: u32,
+    #[allow(clippy::vec_box, reason = "a flight is moved in and out while it is pointed to")]
     flights: Vec<Box<Flight>>,
     buried: Vec<Box<Halves<In, Out>>>,
 }
@@ -225,6 +228,7 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Uring<In, Out> {
             buffers,
             enabled: false,
             slots: Slab::new(),
+            by_token: HashMap::new(),
             news: Vec::new(),
             starved: Vec::new(),
             files,
@@ -265,6 +269,7 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Uring<In, Out> {
         };
         let events = u32::from(events.cast_unsigned());
         let slot = self.slots.insert(Slot::Watch { token, fd: fd.as_raw_fd(), events, closed: false });
+        self.by_token.insert(token, slot);
         self.poll(slot, fd.as_raw_fd(), events);
     }
 
@@ -275,14 +280,9 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Uring<In, Out> {
     }
 
     pub(crate) fn unwatch(&mut self, token: usize) {
-        let found = self.slots.iter_mut().find_map(|(at, slot)| match slot {
-            Slot::Watch { token: of, closed, .. } if *of == token && !*closed => {
-                *closed = true;
-                Some(at)
-            }
-            _ => None,
-        });
-        if let Some(slot) = found {
+        let Some(slot) = self.by_token.remove(&token) else { return };
+        if let Some(Slot::Watch { closed, .. }) = self.slots.get_mut(slot) {
+            *closed = true;
             self.cancel(Op::Poll, slot);
         }
     }
@@ -296,17 +296,15 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Uring<In, Out> {
     pub(crate) fn listen(&mut self, listener: &TcpListener, token: usize) {
         let fd = listener.as_raw_fd();
         let accepted = VecDeque::new();
-        self.slots.insert(Slot::Listener { token, fd, accepted, accepting: false, told: false });
-        self.accept_more(token);
+        let slot = self.slots.insert(Slot::Listener { token, fd, accepted, accepting: false, told: false });
+        self.by_token.insert(token, slot);
+        self.accept_more(slot);
     }
 
     /// Has the kernel accept, if it does not.
-    fn accept_more(&mut self, token: usize) {
-        let found = self.slots.iter_mut().find_map(|(at, slot)| match slot {
-            Slot::Listener { token: of, fd, accepting, .. } if *of == token => Some((at, *fd, accepting)),
-            _ => None,
-        });
-        let Some((slot, fd, accepting)) = found else { return };
+    fn accept_more(&mut self, slot: usize) {
+        let Some(Slot::Listener { fd, accepting, .. }) = self.slots.get_mut(slot) else { return };
+        let fd = *fd;
         if std::mem::replace(accepting, true) {
             return;
         }
@@ -317,19 +315,17 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Uring<In, Out> {
     }
 
     pub(crate) fn accept(&mut self, token: usize) -> io::Result<Option<TcpStream>> {
-        let listener = self.slots.iter_mut().find_map(|(_, slot)| match slot {
-            Slot::Listener { token: of, accepted, .. } if *of == token => Some(accepted),
-            _ => None,
-        });
-        match listener.and_then(VecDeque::pop_front) {
+        let Some(&slot) = self.by_token.get(&token) else { return Ok(None) };
+        let Some(Slot::Listener { accepted, .. }) = self.slots.get_mut(slot) else { return Ok(None) };
+        match accepted.pop_front() {
             Some(accepted) => {
                 if accepted.is_err() {
-                    self.accept_more(token);
+                    self.accept_more(slot);
                 }
                 accepted.map(|fd| Some(TcpStream::from(fd)))
             }
             None => {
-                self.accept_more(token);
+                self.accept_more(slot);
                 Ok(None)
             }
         }
@@ -382,11 +378,9 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Uring<In, Out> {
         let waits = events.is_empty() && timeout != Some(Duration::ZERO);
         self.enable();
         if !waits {
-            let (idle, done) = {
-                let submission = self.ring.submission();
-                (submission.is_empty() && !submission.taskrun() && !submission.cq_overflow(), submission.is_empty())
-            };
-            let _ = done;
+            let submission = self.ring.submission();
+            let idle = submission.is_empty() && !submission.taskrun() && !submission.cq_overflow();
+            drop(submission);
             if idle && self.ring.completion().is_empty() {
                 return Ok(());
             }
