@@ -12,8 +12,8 @@ use praas_dataplane::{Client, ClientConfig, InvokeError, Ipc, LaunchConfig, Laun
 use praas_transport::Header;
 use support::raw::Raw;
 use support::{
-    PATIENCE, connect, content, cpu_seconds, fds, launch_config, on_both_channels, process_program, run_process,
-    start_with, start_workers, test_worker, wait_until,
+    PATIENCE, connect, content, cpu_seconds, fds, launch_config, memory_kib, on_both_channels, process_program,
+    run_process, start_with, start_workers, test_worker, wait_until,
 };
 
 /// The process ends with this code and says one line that contains all of these.
@@ -195,6 +195,34 @@ fn n5_n13_garbage_on_the_port_is_closed_and_others_are_served() {
         let header = Header { kind: frame::REQUEST, payload_bytes: bytes, ..Header::default() };
         cases.push(("an oversize length", [hello.encode(), header.encode()].concat()));
     }
+    // What no sender of ours writes, before the hello and after it, with a checksum that fits.
+    let request = Header { kind: frame::REQUEST, call: 1, ..Header::default() };
+    let forged = |change: &dyn Fn(&mut [u8; 64])| {
+        let mut bytes = request.encode();
+        change(&mut bytes);
+        bytes[8..12].fill(0);
+        let checksum = crc32fast::hash(&bytes);
+        bytes[8..12].copy_from_slice(&checksum.to_le_bytes());
+        bytes
+    };
+    for (what, forged) in [
+        ("another magic", forged(&|bytes| bytes[0] = b'Q')),
+        ("another layout", forged(&|bytes| bytes[2] += 1)),
+        ("a reserved bit", forged(&|bytes| bytes[22] = 1)),
+        ("a payload checksum that was not agreed on", forged(&|bytes| bytes[12] = 1)),
+        ("a key over its limit", forged(&|bytes| bytes[20..22].copy_from_slice(&1025_u16.to_le_bytes()))),
+        ("the longest key", forged(&|bytes| bytes[20..22].copy_from_slice(&[0xff; 2]))),
+        ("a payload of minus one", forged(&|bytes| bytes[24..32].copy_from_slice(&(-1_i64).to_le_bytes()))),
+        ("a payload of 2^63", forged(&|bytes| bytes[31] = 0x80)),
+        ("a greeting from a client", Header { kind: frame::WELCOME, ..request }.encode()),
+        ("an answer from a client", Header { kind: frame::REPLY, ..request }.encode()),
+        ("a kind of zero", Header { kind: 0, ..request }.encode()),
+        ("the last kind", Header { kind: 255, ..request }.encode()),
+    ] {
+        cases.push((what, forged.to_vec()));
+        cases.push((what, [hello.encode(), forged].concat()));
+    }
+    let memory = memory_kib(process.pid());
     for (what, bytes) in &cases {
         let mut raw = Raw::connect(process.addr());
         // It may be closed before it has everything.
@@ -210,6 +238,8 @@ fn n5_n13_garbage_on_the_port_is_closed_and_others_are_served() {
         assert!(raw.is_closed());
     }
     wait_until("no descriptor stays", PATIENCE, || fds(process.pid()) == open);
+    let grown = memory_kib(process.pid()).saturating_sub(memory);
+    assert!(grown < 2048, "{grown} KiB for garbage");
 }
 
 #[test]

@@ -70,7 +70,7 @@ pub(crate) fn on_both_reactors(test: impl Fn(Reactor)) {
 }
 
 /// A number of the environment.
-fn setting(name: &str, otherwise: u64) -> u64 {
+pub(crate) fn setting(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
 }
 

@@ -1,4 +1,5 @@
 //! A kernel that refuses io_uring (X7), as Docker's and Fargate's do: a seccomp filter on one thread and on all that it starts.
+#![allow(dead_code, reason = "the launcher uses its part")]
 
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
 
