@@ -10,7 +10,9 @@ use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use praas_dataplane::client::CallHandle;
+use praas_dataplane::wire::frame as wire;
 use praas_dataplane::{Client, ClientConfig, InvokeError, Ipc, LocalProcess, WaitMode};
+use praas_transport::Header;
 use support::proxy::{Fault, Lane, Plan, Proxy, Way};
 use support::{
     Dice, PATIENCE, Tally, connect, content, cuts, fds, has_flag, on_both_reactors, seed, start_with, wait_until,
@@ -80,7 +82,7 @@ fn r3_n3_bytes_one_by_one_in_random_pieces_and_all_at_once_give_the_same_answers
             // What comes within 10 ms goes on as one: several frames in one read.
             (pieces(0, 10_000), pieces(0, 10_000)),
         ] {
-            let plan = Plan { up, down };
+            let plan = Plan { up, down, narrow: false };
             let proxy = Proxy::start(process.addr(), seed(), move |_| plan.clone());
             for wait in [WaitMode::Balanced, WaitMode::Efficient, WaitMode::Latency] {
                 for _ in 0..4 {
@@ -99,7 +101,7 @@ fn r3_n3_large_bodies_in_pieces_of_any_size_arrive_whole() {
         let proxy = Proxy::start(process.addr(), seed, move |number| {
             let mut dice = Dice(seed + number);
             let mut lane = || Lane { piece_max: 1 << (8 + dice.below(8)), ..Lane::default() };
-            Plan { up: lane(), down: lane() }
+            Plan { up: lane(), down: lane(), narrow: number % 2 == 1 }
         });
         for round in 0..4 {
             let mut client = Client::connect(proxy.addr(), &config(WaitMode::Balanced)).unwrap();
@@ -109,6 +111,24 @@ fn r3_n3_large_bodies_in_pieces_of_any_size_arrive_whole() {
                 let reply = client.wait(call).unwrap();
                 assert!(*reply == *content(round, bytes), "round {round}: {bytes} bytes, {} came", reply.len());
             }
+        }
+    });
+}
+
+/// Each end has more to send than the way holds: whoever does not read while it writes locks both up.
+#[test]
+fn r3_n3_n9_short_writes_both_ways_at_once_neither_lock_up_nor_mix_up() {
+    on_both_reactors(|reactor| {
+        let (process, _client) = reactor.start(2, &[]);
+        let proxy = Proxy::start(process.addr(), 0, |_| Plan { narrow: true, ..Plan::default() });
+        for wait in [WaitMode::Balanced, WaitMode::Efficient] {
+            let begun = Instant::now();
+            let mut client = Client::connect(proxy.addr(), &config(wait)).unwrap();
+            let calls: Vec<_> = (0..12).map(|call| client.submit("echo", content(call, 2 << 20)).unwrap()).collect();
+            for (call, handle) in (0..).zip(calls) {
+                assert!(*client.wait(handle).unwrap() == *content(call, 2 << 20), "call {call}");
+            }
+            println!("24 MiB there and back in {:?}", begun.elapsed());
         }
     });
 }
@@ -290,6 +310,52 @@ fn r6_n4_connections_reset_or_cut_anywhere_lose_and_double_nothing() {
         wait_until("no descriptor stays", PATIENCE, || fds(process.pid()) == open);
         let input = content(1, 64 << 20);
         assert!(*client.invoke("echo", input.clone()).unwrap() == *input, "all payload memory is back");
+    });
+}
+
+/// Bytes that nobody sent, between two frames and in the middle of one, each way: the connection ends, and nobody waits
+/// for what will not come.
+#[test]
+fn n5_n6_bytes_that_nobody_sent_end_a_connection() {
+    on_both_reactors(|reactor| {
+        let (process, mut client) = reactor.start(1, &[]);
+        let open = fds(process.pid());
+        let [up, down] = stream_bytes(&process);
+        let request = Header { kind: wire::REQUEST, call: 1 << 40, ..Header::default() };
+        let frames = [
+            vec![0; 64],
+            vec![0xff; 200],
+            content(5, 64),
+            b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(),
+            // A frame that might be, cut short, and one that claims more than there is memory.
+            request.encode()[..40].to_vec(),
+            Header { payload_bytes: 1 << 62, ..request }.encode().to_vec(),
+        ];
+        for (way, bytes) in [(Way::Up, up), (Way::Down, down)] {
+            // Before the last frame; in its header; in what precedes the first.
+            for at in [bytes - 164, bytes - 154, 20] {
+                for garbage in &frames {
+                    let garbage = garbage.clone();
+                    let plan = Plan::on(way, at, Fault::Insert(garbage.clone()));
+                    let proxy = Proxy::start(process.addr(), 0, move |_| plan.clone());
+                    let quick =
+                        ClientConfig { deadline: DEADLINE, connect_within: DEADLINE, ..ClientConfig::default() };
+                    let begun = Instant::now();
+                    let Ok(mut client) = Client::connect(proxy.addr(), &quick) else { continue };
+                    let ended = BODIES.map(|bytes| {
+                        let input = content(9, bytes);
+                        client.invoke("echo", input.clone()).map(|reply| *reply == *input)
+                    });
+                    let what = format!("{} bytes {way:?} at {at}", garbage.len());
+                    let wrong = ended.iter().any(|ended| matches!(ended, Ok(false)));
+                    assert!(!wrong, "{what}: a wrong answer");
+                    let hung = ended.iter().any(|ended| matches!(ended, Err(InvokeError::Timeout { .. })));
+                    assert!(!hung && begun.elapsed() < DEADLINE, "{what}: {ended:?} after {:?}", begun.elapsed());
+                }
+            }
+        }
+        assert_eq!(&*client.invoke("echo", b"others").unwrap(), b"others");
+        wait_until("no descriptor stays", PATIENCE, || fds(process.pid()) == open);
     });
 }
 

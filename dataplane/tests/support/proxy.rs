@@ -67,7 +67,12 @@ impl Lane {
 pub(crate) struct Plan {
     pub(crate) up: Lane,
     pub(crate) down: Lane,
+    /// The relay takes in so little at a time that senders' writes are short.
+    pub(crate) narrow: bool,
 }
+
+/// What a narrow relay asks the kernel to hold for it, bytes; the kernel doubles it.
+const NARROW_BYTES: usize = 64 << 10;
 
 impl Plan {
     pub(crate) fn on(way: Way, at: u64, fault: Fault) -> Plan {
@@ -281,6 +286,9 @@ impl Relay {
             for end in [&client, &process] {
                 end.set_nodelay(true).expect("a socket");
                 end.set_nonblocking(true).expect("a socket");
+                if plan.narrow {
+                    rustix::net::sockopt::set_socket_recv_buffer_size(end, NARROW_BYTES).expect("a socket");
+                }
             }
             let stream = |lane: Lane, way: u64| Stream {
                 lane,
