@@ -442,7 +442,7 @@ fn n6_a_bit_flipped_in_a_payload_is_refused_where_payloads_have_checksums() {
 
 /// Bytes that come twice: from the same connection, or a whole one of somebody else's.
 #[test]
-fn n4_a2_repeated_bytes_run_nothing_twice() {
+fn a2_repeated_bytes_run_nothing_twice() {
     on_both_reactors(|reactor| {
         let mut config = reactor.config(Ipc::Ring, 1, &[]);
         let tally = Tally::keep(&mut config);

@@ -141,7 +141,7 @@ fn n2_slow_and_stalled_peers_are_closed_and_a_busy_one_is_served() {
 
 /// Each leaves unread less than what closes one, and together they leave all there is.
 #[test]
-fn n9_a8_deaf_clients_together_do_not_keep_memory_from_others() {
+fn n9_deaf_clients_together_do_not_keep_memory_from_others() {
     on_both_reactors(|reactor| {
         let (process, mut client) = reactor.start(2, &["--arena-bytes", "67108864"]);
         let [_, greeted] = greeting_bytes(&process);
@@ -308,7 +308,7 @@ fn a8_a_flood_of_everything_costs_a_fixed_memory() {
 
 /// One that has as many calls in flight as it may, and one that has one at a time.
 #[test]
-fn n9_a8_a_greedy_connection_does_not_take_the_queue_from_others() {
+fn n9_a_greedy_connection_does_not_take_the_queue_from_others() {
     on_both_reactors(|reactor| {
         let (process, mut client) = reactor.start(1, &["--queue-max", "64"]);
         let stop = AtomicBool::new(false);

@@ -71,7 +71,8 @@ pub(crate) struct Plan {
     pub(crate) narrow: bool,
 }
 
-/// What a narrow relay asks the kernel to hold for it, bytes; the kernel doubles it.
+/// What a narrow relay asks the kernel to hold for it, bytes; the kernel doubles it. Below one segment of loopback TCP crawls
+/// (80 KB/s with 8 KiB).
 const NARROW_BYTES: usize = 64 << 10;
 
 impl Plan {
