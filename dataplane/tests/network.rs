@@ -53,8 +53,8 @@ fn r3_n3_a_stream_cut_at_any_byte_gives_the_same_answers() {
         let mut streams = 0;
         for (way, bytes, waits) in [
             (Way::Up, up, &[WaitMode::Balanced][..]),
-            // Each reads in its own way.
-            (Way::Down, down, &[WaitMode::Balanced, WaitMode::Efficient, WaitMode::Latency]),
+            // Each reads in its own way; `latency` as `balanced` does.
+            (Way::Down, down, &[WaitMode::Balanced, WaitMode::Efficient]),
         ] {
             for wait in waits {
                 let proxy = Proxy::start(process.addr(), 0, move |number| split(way, number + 1));
@@ -85,7 +85,7 @@ fn r3_n3_bytes_one_by_one_in_random_pieces_and_all_at_once_give_the_same_answers
             let plan = Plan { up, down, narrow: false };
             let proxy = Proxy::start(process.addr(), seed(), move |_| plan.clone());
             for wait in [WaitMode::Balanced, WaitMode::Efficient, WaitMode::Latency] {
-                for _ in 0..4 {
+                for _ in 0..2 {
                     three_calls(proxy.addr(), wait);
                 }
             }
@@ -298,12 +298,14 @@ fn r6_n4_connections_reset_or_cut_anywhere_lose_and_double_nothing() {
             Plan::on(way, place(&mut dice), fault)
         });
         let (mut dice, mut ends) = (Dice(seed), Ends::default());
-        for round in 0..cuts() {
-            calls_over(proxy.addr(), round * 8, &mut dice, &mut ends);
+        let mut connections = 0;
+        // Some end before their place comes: a connection that does not break is not shown to survive it.
+        while proxy.done() < cuts() {
+            calls_over(proxy.addr(), connections * 8, &mut dice, &mut ends);
+            connections += 1;
+            assert!(connections < 3 * cuts(), "{} connections of {connections} were struck", proxy.done());
         }
-        // Whatever does not break is not shown to survive it.
-        assert!(proxy.done() > cuts() / 3, "{} connections of {} were struck", proxy.done(), cuts());
-        println!("{} of {} connections struck", proxy.done(), cuts());
+        println!("{} of {connections} connections struck", proxy.done());
         judge(&process, &tally, &ends);
         assert!(ends.ok.len() as u64 > cuts() / 2);
         drop(proxy);

@@ -1,6 +1,6 @@
 //! Peers that are slow, deaf, many or greedy, beside one with manners: it is served, and memory stays within its bounds.
 //!
-//! `PRAAS_PEERS` sets the number of bad peers (default 120), `PRAAS_FLOOD_S` how long floods last (default 4 s).
+//! `PRAAS_PEERS` sets the number of bad peers (default 120), `PRAAS_FLOOD_S` how long floods last (default 2 s).
 #![allow(clippy::cast_possible_truncation, reason = "dice and patterns are cut to size on purpose")]
 
 mod support;
@@ -24,7 +24,7 @@ fn peers() -> usize {
 }
 
 fn flood() -> Duration {
-    Duration::from_secs(setting("PRAAS_FLOOD_S", 4))
+    Duration::from_secs(setting("PRAAS_FLOOD_S", 2))
 }
 
 /// A client with manners, at work in a thread: calls of any size below 64 KiB, one after the other, each checked.
@@ -92,7 +92,7 @@ fn n2_slow_and_stalled_peers_are_closed_and_a_busy_one_is_served() {
         alone.done("alone", Duration::from_secs(2));
         wait_until("the good one has left", PATIENCE, || fds(process.pid()) == open);
         let mut after = Vec::new();
-        for round in 0..3 {
+        for round in 0..2 {
             let good = Good::at_work(process.addr());
             // In the middle of a header, and byte by byte of a body, one a second.
             let proxy = Proxy::start(process.addr(), seed(), move |number| match number % 2 {
@@ -135,7 +135,7 @@ fn n2_slow_and_stalled_peers_are_closed_and_a_busy_one_is_served() {
             wait_until("all have left", PATIENCE, || fds(process.pid()) == open);
             after.push(memory_kib(process.pid()));
         }
-        assert!(after[2] < after[1] + 1024, "it grows with every round of bad peers: {after:?} KiB");
+        assert!(after[1] < after[0] + 1024, "it grows with every round of bad peers: {after:?} KiB");
     });
 }
 
@@ -404,7 +404,7 @@ fn x3_descriptors_that_run_out_stop_nobody_who_is_in_and_come_back() {
         let victim = children(process.pid())[0];
         signal(victim, 9);
         let (begun, cpu) = (Instant::now(), cpu_seconds(process.pid()));
-        while begun.elapsed() < Duration::from_secs(2) {
+        while begun.elapsed() < Duration::from_secs(1) {
             match client.invoke("echo", b"still") {
                 Ok(reply) => assert_eq!(&*reply, b"still"),
                 Err(error) => panic!("who is in is served: {error}"),
@@ -412,8 +412,8 @@ fn x3_descriptors_that_run_out_stop_nobody_who_is_in_and_come_back() {
             std::thread::sleep(Duration::from_millis(5));
         }
         let cpu = cpu_seconds(process.pid()) - cpu;
-        println!("{cpu:.2} s of CPU in 2 s without descriptors");
-        assert!(cpu < 1.0, "{cpu} s of CPU in 2 s: it spins on what it cannot have");
+        println!("{cpu:.2} s of CPU in 1 s without descriptors");
+        assert!(cpu < 0.5, "{cpu} s of CPU in 1 s: it spins on what it cannot have");
         drop(crowd);
         rustix::process::prlimit(Some(pid), most, before).unwrap();
         wait_until("the worker is replaced", PATIENCE, || {
