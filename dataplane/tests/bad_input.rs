@@ -13,8 +13,8 @@ use praas_transport::Header;
 use praas_transport::frame::{Seal, Transit};
 use support::raw::{Raw, initiator};
 use support::{
-    PATIENCE, connect, content, cpu_seconds, fds, launch_config, on_both_channels, process_program, run_process,
-    start_with, start_workers, test_worker, wait_until,
+    PATIENCE, connect, content, cpu_seconds, fds, launch_config, memory_kib, on_both_channels, process_program,
+    run_process, start_with, start_workers, test_worker, wait_until,
 };
 
 /// The process ends with this code and says one line that contains all of these.
@@ -186,7 +186,7 @@ fn n5_n13_garbage_on_the_port_is_closed_and_others_are_served() {
         hello
     };
     let request_first = Header { kind: frame::REQUEST, payload_bytes: 0, ..Header::default() };
-    let cases: Vec<(&str, Vec<u8>)> = vec![
+    let mut cases: Vec<(&str, Vec<u8>)> = vec![
         ("http", b"GET / HTTP/1.1\r\nHost: localhost\r\nUser-Agent: stranger\r\nAccept: */*\r\n\r\n".to_vec()),
         ("tls", [&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3][..], &[7; 100]].concat()),
         ("zeros", vec![0; 4096]),
@@ -204,6 +204,38 @@ fn n5_n13_garbage_on_the_port_is_closed_and_others_are_served() {
         let header = Header { kind: frame::REQUEST, payload_bytes: bytes, ..Header::default() };
         after_hello.push(("an oversize length", first(&header)));
     }
+    // What no sender of ours writes, before the hello and after it, with a checksum that fits.
+    let request = Header { kind: frame::REQUEST, call: 1, ..Header::default() };
+    let forged = |change: &dyn Fn(&mut [u8; 64])| {
+        let mut bytes = [0; 64];
+        bytes.copy_from_slice(&first(&request));
+        change(&mut bytes);
+        bytes[8..12].fill(0);
+        // Of the header and its number, the first.
+        let check = crc32fast::hash(&[&bytes[..], &[0; 8]].concat());
+        bytes[8..12].copy_from_slice(&check.to_le_bytes());
+        bytes
+    };
+    let seal = |header: &Header| header.seal(Transit::default(), &mut Seal::default());
+    for (what, forged) in [
+        ("another magic", forged(&|bytes| bytes[0] = b'Q')),
+        ("another layout", forged(&|bytes| bytes[2] += 1)),
+        ("pieces of a payload that needs none", forged(&|bytes| bytes[22] = 1)),
+        ("a piece of nothing", forged(&|bytes| bytes[22..24].copy_from_slice(&0x8001_u16.to_le_bytes()))),
+        ("a stream that does not exist", forged(&|bytes| bytes[22] = 9)),
+        ("a key over its limit", forged(&|bytes| bytes[20..22].copy_from_slice(&1025_u16.to_le_bytes()))),
+        ("the longest key", forged(&|bytes| bytes[20..22].copy_from_slice(&[0xff; 2]))),
+        ("a payload of minus one", forged(&|bytes| bytes[24..32].copy_from_slice(&(-1_i64).to_le_bytes()))),
+        ("a payload of 2^63", forged(&|bytes| bytes[31] = 0x80)),
+        ("a greeting from a client", seal(&Header { kind: frame::WELCOME, ..request })),
+        ("an answer from a client", seal(&Header { kind: frame::REPLY, ..request })),
+        ("a kind of zero", seal(&Header { kind: 0, ..request })),
+        ("the last kind", seal(&Header { kind: 255, ..request })),
+    ] {
+        cases.push((what, forged.to_vec()));
+        after_hello.push((what, forged.to_vec()));
+    }
+    let memory = memory_kib(process.pid());
     for (greeted, (what, bytes)) in
         cases.iter().map(|case| (false, case)).chain(after_hello.iter().map(|case| (true, case)))
     {
@@ -221,6 +253,8 @@ fn n5_n13_garbage_on_the_port_is_closed_and_others_are_served() {
         assert!(raw.is_closed());
     }
     wait_until("no descriptor stays", PATIENCE, || fds(process.pid()) == open);
+    let grown = memory_kib(process.pid()).saturating_sub(memory);
+    assert!(grown < 2048, "{grown} KiB for garbage");
 }
 
 #[test]
