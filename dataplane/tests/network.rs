@@ -13,6 +13,7 @@ use praas_dataplane::client::CallHandle;
 use praas_dataplane::wire::frame as wire;
 use praas_dataplane::{Client, ClientConfig, InvokeError, Ipc, LocalProcess, WaitMode};
 use praas_transport::Header;
+use praas_transport::frame::{Seal, Transit};
 use support::proxy::{Fault, Lane, Plan, Proxy, Way};
 use support::{
     Dice, PATIENCE, Tally, connect, content, cuts, fds, has_flag, on_both_reactors, seed, start_with, wait_until,
@@ -313,6 +314,11 @@ fn r6_n4_connections_reset_or_cut_anywhere_lose_and_double_nothing() {
         let input = content(1, 64 << 20);
         assert!(*client.invoke("echo", input.clone()).unwrap() == *input, "all payload memory is back");
     });
+}
+
+/// The bytes of a connection's first header.
+fn seal(header: &Header) -> [u8; 64] {
+    header.seal(Transit::default(), &mut Seal::default())
 }
 
 /// Bytes that nobody sent, between two frames and in the middle of one, each way: the connection ends, and nobody waits
