@@ -49,15 +49,73 @@ pub(crate) fn render(rows: &[Row]) -> String {
     format!("{table}\nRound trips in µs, not halved. Compare ratios to the floor, never times across machines.")
 }
 
+/// A table of loads, in the order given.
+pub(crate) fn render_load(rows: &[Row]) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::ASCII_MARKDOWN);
+    table.set_header(LOAD_HEADER);
+    for row in rows {
+        table.add_row(load_cells(row).into_iter().enumerate().map(|(column, text)| {
+            let number = (2..LOAD_HEADER.len() - 1).contains(&column);
+            Cell::new(text).set_alignment(if number { CellAlignment::Right } else { CellAlignment::Left })
+        }));
+    }
+    format!(
+        "{table}\nTimes in µs; in an open loop from when a call was due. cpu: µs of processor time a call, spinning included; sys: system calls \
+         a call; each of server / generator."
+    )
+}
+
+/// The columns of [`load_cells`].
+pub(crate) const LOAD_HEADER: [&str; 13] =
+    ["what", "wait", "size", "due/s", "calls/s", "p50", "p99", "p99.9", "max", "cpu", "sys", "ratio", "owed"];
+
+/// A load as a line of a table.
+pub(crate) fn load_cells(row: &Row) -> Vec<String> {
+    let load = row.load.clone().unwrap_or_default();
+    let size = usize::try_from(row.payload_bytes).unwrap_or(usize::MAX);
+    let times = &row.times;
+    let both = |server: Option<f64>, client: Option<f64>| match (server, client) {
+        (Some(server), Some(client)) => format!("{server:.1} / {client:.1}"),
+        _ => String::new(),
+    };
+    let due = match (load.rate_due, load.of_peak) {
+        (Some(due), Some(of_peak)) => format!("{} ({:.0} %)", grouped(due), of_peak * 100.0),
+        (Some(due), None) => grouped(due),
+        (None, _) => String::new(),
+    };
+    let mut rate = grouped(load.rate);
+    if load.unsent > 0 {
+        rate += &format!(", {} given up", load.unsent);
+    }
+    let mut cells = vec![what(row), row.wait.clone(), Size(size).to_string(), due, rate];
+    cells.extend([times.p50_us, times.p99_us, times.p999_us, times.max_us].map(microseconds));
+    cells.push(both(load.server_cpu_us, load.client_cpu_us));
+    cells.push(both(load.server_calls, load.client_calls));
+    cells.push(row.ratio_text());
+    cells.push(match (&row.owed, &row.verdict) {
+        (Some(owed), Some(verdict)) => format!("{owed}  {verdict}"),
+        _ => String::new(),
+    });
+    cells
+}
+
 /// What a row measured, in a few words.
 pub(crate) fn what(row: &Row) -> String {
     let mut text = match (row.experiment.as_str(), row.path.as_str()) {
         ("floor", _) => row.ipc.clone(),
-        ("invocation", path) => format!("{path} {}", row.ipc),
+        ("peer", _) | ("load", "raw") => format!("peer {}", row.ipc),
+        ("invocation" | "beside_peer" | "load", path) => format!("{path} {}", row.ipc),
         ("invocation_r100", path) => format!("{path} {}, R=100", row.ipc),
         ("invocation_r100_drop_first", path) => format!("{path} {}, R=100, first dropped", row.ipc),
         (experiment, path) => format!("{experiment} {path} {}", row.ipc),
     };
+    if let Some(reactor) = &row.reactor {
+        text += &format!(", {reactor}");
+    }
+    if row.place.as_deref() == Some("netns") {
+        text += ", netns";
+    }
     if let Some(via) = &row.via {
         text += &format!(" via {via}");
     }
@@ -66,6 +124,11 @@ pub(crate) fn what(row: &Row) -> String {
     }
     if let Some(in_flight) = row.in_flight {
         text += &format!(", {in_flight} in flight");
+    }
+    if let Some(load) = &row.load
+        && load.connections > 1
+    {
+        text += &format!(" on each of {} connections", load.connections);
     }
     text
 }
