@@ -17,7 +17,7 @@ use crate::plot::{self, Kind, Series, Vertical};
 use crate::published::{self, Published};
 use crate::row::{self, Row};
 use crate::size::Size;
-use crate::table::{grouped, microseconds, what};
+use crate::table::{self, grouped, microseconds, what};
 
 #[derive(Args, Debug)]
 pub(crate) struct ReportArgs {
@@ -274,12 +274,17 @@ fn beside(rows: &[Row]) -> Result<Vec<Section>> {
             }
             series.sort_by_key(|one| one.kind != Kind::Ours);
             let title = format!("Remote echo beside other servers, {wait}, {place}");
-            let is_listed = |row: &&Row| is_drawn(row) || row.experiment == "reactors";
+            let judged: Vec<Row> = rows.iter().filter(is_here).cloned().map(owed::judge).collect();
+            let table = Table {
+                header: table::PEERS_HEADER.map(String::from).to_vec(),
+                rows: table::peers_cells(&judged),
+                text_columns: 2,
+            };
             sections.push(Section {
                 figure: Some(figure(&format!("beside_{wait}_{place}"), &title, |title| {
                     plot::over_size(title, Vertical::Time, &series)
                 })?),
-                table: Some(rows_table(rows.iter().filter(is_here).filter(is_listed))),
+                table: Some(table),
                 folded: true,
                 ..Section::default()
             });
@@ -353,8 +358,8 @@ fn loads(rows: &[Row]) -> Result<Vec<Section>> {
         }
         sections.extend(figures.into_iter().map(|figure| Section { figure: Some(figure), ..Section::default() }));
         let mut table =
-            Table { header: crate::table::LOAD_HEADER.map(String::from).to_vec(), rows: Vec::new(), text_columns: 2 };
-        table.rows.extend(here.iter().map(|row| crate::table::load_cells(&owed::judge((*row).clone()))));
+            Table { header: table::LOAD_HEADER.map(String::from).to_vec(), rows: Vec::new(), text_columns: 2 };
+        table.rows.extend(here.iter().map(|row| table::load_cells(&owed::judge((*row).clone()))));
         sections.push(Section { table: Some(table), folded: true, ..Section::default() });
     }
     if let Some(first) = sections.first_mut() {

@@ -2,6 +2,7 @@
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
 
+use crate::peers::BEST_RAW;
 use crate::row::Row;
 use crate::size::Size;
 
@@ -47,6 +48,67 @@ pub(crate) fn render(rows: &[Row]) -> String {
         }));
     }
     format!("{table}\nRound trips in µs, not halved. Compare ratios to the floor, never times across machines.")
+}
+
+/// A table of our remote call and of the peers it stands beside.
+pub(crate) fn render_peers(rows: &[Row]) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::ASCII_MARKDOWN);
+    table.set_header(PEERS_HEADER);
+    for cells in peers_cells(rows) {
+        table.add_row(cells.into_iter().enumerate().map(|(column, text)| {
+            let number = (2..10).contains(&column);
+            Cell::new(text).set_alignment(if number { CellAlignment::Right } else { CellAlignment::Left })
+        }));
+    }
+    format!(
+        "{table}\nRound trips in µs, not halved. A ratio below one: ours is the quicker. Never compare times across machines."
+    )
+}
+
+/// The columns of [`peers_cells`].
+pub(crate) const PEERS_HEADER: [&str; 12] =
+    ["what", "wait", "size", "count", "p50", "p95", "p99", "p99.9", "max", "runs ±", "ours by it", "owed"];
+
+/// A line for each of ours, with its floor, and for each peer, with every one of ours by it.
+pub(crate) fn peers_cells(rows: &[Row]) -> Vec<Vec<String>> {
+    let is_floored = |row: &Row| row.floor.as_deref().is_some_and(|floor| floor.starts_with(BEST_RAW));
+    let mut lines = Vec::new();
+    for row in rows {
+        let is_peer = row.experiment == "peer";
+        if !is_peer && row.experiment != "reactors" && !(row.experiment == "beside_peer" && is_floored(row)) {
+            continue;
+        }
+        let ours: Vec<&Row> = if is_peer {
+            let here = |ours: &&Row| {
+                (&ours.wait, ours.payload_bytes, &ours.place) == (&row.wait, row.payload_bytes, &row.place)
+            };
+            let beside = |ours: &&Row| ours.experiment == "beside_peer" && ours.floor.as_deref() == Some(&row.ipc);
+            rows.iter().filter(here).filter(beside).collect()
+        } else {
+            vec![row]
+        };
+        let joined = |text: &dyn Fn(&Row) -> String| {
+            let texts: Vec<String> = ours.iter().map(|row| text(row)).filter(|text| !text.is_empty()).collect();
+            texts.join("; ")
+        };
+        let size = usize::try_from(row.payload_bytes).unwrap_or(usize::MAX);
+        let times = &row.times;
+        let mut cells = vec![what(row), row.wait.clone(), Size(size).to_string(), times.count.to_string()];
+        cells.extend([times.p50_us, times.p95_us, times.p99_us, times.p999_us, times.max_us].map(microseconds));
+        cells.push(if times.runs > 1 { format!("{:.0} %", times.run_p50_spread * 100.0) } else { String::new() });
+        cells.push(joined(&|ours| match (&ours.floor, &ours.reactor) {
+            (Some(floor), _) if !is_peer => format!("{floor}: {}", ours.ratio_text()),
+            (_, Some(reactor)) => format!("{reactor} {}", ours.ratio_text()),
+            _ => ours.ratio_text(),
+        }));
+        cells.push(joined(&|ours| match (&ours.owed, &ours.verdict) {
+            (Some(owed), Some(verdict)) => format!("{owed}  {verdict}"),
+            _ => String::new(),
+        }));
+        lines.push(cells);
+    }
+    lines
 }
 
 /// A table of loads, in the order given.
@@ -168,6 +230,29 @@ mod tests {
         let row = Row { experiment: "floor".into(), ipc: "tcp".into(), ..Row::default() };
         assert!(!render(std::slice::from_ref(&row)).contains("ratio "));
         assert!(render(&[row.against("two_lines", 1.0)]).contains("two_lines 1.000"));
+    }
+
+    #[test]
+    fn a_peer_has_one_line_with_each_of_ours_by_it() {
+        let row = |experiment: &str, path: &str, ipc: &str, reactor: Option<&str>| Row {
+            experiment: experiment.into(),
+            path: path.into(),
+            ipc: ipc.into(),
+            reactor: reactor.map(str::to_owned),
+            ..Row::default()
+        };
+        let mut rows = vec![row("peer", "raw", "epoll", None), row("peer", "raw", "http", None)];
+        for reactor in ["uring", "epoll"] {
+            for floor in ["best_raw_tcp (epoll)", "epoll", "http"] {
+                let ours = row("beside_peer", "remote", "ring", Some(reactor));
+                rows.push(Row { ratio_p50: Some(1.5), ..ours.against(floor, 8.0) });
+            }
+        }
+        let lines = peers_cells(&rows);
+        assert_eq!(lines.len(), 2 + 2, "two peers, two of ours");
+        assert_eq!(lines[0][10], "uring 1.50 x; epoll 1.50 x");
+        assert_eq!(lines[2][10], "best_raw_tcp (epoll): 1.50 x");
+        assert!(lines.iter().all(|line| line.len() == PEERS_HEADER.len()));
     }
 
     #[test]

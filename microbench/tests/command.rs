@@ -104,6 +104,105 @@ fn b1_b3_every_experiment_runs_and_its_rows_make_a_report_with_floors_and_publis
     std::fs::remove_dir_all(folder).expect("cleaned up");
 }
 
+fn rows_of(arguments: &[&str]) -> (Vec<serde_json::Value>, Output) {
+    let done = bench(&[arguments, &["--json", "-"]].concat());
+    assert!(done.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
+    let text = String::from_utf8_lossy(&done.stdout).into_owned();
+    let rows = text.lines().map(|line| serde_json::from_str(line).expect("an object a line")).collect();
+    (rows, done)
+}
+
+/// B2, B3: every peer answers, messages long and short, and our call stands beside each of them and the fastest raw one.
+#[test]
+fn b3_a_remote_call_stands_beside_every_peer_and_the_fastest_raw_one() {
+    let brief = ["--repetitions", "40", "--runs", "1", "--run-limit", "0.01"];
+    for (wait, peers) in [("efficient", 6), ("latency", 8)] {
+        if wait == "latency" && std::thread::available_parallelism().map_or(1, usize::from) < 2 {
+            println!("skipped: needs two cores");
+            continue;
+        }
+        let (rows, _) = rows_of(&[&["peers", "--wait", wait, "--sizes", "64,100KiB"], &brief[..]].concat());
+        let of = |experiment: &str| rows.iter().filter(|row| row["experiment"] == experiment).collect::<Vec<_>>();
+        assert_eq!(of("peer").len(), 2 * peers, "{wait}");
+        assert!(of("peer").iter().all(|row| row["count"].as_u64() >= Some(40) && row["p50_us"].as_f64() > Some(0.0)));
+        let beside = of("beside_peer");
+        assert_eq!(beside.len(), 2 * (peers + 1));
+        assert!(beside.iter().all(|row| row["ratio_p50"].as_f64() > Some(0.0) && row["reactor"].is_string()));
+        let floors =
+            beside.iter().filter(|row| row["floor"].as_str().is_some_and(|floor| floor.starts_with("best_raw_tcp (")));
+        assert!(floors.clone().count() == 2 && floors.clone().any(|row| row["verdict"].is_string()), "64 B is owed");
+    }
+}
+
+/// B2, B3: a closed and an open loop over several connections, on ours and on a raw peer; the rows tell what was due, what came
+/// of it and what it cost, and make pictures.
+#[test]
+fn b3_a_load_tells_what_was_due_what_came_of_it_and_what_it_cost() {
+    let folder = scratch("load");
+    let file = folder.join("rows.jsonl");
+    let file = file.to_str().expect("UTF-8");
+    let load = ["load", "--wait", "efficient", "--connections", "3", "--in-flight", "1,4", "--rates", "20%,50%"];
+    let brief = ["--sizes", "64", "--seconds", "0.1", "--runs", "1", "--peers", "epoll", "--json", file];
+    let done = bench(&[&load[..], &brief[..]].concat());
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let text = std::fs::read_to_string(file).expect("rows");
+    let rows: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).expect("an object")).collect();
+    for path in ["remote", "raw"] {
+        let mine: Vec<_> = rows.iter().filter(|row| row["path"] == path).collect();
+        let closed: Vec<_> = mine.iter().filter(|row| row["loop"] == "closed").collect();
+        let open: Vec<_> = mine.iter().filter(|row| row["loop"] == "open").collect();
+        assert_eq!((closed.len(), open.len() >= 2), (3, true), "one in flight, 3 x 1 and 3 x 4; two rates");
+        assert!(closed.iter().all(|row| row["rate"].as_f64() > Some(0.0) && row["client_cpu_us"].as_f64() > Some(0.0)));
+        for row in &open {
+            let (due, rate) = (row["rate_due"].as_f64().expect("due"), row["rate"].as_f64().expect("rate"));
+            let answered = row["count"].as_u64().expect("count") as f64 / 0.1;
+            // Arrivals are random: some tens of a few hundred calls more or less.
+            assert!(rate > 0.0 && (answered / due - 1.0).abs() < 0.5, "{row}");
+            assert_eq!(row["floor"], "one in flight");
+        }
+    }
+    assert!(
+        rows.iter()
+            .any(|row| row["path"] == "remote" && row["of_peak"].as_f64().is_some_and(|of| (of - 0.5).abs() < 0.01))
+    );
+    let out = folder.join("out");
+    let report = bench(&["report", "--rows", file, "--out", out.to_str().expect("UTF-8")]);
+    assert!(report.status.success(), "{}", String::from_utf8_lossy(&report.stderr));
+    for picture in ["load_p50", "load_p99", "load_p999", "load_throughput"] {
+        let picture = std::fs::read_to_string(out.join(format!("{picture}_efficient_64_loopback.svg"))).expect(picture);
+        assert!(picture.contains("peer epoll") && picture.contains("remote ring"));
+    }
+    std::fs::remove_dir_all(folder).expect("cleaned up");
+}
+
+/// A load between two network namespaces, and nothing of them left behind.
+#[test]
+fn a_load_crosses_namespaces_that_are_gone_afterwards() {
+    let links = || std::fs::read_to_string("/proc/net/dev").expect("links of this host").lines().count();
+    let before = links();
+    let arguments =
+        ["peers", "--place", "netns", "--wait", "efficient", "--sizes", "64", "--peers", "blocking,uring,http"];
+    let done = bench(&[&arguments[..], &["--repetitions", "40", "--runs", "1", "--json", "-"]].concat());
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    if said.contains("skipped: ") {
+        return println!("{}", said.lines().find(|line| line.starts_with("skipped: ")).unwrap_or_default());
+    }
+    assert!(done.status.success(), "{said}");
+    let text = String::from_utf8_lossy(&done.stdout).into_owned();
+    assert!(text.lines().count() >= 3 && text.lines().all(|line| line.contains("\"place\":\"netns\"")), "{text}");
+    assert_eq!(links(), before);
+}
+
+/// Silent connections are counted, answer in the end, and stand beside a busy one.
+#[test]
+fn b3_silent_connections_have_a_price_each_and_a_busy_one_beside_them() {
+    let (rows, _) = rows_of(&["idle-connections", "--connections", "50", "--runs", "1", "--repetitions", "200"]);
+    assert_eq!(rows.len(), 3);
+    assert!(rows[0]["unit"] == "KiB each" && rows[0]["value"].as_f64() >= Some(0.0) && rows[0]["verdict"].is_string());
+    assert!(rows[2]["floor"] == "without them" && rows[2]["ratio_p50"].as_f64() > Some(0.0));
+}
+
 #[test]
 fn wrong_usage_is_exit_code_2_and_says_what_to_write() {
     for (arguments, expected) in [
@@ -112,6 +211,12 @@ fn wrong_usage_is_exit_code_2_and_says_what_to_write() {
         (&["invoke", "--via", "pigeon"], "exchange"),
         (&["invoke", "--in-flight", "97"], "2 to 96"),
         (&["invoke", "--in-flight", "1"], "2 to 96"),
+        (&["invoke", "--reactor", "steam"], "uring"),
+        (&["load", "--rates", "0%"], "150%"),
+        (&["load", "--rate", "100", "--rates", "50%"], "cannot be used with"),
+        (&["load", "--peers", "http"], "blocking, epoll, uring"),
+        (&["load", "--connections", "0"], "1..="),
+        (&["peers", "--place", "moon"], "netns"),
         (&[], "floors"),
     ] {
         let done = bench(arguments);

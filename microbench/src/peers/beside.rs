@@ -169,7 +169,7 @@ pub(crate) fn run(args: &PeersArgs) -> Result<()> {
     bar.finish_and_clear();
     pin(&cores)?;
     if args.json.as_deref().is_none_or(|path| path.as_os_str() != "-") {
-        println!("{}", table::render(&rows));
+        println!("{}", table::render_peers(&rows));
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use io_uring::squeue::{Entry, Flags};
-use io_uring::{IoUring, cqueue, opcode, types};
+use io_uring::{EnterFlags, IoUring, cqueue, opcode, types};
 
 use super::linger;
 use super::stage::{LENGTH_BYTES, WrongLength, sizes};
@@ -51,7 +51,7 @@ pub(super) fn serve(wait: Wait, listener: &TcpListener) -> Result<()> {
             ring.submit_and_wait(1).context("io_uring_enter")?;
         } else if !ring.submission().is_empty() || ring.submission().taskrun() {
             // With DEFER_TASKRUN completions appear in a wait only; one for nothing returns at once.
-            enter(&ring)?;
+            enter(&mut ring)?;
         }
         let mut found = false;
         while let Some(answer) = completed(&mut ring) {
@@ -145,9 +145,14 @@ fn completed(ring: &mut IoUring) -> Option<cqueue::Entry> {
     ring.completion().next()
 }
 
-/// Submits what waits and lets completions appear, without waiting for any.
-fn enter(ring: &IoUring) -> Result<()> {
-    ring.submitter().submit_and_wait(0).map(drop).context("io_uring_enter")
+/// Submits what waits and lets completions appear, without waiting for any: `submit` alone would leave the second half of a
+/// chain, and what came in meanwhile, for another call.
+fn enter(ring: &mut IoUring) -> Result<()> {
+    let waiting = u32::try_from(ring.submission().len())?;
+    // SAFETY: no argument is given, and no more entries are announced than were pushed.
+    unsafe { ring.submitter().enter::<libc::sigset_t>(waiting, 0, EnterFlags::GETEVENTS.bits(), None) }
+        .context("io_uring_enter")?;
+    Ok(())
 }
 
 fn accept(listener: &TcpListener) -> Entry {
