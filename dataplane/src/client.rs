@@ -10,16 +10,17 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use praas_transport::hello::{Credential, HelloError, Initiator, InitiatorConfig, Purpose, Session, Versions};
 use praas_transport::tcp::{Bodies, Connection, ConnectionError, Received, SendError, TcpConfig};
-use praas_transport::{Flush, Frame, Header, Limits};
+use praas_transport::{Frame, Header, Limits};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::clock::now_ns;
+use crate::clock::{now_ns, unix_s};
 use crate::config::WaitMode;
 use crate::error::InvokeError;
 use crate::numbered::NumberMap;
 use crate::placement::nanoseconds;
-use crate::wire::{Code, PROTOCOL_VERSION, Welcome, args, frame};
+use crate::wire::{Code, VERSIONS, Welcome, args, frame};
 
 /// How a client behaves.
 #[derive(Debug, Clone)]
@@ -32,6 +33,11 @@ pub struct ClientConfig {
     pub connect_within: Duration,
     /// Calls may be run twice when a worker is lost: the process sends them again by itself. Default false.
     pub idempotent: bool,
+    /// What proves who we are (`praas token` makes one). Without it only processes on loopback that do not ask for one can be called, and
+    /// nothing proves who answers. Default none.
+    pub credential: Option<Credential>,
+    /// The name of the process that has to answer: with a credential any other is refused. Default: whichever does.
+    pub expect_process: Option<String>,
 }
 
 impl Default for ClientConfig {
@@ -41,6 +47,8 @@ impl Default for ClientConfig {
             deadline: Duration::from_secs(60),
             connect_within: Duration::from_secs(5),
             idempotent: false,
+            credential: None,
+            expect_process: None,
         }
     }
 }
@@ -57,13 +65,13 @@ pub enum ConnectError {
         /// What the resolver said.
         source: io::Error,
     },
-    /// Nobody answers there.
-    #[error("cannot connect to {address}: {source}; is the process running, and is this its `listen=` address?")]
+    /// Nobody answers there, at none of the addresses of a name.
+    #[error("cannot connect to {address}: {attempts}; is the process running, and is this its `listen=` address?")]
     Refused {
-        /// Where we tried.
-        address: SocketAddr,
-        /// What the system said.
-        source: io::Error,
+        /// As given.
+        address: String,
+        /// Each address that was tried.
+        attempts: Attempts,
     },
     /// Whoever answers is not a process, or closed at once (its connection limit, or not yet ready).
     #[error("{address} does not greet as a process: {text}")]
@@ -73,16 +81,67 @@ pub enum ConnectError {
         /// What came instead.
         text: String,
     },
-    /// The process speaks another version.
+    /// The process speaks other versions.
     #[error("the process at {address} speaks protocol version {theirs}, this client {ours}: use matching builds")]
     Version {
         /// Where we tried.
         address: SocketAddr,
-        /// Its version.
-        theirs: u64,
-        /// Our version.
-        ours: u32,
+        /// Its versions.
+        theirs: Versions,
+        /// Our versions.
+        ours: Versions,
     },
+    /// The process serves nobody without a credential, or is on another machine, where we say nothing without one.
+    #[error(
+        "{address} takes connections with a credential only: make one with `praas token`, give it as ClientConfig::credential"
+    )]
+    KeyWanted {
+        /// Where we tried.
+        address: SocketAddr,
+    },
+    /// The process refused our credential.
+    #[error(
+        "{address} refused our credential (of another key, expired, or not of a role that may do this: it does not say which,          nor whether it has a key at all); make a new one with `praas token`"
+    )]
+    CredentialRefused {
+        /// Where we tried.
+        address: SocketAddr,
+    },
+    /// Whoever answers does not know the key that our credential was made from.
+    #[error(
+        "{address} does not prove that it knows the key of our credential: it has another key, or it is somebody else's process"
+    )]
+    Unproven {
+        /// Where we tried.
+        address: SocketAddr,
+    },
+    /// A process of ours, but another one.
+    #[error("process `{found}` answers at {address}, not `{expected}`: the address may have a new owner")]
+    OtherProcess {
+        /// Where we tried.
+        address: SocketAddr,
+        /// [`ClientConfig::expect_process`].
+        expected: String,
+        /// Its name.
+        found: String,
+    },
+    /// The system gives no random numbers.
+    #[error("no random numbers: {0}")]
+    NoRandom(io::Error),
+}
+
+/// Addresses that were tried in turn, and what the system said of each.
+#[derive(Debug)]
+pub struct Attempts(pub Vec<(SocketAddr, io::Error)>);
+
+impl fmt::Display for Attempts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, (address, error)) in self.0.iter().enumerate() {
+            let comma = if at == 0 { "" } else { ", " };
+            write!(f, "{comma}{address}: {error}")?;
+        }
+        Ok(())
+    }
 }
 
 /// A call in flight on one client.
@@ -297,6 +356,7 @@ pub struct Client {
     connection: Connection<Vec<u8>, OutgoingBytes>,
     pool: Pool,
     welcome: Welcome,
+    session: Session,
     functions: HashMap<String, u16>,
     config: ClientConfig,
     open: NumberMap<Open>,
@@ -315,32 +375,73 @@ const READ_NS: u64 = 100_000_000;
 const LATENCY_SPIN_NS: u64 = 1_000_000;
 
 impl Client {
-    /// Connects and greets.
+    /// Connects, proves itself if it has a credential, and greets. The addresses of a name are tried in turn, each for its share
+    /// of the time, until a process answers at one.
     ///
     /// # Errors
     /// [`ConnectError`]. Nothing stays behind.
     pub fn connect(address: impl ToString, config: &ClientConfig) -> Result<Client, ConnectError> {
         let address = address.to_string();
-        let resolved = address.to_socket_addrs().and_then(|mut addresses| {
-            addresses.next().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "it resolves to nothing"))
+        let resolved = address.to_socket_addrs().map(Vec::from_iter).and_then(|addresses| match addresses.is_empty() {
+            true => Err(io::Error::new(io::ErrorKind::NotFound, "it resolves to nothing")),
+            false => Ok(addresses),
         });
-        let address = resolved.map_err(|source| ConnectError::Address { address, source })?;
-        let refused = |source| ConnectError::Refused { address, source };
-        let stream = TcpStream::connect_timeout(&address, config.connect_within).map_err(refused)?;
-        stream.set_nonblocking(true).map_err(refused)?;
+        let resolved = resolved.map_err(|source| ConnectError::Address { address: address.clone(), source })?;
+        let mut session_id = [0; 16];
+        getrandom::fill(&mut session_id).map_err(|error| ConnectError::NoRandom(io::Error::other(error)))?;
+        let until_ns = now_ns().saturating_add(nanoseconds(config.connect_within));
+        let (mut attempts, mut stranger) = (Vec::new(), None);
+        for (at, &candidate) in resolved.iter().enumerate() {
+            let left_ns = until_ns.saturating_sub(now_ns()) / (resolved.len() - at) as u64;
+            match Client::connect_to(candidate, config, session_id, left_ns) {
+                Ok(client) => return Ok(client),
+                Err(Failed::Socket(error)) => attempts.push((candidate, error)),
+                // Another service, at the port that ours has at another address.
+                Err(Failed::Answered(error @ ConnectError::NotAProcess { .. })) => stranger = Some(error),
+                Err(Failed::Answered(error)) => return Err(error),
+            }
+        }
+        Err(stranger.unwrap_or(ConnectError::Refused { address, attempts: Attempts(attempts) }))
+    }
+
+    fn connect_to(
+        address: SocketAddr,
+        config: &ClientConfig,
+        session_id: [u8; 16],
+        within_ns: u64,
+    ) -> Result<Client, Failed> {
+        let until_ns = now_ns().saturating_add(within_ns);
+        let on_loopback = address.ip().to_canonical().is_loopback();
+        if config.credential.is_none() && !on_loopback {
+            return Err(Failed::Answered(ConnectError::KeyWanted { address }));
+        }
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_nanos(within_ns.max(1)))?;
+        stream.set_nonblocking(true)?;
+        stream.set_nodelay(true)?;
+        let hello = InitiatorConfig {
+            versions: VERSIONS,
+            purpose: Purpose::Invoke,
+            session_id,
+            incarnation: 0,
+            payload_checksums: !on_loopback,
+            // Without a key a name proves nothing, but it still finds mistakes.
+            expect_process: config.expect_process.clone(),
+        };
+        let session = say_hello(&mut stream, address, config, hello, until_ns).map_err(Failed::Answered)?;
         let tcp = TcpConfig { backlog_bytes_max: 1 << 30, ..TcpConfig::default() };
         let limits = Limits { payload_bytes_max: 1 << 30 };
-        let mut connection = Connection::new(mio::net::TcpStream::from_std(stream), limits, tcp).map_err(refused)?;
+        let mut connection = Connection::new(mio::net::TcpStream::from_std(stream), limits, tcp)?;
         let mut pool = Pool::default();
-        let welcome = greet(&mut connection, &mut pool, address, config)?;
+        let welcome = greet(&mut connection, &mut pool, address, config, until_ns).map_err(Failed::Answered)?;
         if config.wait == WaitMode::Efficient {
-            connection.wait_in_reads(Duration::from_nanos(READ_NS)).map_err(refused)?;
+            connection.wait_in_reads(Duration::from_nanos(READ_NS))?;
         }
         let functions = (0..).zip(&welcome.functions).map(|(id, name)| (name.clone(), id)).collect();
         Ok(Client {
             connection,
             pool,
             welcome,
+            session,
             functions,
             config: config.clone(),
             open: NumberMap::default(),
@@ -354,6 +455,12 @@ impl Client {
     #[must_use]
     pub fn welcome(&self) -> &Welcome {
         &self.welcome
+    }
+
+    /// What the hello agreed on, and who the process proved to be.
+    #[must_use]
+    pub fn session(&self) -> &Session {
+        &self.session
     }
 
     /// Looks a function up.
@@ -683,41 +790,86 @@ fn cause(error: &ConnectionError) -> String {
     }
 }
 
+/// Why one address was no good.
+enum Failed {
+    /// Nobody answers.
+    Socket(io::Error),
+    /// Somebody does.
+    Answered(ConnectError),
+}
+
+impl From<io::Error> for Failed {
+    fn from(error: io::Error) -> Failed {
+        Failed::Socket(error)
+    }
+}
+
+fn say_hello(
+    stream: &mut TcpStream,
+    address: SocketAddr,
+    config: &ClientConfig,
+    hello: InitiatorConfig,
+    until_ns: u64,
+) -> Result<Session, ConnectError> {
+    let no = |text: String| ConnectError::NotAProcess { address, text };
+    let failed = |error| match error {
+        HelloError::Refused if config.credential.is_none() => ConnectError::KeyWanted { address },
+        HelloError::Refused => ConnectError::CredentialRefused { address },
+        HelloError::Unproven => ConnectError::Unproven { address },
+        HelloError::OtherProcess { expected, found } => ConnectError::OtherProcess { address, expected, found },
+        HelloError::Version { theirs, ours, .. } => ConnectError::Version { address, theirs, ours },
+        HelloError::Closed { begun: false } | HelloError::Io(_) => no(CLOSED_AT_ONCE.into()),
+        error => no(error.to_string()),
+    };
+    let mut initiator = Initiator::new(hello, config.credential.as_ref()).map_err(failed)?;
+    loop {
+        if let Some(session) = initiator.advance(stream, unix_s()).map_err(failed)? {
+            return Ok(session);
+        }
+        let now = now_ns();
+        if now >= until_ns {
+            return Err(no(too_slow(config)));
+        }
+        let flags = if initiator.output().is_empty() { PollFlags::IN } else { PollFlags::OUT };
+        let left = Duration::from_nanos(until_ns - now);
+        let timeout = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
+        let _ = poll(&mut [PollFd::new(stream, flags)], Some(&timeout));
+    }
+}
+
+const CLOSED_AT_ONCE: &str =
+    "it closed the connection at once; its connection limit may be reached, or it is no process";
+
+fn too_slow(config: &ClientConfig) -> String {
+    format!("no greeting within {} ms", config.connect_within.as_millis())
+}
+
+/// Waits for the welcome, the first frame.
 fn greet(
     connection: &mut Connection<Vec<u8>, OutgoingBytes>,
     pool: &mut Pool,
     address: SocketAddr,
     config: &ClientConfig,
+    until_ns: u64,
 ) -> Result<Welcome, ConnectError> {
     let no = |text: String| ConnectError::NotAProcess { address, text };
-    let hello = Header { kind: frame::HELLO, aux: u64::from(PROTOCOL_VERSION), ..Header::default() };
-    connection.send(&hello, &[], OutgoingBytes::Owned(Vec::new())).map_err(|_| no("the connection broke".into()))?;
-    let until_ns = now_ns() + nanoseconds(config.connect_within);
     let frame = loop {
-        if connection.flush(&mut drop).map_err(|error| no(cause(&error)))? == Flush::Done {
-            let received = connection.receive(pool).map_err(|error| match error {
-                ConnectionError::Frame(error) => no(error.to_string()),
-                _ => {
-                    no("it closed the connection at once; its connection limit may be reached, or it is no process"
-                        .into())
-                }
-            });
-            match received? {
-                Some(frame) => break frame,
-                None if now_ns() >= until_ns => {
-                    return Err(no(format!("no greeting within {} ms", config.connect_within.as_millis())));
-                }
-                None => {}
-            }
+        let received = connection.receive(pool).map_err(|error| match error {
+            // It proved itself before, so it is a process: this is how it says that we did not.
+            _ if config.credential.is_some() => ConnectError::CredentialRefused { address },
+            ConnectionError::Frame(error) => no(error.to_string()),
+            _ => no(CLOSED_AT_ONCE.into()),
+        });
+        match received? {
+            Some(frame) => break frame,
+            None if now_ns() >= until_ns => return Err(no(too_slow(config))),
+            None => {}
         }
         let mut fds = [PollFd::new(connection, PollFlags::IN)];
         let _ = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 20_000_000 }));
     };
     if frame.header.kind != frame::WELCOME {
         return Err(no(format!("a frame of kind {}", frame.header.kind)));
-    }
-    if frame.header.aux != u64::from(PROTOCOL_VERSION) {
-        return Err(ConnectError::Version { address, theirs: frame.header.aux, ours: PROTOCOL_VERSION });
     }
     let Received::Whole(body) = frame.body else { return Err(no("a greeting above every limit".into())) };
     serde_json::from_slice(&body).map_err(|error| no(error.to_string()))

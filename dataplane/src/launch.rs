@@ -4,7 +4,10 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use praas_transport::Secret;
 
 use crate::config::{Ipc, Pin, WaitMode};
 
@@ -25,10 +28,21 @@ pub struct LaunchConfig {
     pub wait: WaitMode,
     /// Which cores everybody runs on.
     pub pin: Pin,
+    /// The application key, so that connections have to be authenticated. Default: none.
+    pub key: Option<LaunchKey>,
     /// Further arguments of `praas-process`, as on its command line.
     pub args: Vec<String>,
     /// Where its messages and those of its workers go: to our stderr, or nowhere.
     pub quiet: bool,
+}
+
+/// How a process gets its key. Never in its arguments or its environment, where others can read it.
+#[derive(Debug, Clone)]
+pub enum LaunchKey {
+    /// It reads this file, mode 0600.
+    File(PathBuf),
+    /// Through a pipe that it reads at its start. Its workers cannot find it anywhere then.
+    Pipe(Arc<Secret>),
 }
 
 impl Default for LaunchConfig {
@@ -41,6 +55,7 @@ impl Default for LaunchConfig {
             ipc: Ipc::default(),
             wait: WaitMode::default(),
             pin: Pin::default(),
+            key: None,
             args: Vec::new(),
             quiet: false,
         }
@@ -134,9 +149,23 @@ impl LocalProcess {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        let failed = |source| LaunchError::Spawn { program: program.display().to_string(), source };
+        match &config.key {
+            Some(LaunchKey::File(path)) => {
+                command.arg("--key-file").arg(path);
+            }
+            Some(LaunchKey::Pipe(key)) => {
+                let (reader, mut writer) = std::io::pipe().map_err(failed)?;
+                // Far less than a pipe takes.
+                writer.write_all(key.to_hex().as_bytes()).map_err(failed)?;
+                command.arg("--key-fd=0").stdin(reader);
+            }
+            None => {}
+        }
         let spawned = command.spawn();
-        let mut child =
-            spawned.map_err(|source| LaunchError::Spawn { program: program.display().to_string(), source })?;
+        // It holds our end of the pipe.
+        drop(command);
+        let mut child = spawned.map_err(failed)?;
         let (stdout, stderr) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
         let said = forward(stderr, config.quiet);
         let mut stdout = BufReader::new(stdout);
@@ -147,8 +176,7 @@ impl LocalProcess {
             if !ended {
                 let _ = child.kill();
             }
-            let status =
-                child.wait().map_err(|source| LaunchError::Spawn { program: program.display().to_string(), source })?;
+            let status = child.wait().map_err(failed)?;
             let text = said.join().unwrap_or_default();
             let line = line.trim().to_owned();
             return Err(if ended { LaunchError::Ended { status, text } } else { LaunchError::Strange { line } });

@@ -7,10 +7,10 @@ use std::io::Write;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use praas_dataplane::wire::{PROTOCOL_VERSION, frame};
+use praas_dataplane::wire::frame;
 use praas_dataplane::{Client, ClientConfig, InvokeError, Ipc, LaunchConfig, LaunchError, LocalProcess};
 use praas_transport::Header;
-use support::raw::Raw;
+use support::raw::{Raw, initiator};
 use support::{
     PATIENCE, connect, content, cpu_seconds, fds, launch_config, on_both_channels, process_program, run_process,
     start_with, start_workers, test_worker, wait_until,
@@ -65,6 +65,7 @@ fn bad_command_lines_get_one_line_and_the_right_exit_code() {
         ("--queue-max", "0"),
         ("--connection-calls-max", "0"),
         ("--connections-max", "65537"),
+        ("--unauthenticated-max", "0"),
         ("--start-ms", "0"),
         ("--process", "a/b"),
     ] {
@@ -172,40 +173,44 @@ fn connecting_says_why_not() {
 fn n5_n13_garbage_on_the_port_is_closed_and_others_are_served() {
     let (process, mut client) = start_workers(Ipc::Ring, 1, &[]);
     let open = fds(process.pid());
-    let hello = Header { kind: frame::HELLO, aux: u64::from(PROTOCOL_VERSION), ..Header::default() };
-    let mut flipped = hello.encode();
-    flipped[40] ^= 1;
-    let version = Header { aux: 999, ..hello };
-    let with_payload = Header { payload_bytes: 5, ..hello };
+    let hello = initiator(None).output().to_vec();
+    let changed = |at: usize, bit: u8| {
+        let mut hello = hello.clone();
+        hello[at] ^= bit;
+        hello
+    };
     let request_first = Header { kind: frame::REQUEST, payload_bytes: 0, ..Header::default() };
-    let mut cases: Vec<(&str, Vec<u8>)> = vec![
+    let cases: Vec<(&str, Vec<u8>)> = vec![
         ("http", b"GET / HTTP/1.1\r\nHost: localhost\r\nUser-Agent: stranger\r\nAccept: */*\r\n\r\n".to_vec()),
         ("tls", [&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3][..], &[7; 100]].concat()),
         ("zeros", vec![0; 4096]),
         ("ones", vec![0xff; 4096]),
         ("noise", content(77, 100_000)),
-        ("a flipped bit", flipped.to_vec()),
-        ("another version", version.encode().to_vec()),
-        ("a hello with a payload", [&with_payload.encode()[..], b"12345"].concat()),
+        ("a flipped bit of what is reserved", changed(7, 1)),
+        ("another version", changed(15, 1)),
+        ("another hello", changed(4, 2)),
         ("a request first", request_first.encode().to_vec()),
-        ("an unknown kind", [hello.encode(), Header { kind: 99, ..Header::default() }.encode()].concat()),
-        ("a hello twice", [hello.encode(), hello.encode()].concat()),
+        ("a hello twice", [&hello[..], &hello[..]].concat()),
     ];
+    let mut after_hello = vec![("an unknown kind", Header { kind: 99, ..Header::default() }.encode().to_vec())];
+    after_hello.push(("a hello once more", hello.clone()));
     for bytes in [1 << 41, 1 << 63, u64::MAX] {
         let header = Header { kind: frame::REQUEST, payload_bytes: bytes, ..Header::default() };
-        cases.push(("an oversize length", [hello.encode(), header.encode()].concat()));
+        after_hello.push(("an oversize length", header.encode().to_vec()));
     }
-    for (what, bytes) in &cases {
-        let mut raw = Raw::connect(process.addr());
+    for (greeted, (what, bytes)) in
+        cases.iter().map(|case| (false, case)).chain(after_hello.iter().map(|case| (true, case)))
+    {
+        let mut raw = if greeted { Raw::greet(process.addr()) } else { Raw::connect(process.addr()) };
         // It may be closed before it has everything.
         let _ = raw.0.write_all(bytes);
         assert!(raw.is_closed(), "{what} was not closed");
         assert_eq!(&*client.invoke("echo", b"beside").unwrap(), b"beside", "beside {what}");
     }
     // Half a header, then the end.
-    for cut in [1, 2, 63] {
+    for cut in [1, 2, 159] {
         let mut raw = Raw::connect(process.addr());
-        raw.0.write_all(&hello.encode()[..cut]).unwrap();
+        raw.0.write_all(&hello[..cut]).unwrap();
         raw.0.shutdown(std::net::Shutdown::Write).unwrap();
         assert!(raw.is_closed());
     }
@@ -234,14 +239,14 @@ fn p2_a_payload_over_the_limit_is_refused_and_the_connection_goes_on() {
 #[test]
 fn n2_silent_and_slow_strangers_do_not_keep_others_out() {
     let (process, mut client) = start_workers(Ipc::Ring, 1, &["--connections-max", "16"]);
-    let hello = Header { kind: frame::HELLO, aux: u64::from(PROTOCOL_VERSION), ..Header::default() }.encode();
+    let hello = initiator(None).output().to_vec();
     // Silent ones, and ones that send a byte now and then: more than there are places.
     let mut silent: Vec<Raw> = (0..20).map(|_| Raw::connect(process.addr())).collect();
     let mut sent = 0;
     let begun = Instant::now();
     let quick = ClientConfig { connect_within: Duration::from_millis(500), ..ClientConfig::default() };
     wait_until("somebody with manners is let in", PATIENCE, || {
-        for raw in silent.iter_mut().skip(10).filter(|_| sent < 62) {
+        for raw in silent.iter_mut().skip(10).filter(|_| sent < 158) {
             let _ = raw.0.write_all(&hello[sent..=sent]);
         }
         sent += 1;

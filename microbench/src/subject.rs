@@ -1,10 +1,13 @@
 //! The process under test: a `praas-process` of this machine with `praas-bench` as its worker program.
 
 use std::fmt;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use praas_dataplane::{Client, ClientConfig, Ipc, LaunchConfig, LocalProcess, Pin, WaitMode};
+use praas_dataplane::{
+    Client, ClientConfig, Credential, Ipc, LaunchConfig, LaunchKey, LocalProcess, Pin, Role, Secret, WaitMode,
+};
 
 use crate::place::{Network, Place};
 use crate::placement::{Placement, Wait, pin};
@@ -96,7 +99,13 @@ impl Setup<'_> {
         {
             args.extend(["--listen".to_owned(), format!("{}:0", network.server_ip())]);
         }
+        // Who listens off loopback serves nobody without a key; one for this run only, known to this process and that one.
+        let secret = match self.network.map(Network::place) {
+            Some(Place::Netns) => Some(Arc::new(Secret::random().context("a key for the process under test")?)),
+            Some(Place::Loopback) | None => None,
+        };
         let config = LaunchConfig {
+            key: secret.clone().map(LaunchKey::Pipe),
             worker: vec![program.to_owned(), worker::SUBCOMMAND.to_owned()],
             workers: self.workers,
             args,
@@ -117,13 +126,16 @@ impl Setup<'_> {
             Some(network) => network.on_server_side(start)?,
             None => start(),
         };
-        Ok(Subject { process: started.context("start praas-process")?, wait: self.wait })
+        let process = started.context("start praas-process")?;
+        let credential = secret.map(|secret| Credential::mint(&secret, Role::Client, "praas-bench", expiry()));
+        Ok(Subject { process, wait: self.wait, credential: credential.transpose()? })
     }
 }
 
 pub(crate) struct Subject {
     process: LocalProcess,
     wait: Wait,
+    credential: Option<Credential>,
 }
 
 impl Subject {
@@ -138,7 +150,8 @@ impl Subject {
     }
 
     fn connect(&self, wait: WaitMode) -> Result<Client> {
-        let config = ClientConfig { wait, deadline: BLOCK_DEADLINE, ..ClientConfig::default() };
+        let credential = self.credential.clone();
+        let config = ClientConfig { wait, deadline: BLOCK_DEADLINE, credential, ..ClientConfig::default() };
         Client::connect(self.process.addr(), &config).context("connect to the process under test")
     }
 
@@ -157,6 +170,11 @@ impl Subject {
             std::thread::sleep(SETTLE);
         }
     }
+}
+
+/// A day from now: longer than any run.
+fn expiry() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() + 86_400
 }
 
 /// Runs one block of local calls inside the process.

@@ -2,6 +2,7 @@
 #![deny(unsafe_code)]
 
 pub mod frame;
+pub mod hello;
 mod inbound;
 mod outbound;
 #[allow(unsafe_code, reason = "the mq_* calls have no safe wrapper; each is one call on one live slice")]
@@ -9,6 +10,7 @@ pub mod queue;
 pub mod tcp;
 
 pub use frame::{HEADER_BYTES, Header, KEY_BYTES_MAX, Key, Limits};
+pub use hello::{Credential, Role, Secret, Session};
 pub use tcp::{Bodies, Connection, Frame, Received, TcpConfig};
 
 /// What a flush achieved.

@@ -1,6 +1,5 @@
 //! `praas-process`: one cloud process on this machine.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -20,6 +19,7 @@ Examples:
   praas-process --worker target/release/praas-worker
   praas-process --worker ./my-worker --workers 4 --wait latency --listen 127.0.0.1:4000
   praas-process --config process.toml
+  praas key new app.key && praas-process --worker ./my-worker --listen 0.0.0.0:4000 --key-file app.key
 
 Exit codes:
   0  ended by SIGTERM, SIGINT or SIGHUP, whether or not running calls finished in time
@@ -42,9 +42,22 @@ struct Arguments {
     /// Name of the process [default: random]
     #[arg(long, value_name = "NAME")]
     process: Option<String>,
-    /// Where clients connect; loopback only and not authenticated, port 0 takes a free one [default: 127.0.0.1:0]
-    #[arg(long, value_name = "ADDRESS")]
-    listen: Option<SocketAddr>,
+    /// Where clients connect: address or name, and port; [::1]:0 and localhost:4000 will do. Other than loopback only with a
+    /// key; port 0 takes a free one [default: 127.0.0.1:0]
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<String>,
+    /// File with the application key, mode 0600 (`praas key new FILE` makes one): clients then need a credential (`praas token`)
+    #[arg(long, value_name = "FILE", conflicts_with = "key_fd")]
+    key_file: Option<PathBuf>,
+    /// The application key from an inherited descriptor, read to its end
+    #[arg(long, value_name = "N")]
+    key_fd: Option<u32>,
+    /// With a key: let loopback connections do without one
+    #[arg(long)]
+    plaintext: bool,
+    /// Connections in the middle of their hello; one more takes the place of the oldest [default: 64]
+    #[arg(long, value_name = "N")]
+    unauthenticated_max: Option<u32>,
     /// Workers kept running, 1 to 63 [default: 2]
     #[arg(long, value_name = "N")]
     workers: Option<u8>,
@@ -111,6 +124,7 @@ impl Arguments {
         override_with!(
             process,
             listen,
+            unauthenticated_max,
             workers,
             workers_max,
             ipc,
@@ -127,6 +141,10 @@ impl Arguments {
             drain_ms,
             start_ms
         );
+        if self.key_file.is_some() || self.key_fd.is_some() {
+            (config.key_file, config.key_fd) = (self.key_file, self.key_fd);
+        }
+        config.plaintext |= self.plaintext;
         config.workers_max =
             if self.workers_max.is_none() { config.workers_max.max(config.workers) } else { config.workers_max };
         Ok(config)

@@ -1,31 +1,31 @@
-//! Connections from clients: hello, requests in, answers out. Knows frames; knows nothing of workers.
+//! Connections from clients: requests in, answers out. Knows frames; knows nothing of workers.
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 
 use mio::net::TcpListener;
 use mio::{Interest, Registry, Token};
+use praas_transport::hello::ResponderConfig;
 use praas_transport::tcp::{Connection, Received, Refusal, TcpConfig};
-use praas_transport::{Frame, Header, Limits};
+use praas_transport::{Frame, Header, Limits, Session};
 use slab::Slab;
 
 use super::body::{Bytes, Landing, Payload, Store};
 use super::error::ProcessError;
+use super::greeting::{Greeted, Greetings};
 use crate::clock::now_ns;
 use crate::config::ProcessConfig;
-use crate::wire::{Code, PROTOCOL_VERSION, Welcome, frame};
+use crate::wire::{Code, Welcome, frame};
 
 /// Answers that may wait for a client that does not read them; beyond, its requests are not read either.
 const UNREAD_MAX: usize = 1024;
 /// Requests taken from one connection before the next one's turn.
 const FRAMES_PER_TURN: usize = 256;
 
-/// How long a connection may take to say hello.
-const HELLO_NS: u64 = 2_000_000_000;
 /// Whoever is in the middle of a frame sends at least so much in this time, or holds memory for nothing (N2).
 const STALL_NS: u64 = 2_000_000_000;
 const STALL_BYTES: u64 = 128 << 10;
-/// How often connections are looked at for those two.
+/// How often connections are looked at for this, and those that have not said hello for that.
 const SWEEP_NS: u64 = 500_000_000;
 /// How often the log is told of the same trouble.
 const LOG_NS: u64 = 1_000_000_000;
@@ -57,13 +57,13 @@ struct Client {
     connection: Connection<Landing, Bytes>,
     /// Its place in the slab below, a count of connections above: found at once, and not taken for a predecessor there.
     id: u64,
-    greeted: bool,
+    /// Who it is, as its hello proved.
+    session: Session,
     /// The peer sends no more once what is there is read.
     closing: bool,
     /// Has requests that were not read because of a bound.
     paused: bool,
     dirty: bool,
-    accepted_ns: u64,
     /// In the middle of a frame since then, with so many frames and bytes received at that time.
     mid_frame: Option<(u64, u64, u64)>,
     /// Has more unread than it should since then, with so many bytes sent at that time.
@@ -76,6 +76,7 @@ struct Client {
 pub(super) struct Clients {
     listener: TcpListener,
     address: SocketAddr,
+    greetings: Greetings,
     open: Slab<Client>,
     dirty: Vec<usize>,
     accepted: u32,
@@ -89,13 +90,22 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    pub(super) fn listen(config: &ProcessConfig, _registry: &Registry) -> Result<Clients, ProcessError> {
-        let failed = |source| ProcessError::Listen { address: config.listen, source };
-        let listener = TcpListener::bind(config.listen).map_err(failed)?;
+    /// Takes the first of the addresses that can be had.
+    pub(super) fn listen(config: &ProcessConfig, hello: ResponderConfig) -> Result<Clients, ProcessError> {
+        let failed = |source| ProcessError::Listen { address: config.listen.clone(), source };
+        let mut bound = Err(ErrorKind::AddrNotAvailable.into());
+        for address in config.listen_addresses()? {
+            bound = TcpListener::bind(address);
+            if bound.is_ok() {
+                break;
+            }
+        }
+        let listener = bound.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         Ok(Clients {
             listener,
             address,
+            greetings: Greetings::new(hello, config.unauthenticated_max as usize),
             open: Slab::new(),
             dirty: Vec::new(),
             accepted: 0,
@@ -118,7 +128,7 @@ impl Clients {
         registered.map_err(super::system("cannot poll the listener"))
     }
 
-    pub(super) fn accept(&mut self, registry: &Registry, base: usize) {
+    pub(super) fn accept(&mut self, registry: &Registry) {
         loop {
             let stream = match self.listener.accept() {
                 Ok((stream, _)) => stream,
@@ -127,7 +137,7 @@ impl Clients {
                 Err(error) => {
                     self.complain(|| tracing::warn!(%error, "cannot accept connections; those that come are closed"));
                     // Left alone it would wait for ever: the next edge comes with the next connection.
-                    if self.shed() {
+                    if self.greetings.take_oldest().is_some() || self.shed() {
                         continue;
                     }
                     return;
@@ -138,8 +148,36 @@ impl Clients {
                 self.complain(|| tracing::warn!("{max} connections are open, the most that may; more are closed"));
                 continue;
             }
-            if let Err(error) = self.enter(stream, registry, base) {
-                tracing::warn!(%error, "cannot set up a connection");
+            if self.greetings.is_full() {
+                drop(self.greetings.take_oldest());
+                self.complain(|| tracing::warn!("too many connections wait to say hello; the oldest are closed"));
+            }
+            let watch = |stream: &mut mio::net::TcpStream, number: usize| {
+                registry.register(stream, Token(super::GREETINGS + number), Interest::READABLE | Interest::WRITABLE)
+            };
+            if let Err(error) = self.greetings.enter(stream, now_ns(), watch) {
+                self.complain(|| tracing::warn!(%error, "cannot set up a connection"));
+            }
+        }
+    }
+
+    /// Goes on with a hello. When it is done the connection becomes a client's, and is welcomed.
+    pub(super) fn greet(&mut self, number: usize, registry: &Registry, welcome: &Welcome) {
+        match self.greetings.advance(number) {
+            Greeted::Pending => {}
+            Greeted::Refused(stream, error) => {
+                let peer = stream.peer_addr().ok();
+                // Not who it said it was: whoever is refused chooses those words.
+                self.complain(|| tracing::warn!(?peer, %error, "a connection was closed before the end of its hello"));
+            }
+            Greeted::Done(..) if self.open.len() >= self.connections_max => {
+                let max = self.connections_max;
+                self.complain(|| tracing::warn!("{max} connections are open, the most that may; more are closed"));
+            }
+            Greeted::Done(stream, session) => {
+                if let Err(error) = self.enter(stream, session, registry, welcome) {
+                    self.complain(|| tracing::warn!(%error, "cannot set up a connection"));
+                }
             }
         }
     }
@@ -162,7 +200,13 @@ impl Clients {
         }
     }
 
-    fn enter(&mut self, stream: mio::net::TcpStream, registry: &Registry, base: usize) -> io::Result<()> {
+    fn enter(
+        &mut self,
+        stream: mio::net::TcpStream,
+        session: Session,
+        registry: &Registry,
+        welcome: &Welcome,
+    ) -> io::Result<()> {
         // Room for every answer it is owed: their memory is taken already. Whoever leaves too much unread is not read
         // either, and is closed when it stays so (`look_at_the_clock`).
         let config = TcpConfig {
@@ -172,18 +216,27 @@ impl Clients {
         };
         let mut connection = Connection::new(stream, self.limits, config)?;
         let entry = self.open.vacant_entry();
-        let token = Token(base + entry.key());
-        registry.register(connection.source(), token, Interest::READABLE | Interest::WRITABLE)?;
+        let (index, token) = (entry.key(), Token(super::CLIENTS + entry.key()));
+        // What came after the hello is told of again.
+        registry.reregister(connection.source(), token, Interest::READABLE | Interest::WRITABLE)?;
         self.accepted = self.accepted.wrapping_add(1);
-        let id = (u64::from(self.accepted) << 32) | entry.key() as u64;
+        let id = (u64::from(self.accepted) << 32) | index as u64;
+        let body = serde_json::to_string(welcome).expect("our own messages are serialisable");
+        let header = Header { kind: frame::WELCOME, aux: u64::from(session.version), ..Header::default() };
+        // If it breaks, the event that says so comes.
+        let _ = connection.send(&header, &[], Bytes::Text(body));
+        tracing::debug!(connection = id, role = %session.peer.role, subject = session.peer.subject, "connected");
+        let dirty = connection.wants_write();
+        if dirty {
+            self.dirty.push(index);
+        }
         entry.insert(Client {
             connection,
             id,
-            greeted: false,
+            session,
             closing: false,
             paused: false,
-            dirty: false,
-            accepted_ns: now_ns(),
+            dirty,
             mid_frame: None,
             deaf: None,
             expired: false,
@@ -290,6 +343,9 @@ impl Clients {
         let max = self.limits.payload_bytes_max;
         if now >= self.sweep_ns {
             self.sweep_ns = now + SWEEP_NS;
+            while self.greetings.take_late(now).is_some() {
+                self.complain(|| tracing::info!("connections that did not say hello in time are closed"));
+            }
             for (_, client) in &mut self.open {
                 client.look_at_the_clock(now, max);
             }
@@ -313,7 +369,7 @@ impl Client {
         frames >= UNREAD_MAX || bytes > 2 * payload_bytes_max
     }
 
-    /// Finds out whether it takes too long: to say hello, over a frame that we are ready to read, or to read at all.
+    /// Finds out whether it takes too long: over a frame that we are ready to read, or to read at all.
     fn look_at_the_clock(&mut self, now: u64, payload_bytes_max: u64) {
         if self.is_full(payload_bytes_max) {
             let sent = self.connection.stats().sent_bytes;
@@ -326,10 +382,6 @@ impl Client {
             }
         } else {
             self.deaf = None;
-        }
-        if !self.greeted {
-            self.expired = now > self.accepted_ns + HELLO_NS;
-            return;
         }
         if !self.connection.mid_frame() || self.paused {
             self.mid_frame = None;
@@ -361,7 +413,8 @@ impl Client {
                 }
                 Ok(Some(frame)) => {
                     if let Err(text) = self.take(frame, store, welcome, events) {
-                        tracing::warn!(connection = self.id, text, "connection closed");
+                        let peer = &*self.session.peer.subject;
+                        tracing::warn!(connection = self.id, peer, text, "connection closed");
                         return false;
                     }
                     // A short read emptied the socket, and what comes later is an event of its own; only a close that
@@ -392,24 +445,6 @@ impl Client {
         use praas_transport::Bodies;
         let Frame { header, body, .. } = frame;
         let connection = self.id;
-        if !self.greeted {
-            if let Received::Whole(body) = body {
-                store.give_back(body);
-            }
-            if header.kind != frame::HELLO || header.payload_bytes != 0 {
-                return Err("the first frame is not a hello");
-            }
-            self.greeted = true;
-            let body = serde_json::to_string(welcome).expect("our own messages are serialisable");
-            let header = Header { kind: frame::WELCOME, aux: u64::from(PROTOCOL_VERSION), ..Header::default() };
-            let _ = self.connection.send(&header, &[], Bytes::Text(body));
-            // A client of another version reads our version in the welcome, and the connection ends here.
-            return if header_version(&frame.header) == PROTOCOL_VERSION {
-                Ok(())
-            } else {
-                Err("another version of the protocol")
-            };
-        }
         match (header.kind, body) {
             (frame::REQUEST, Received::Whole(body)) => {
                 let is_args = header.flags & frame::FLAG_ARGS != 0;
@@ -453,8 +488,4 @@ impl Client {
             }
         }
     }
-}
-
-fn header_version(header: &Header) -> u32 {
-    u32::try_from(header.aux).unwrap_or(u32::MAX)
 }

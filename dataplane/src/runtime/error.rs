@@ -1,7 +1,6 @@
 //! Why a process does not start or cannot go on.
 
 use std::io;
-use std::net::SocketAddr;
 
 use crate::exit;
 
@@ -16,7 +15,7 @@ pub enum ProcessError {
     #[error("cannot listen on {address}: {source}; choose another with --listen (port 0 takes a free one)")]
     Listen {
         /// As configured.
-        address: SocketAddr,
+        address: String,
         /// What the system said.
         source: io::Error,
     },

@@ -8,6 +8,7 @@ mod actions;
 mod body;
 mod clients;
 mod error;
+mod greeting;
 mod records;
 mod seat;
 mod staffing;
@@ -27,6 +28,7 @@ use praas_shm::{
     BlockRef, Body, Descriptor, Doorbell, Inline, Link, OwnSegment, ParticipantId, PeerSegment, SegmentConfig,
     SegmentFile, handover,
 };
+use praas_transport::hello::ResponderConfig;
 use praas_transport::queue::{Buffer, QueueConfig, Receiver, Sender};
 
 use crate::clock::now_ns;
@@ -53,6 +55,8 @@ const CONTROLS: usize = 0x2000;
 const QUEUES_IN: usize = 0x3000;
 const QUEUES_OUT: usize = 0x4000;
 const CLIENTS: usize = 0x10000;
+/// Connections before the end of their hello.
+const GREETINGS: usize = 0x100_0000;
 
 /// Slots of each ring. 256 lines of 64 bytes: 16 KiB a pair, and room for every answer a leased caller may wait for,
 /// with a quarter unpublished and releases beside them (128 sent each release through the controller).
@@ -150,11 +154,12 @@ impl Process {
             child::pin_current(&[core]).map_err(system("cannot pin the controller; check --pin"))?;
         }
         let poll = Poll::new().map_err(system("no epoll"))?;
-        let clients = Clients::listen(&config, poll.registry())?;
+        let incarnation = now_ns();
+        let hello = responder(&config, incarnation)?;
+        let clients = Clients::listen(&config, hello)?;
         let signals = watch_signals(poll.registry()).map_err(system("cannot watch for signals"))?;
         // Grandchildren that a dead worker leaves behind become ours, so that we can end them.
         child::become_subreaper().map_err(system("cannot become the reaper of workers' children"))?;
-        let incarnation = now_ns();
         let (shared, arena) = match config.ipc {
             Ipc::Queue => (None, None),
             Ipc::Ring => {
@@ -388,7 +393,8 @@ impl Process {
         match event.token() {
             DOORBELL => {}
             SIGNALS => self.on_signal(now),
-            LISTENER => self.clients.accept(self.poll.registry(), CLIENTS),
+            LISTENER => self.clients.accept(self.poll.registry()),
+            _ if token >= GREETINGS => self.clients.greet(token - GREETINGS, self.poll.registry(), &self.welcome),
             _ if token >= CLIENTS => {
                 if event.is_read_closed() {
                     self.clients.closing(token - CLIENTS);
@@ -465,6 +471,24 @@ impl Process {
         self.arrived = arrived;
         found
     }
+}
+
+/// What a hello is judged by. The key is read here and lives nowhere else.
+fn responder(config: &ProcessConfig, incarnation: u64) -> Result<ResponderConfig, ProcessError> {
+    let key = config.read_key()?;
+    if key.is_some() {
+        // Workers run as our user: without this one of them could read our memory, and so could whoever finds a core dump.
+        let none = rustix::process::DumpableBehavior::NotDumpable;
+        rustix::process::set_dumpable_behavior(none)
+            .map_err(|error| system("cannot keep others from our memory")(error.into()))?;
+    }
+    Ok(ResponderConfig {
+        plaintext: config.plaintext || key.is_none(),
+        key,
+        process: config.process.clone(),
+        incarnation,
+        versions: wire::VERSIONS,
+    })
 }
 
 fn owner_died() -> CallError {

@@ -4,10 +4,27 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use praas_dataplane::wire::{PROTOCOL_VERSION, frame};
+use praas_dataplane::wire::{VERSIONS, frame};
+use praas_transport::hello::{Credential, HelloError, Initiator, InitiatorConfig, Purpose, Session};
 use praas_transport::{Header, Limits};
 
 pub(crate) struct Raw(pub(crate) TcpStream);
+
+/// What a client says hello with.
+pub(crate) fn initiator_config() -> InitiatorConfig {
+    InitiatorConfig {
+        versions: VERSIONS,
+        purpose: Purpose::Invoke,
+        session_id: [1; 16],
+        incarnation: 0,
+        payload_checksums: false,
+        expect_process: None,
+    }
+}
+
+pub(crate) fn initiator(credential: Option<&Credential>) -> Initiator {
+    Initiator::new(initiator_config(), credential).expect("there are random numbers")
+}
 
 impl Raw {
     pub(crate) fn connect(address: SocketAddr) -> Raw {
@@ -17,13 +34,18 @@ impl Raw {
         Raw(stream)
     }
 
-    /// Connects and says hello.
+    /// Connects, says hello and is welcomed.
     pub(crate) fn greet(address: SocketAddr) -> Raw {
         let mut raw = Raw::connect(address);
-        raw.send(&Header { kind: frame::HELLO, aux: u64::from(PROTOCOL_VERSION), ..Header::default() }, b"");
+        raw.say_hello(initiator(None)).expect("it takes plain text");
         let (header, _) = raw.receive();
         assert_eq!(header.kind, frame::WELCOME);
         raw
+    }
+
+    pub(crate) fn say_hello(&mut self, mut initiator: Initiator) -> Result<Session, HelloError> {
+        let session = initiator.advance(&mut self.0, 0)?;
+        Ok(session.expect("reads block, until they time out"))
     }
 
     pub(crate) fn send(&mut self, header: &Header, payload: &[u8]) {
