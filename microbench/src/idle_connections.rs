@@ -22,7 +22,7 @@ use crate::placement::{Placement, Wait, pin, startup_cores};
 use crate::recorder::{Recorder, median};
 use crate::remote::RemoteCaller;
 use crate::row::{Row, RowSink};
-use crate::subject::{Channel, Reactor, Setup, Subject};
+use crate::subject::{Channel, Reactor, Setup, Subject, reactors};
 use crate::table;
 use crate::usage::{Memory, family, memory};
 use crate::worker::ECHO;
@@ -78,10 +78,7 @@ pub(crate) fn run(args: &IdleConnectionsArgs) -> Result<()> {
         eprintln!("skipped: needs {needed} descriptors, and the hard limit is {allowed} (ulimit -Hn)");
         return Ok(());
     }
-    let reactors = match &args.reactor[..] {
-        [] => vec![None],
-        asked => asked.iter().copied().map(Some).collect(),
-    };
+    let reactors = reactors(&args.reactor)?;
     let bar = progress((args.wait.len() * reactors.len()) as u64);
     let mut rows = Vec::new();
     for &wait in &args.wait {

@@ -28,7 +28,7 @@ use crate::recorder::{Recorder, interpolated, median};
 use crate::remote::{RemoteCaller, until_warm};
 use crate::row::{Row, RowSink};
 use crate::size::{self, Size};
-use crate::subject::{Channel, Reactor, Setup, Subject, drive};
+use crate::subject::{Channel, Reactor, Setup, Subject, drive, reactors};
 use crate::table;
 use crate::worker::{Drive, Via};
 
@@ -169,7 +169,7 @@ pub(crate) fn run(args: &InvokeArgs) -> Result<()> {
         run_limit: Duration::try_from_secs_f64(args.run_limit)?,
     };
     let mut sink = RowSink::open(args.json.as_deref())?;
-    let ways = ways(args);
+    let ways = ways(args)?;
     let steps = ways.len() as u64 * (u64::from(args.runs) + u64::from(args.r100));
     let bar = progress(steps);
     let mut rows = Vec::new();
@@ -205,7 +205,8 @@ pub(crate) fn run(args: &InvokeArgs) -> Result<()> {
 }
 
 /// Every combination that was asked for and means something: only local calls over rings have a choice of way.
-fn ways(args: &InvokeArgs) -> Vec<Way> {
+fn ways(args: &InvokeArgs) -> Result<Vec<Way>> {
+    let remote_reactors = reactors(&args.reactor)?;
     let mut ways = Vec::new();
     for &path in &args.path {
         for &ipc in &args.ipc {
@@ -221,8 +222,8 @@ fn ways(args: &InvokeArgs) -> Vec<Way> {
             }
             // A local call meets no reactor.
             let reactors: Vec<Option<Reactor>> = match path {
-                Path::Remote if !args.reactor.is_empty() => args.reactor.iter().copied().map(Some).collect(),
-                _ => vec![None],
+                Path::Remote => remote_reactors.clone(),
+                Path::Local => vec![None],
             };
             for &wait in &args.wait {
                 for &via in &vias {
@@ -234,7 +235,7 @@ fn ways(args: &InvokeArgs) -> Vec<Way> {
             }
         }
     }
-    ways
+    Ok(ways)
 }
 
 impl std::fmt::Display for Way {

@@ -9,6 +9,7 @@ mod floors;
 mod idle;
 mod idle_connections;
 mod invoke;
+mod keeper;
 mod line;
 mod load;
 mod machine;
@@ -103,6 +104,9 @@ enum Command {
     /// The second process of a floor; started by praas-bench itself.
     #[command(name = peer::SUBCOMMAND, hide = true)]
     FloorPeer,
+    /// Ends the process under test when praas-bench no longer can; started by praas-bench itself.
+    #[command(name = keeper::SUBCOMMAND, hide = true)]
+    Keeper { pid: u32 },
     /// The functions of the process under test; started by praas-process.
     #[command(name = worker::SUBCOMMAND, hide = true)]
     Worker,
@@ -126,6 +130,7 @@ fn main() -> ExitCode {
         Command::Worker => return worker::serve(),
         Command::Report(args) => report::run(&args),
         Command::FloorPeer => peer::run(),
+        Command::Keeper { pid } => keeper::run(pid),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

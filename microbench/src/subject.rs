@@ -4,11 +4,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use praas_dataplane::{
     Client, ClientConfig, Credential, Ipc, LaunchConfig, LaunchKey, LocalProcess, Pin, Role, Secret, WaitMode,
 };
 
+use crate::keeper::Keeper;
 use crate::place::{Network, Place};
 use crate::placement::{Placement, Wait, pin};
 use crate::worker::{self, DRIVE, Drive, Driven};
@@ -56,6 +57,24 @@ impl fmt::Display for Reactor {
             Reactor::Epoll => "epoll",
         })
     }
+}
+
+/// The reactors to measure, of those asked for: those with which a process starts here. A container may forbid io_uring, which is
+/// no reason not to measure the rest.
+pub(crate) fn reactors(asked: &[Reactor]) -> Result<Vec<Option<Reactor>>> {
+    if asked.is_empty() {
+        return Ok(vec![None]);
+    }
+    let mut found = Vec::new();
+    for &reactor in asked {
+        let setup = Setup::new(Channel::Ring, Wait::Efficient, 1);
+        match (Setup { reactor: Some(reactor), quiet: true, ..setup }.start()) {
+            Ok(_) => found.push(Some(reactor)),
+            Err(error) => eprintln!("skipped: reactor {reactor}: needs a process that starts with it ({error:#})"),
+        }
+    }
+    ensure!(!found.is_empty(), "no process starts with any reactor asked for");
+    Ok(found)
 }
 
 /// What a process under test is started with.
@@ -128,7 +147,8 @@ impl Setup<'_> {
         };
         let process = started.context("start praas-process")?;
         let credential = secret.map(|secret| Credential::mint(&secret, Role::Client, "praas-bench", expiry()));
-        Ok(Subject { process, wait: self.wait, credential: credential.transpose()? })
+        let keeper = Keeper::of(process.pid())?;
+        Ok(Subject { process, wait: self.wait, credential: credential.transpose()?, _keeper: keeper })
     }
 }
 
@@ -136,6 +156,8 @@ pub(crate) struct Subject {
     process: LocalProcess,
     wait: Wait,
     credential: Option<Credential>,
+    // After the process, so that it is told of its end.
+    _keeper: Keeper,
 }
 
 impl Subject {

@@ -34,7 +34,7 @@ use crate::placement::{Placement, Wait, pin, startup_cores};
 use crate::recorder::Recorder;
 use crate::row::{Load, Row, RowSink};
 use crate::size::Size;
-use crate::subject::{Channel, Reactor, SETTLE, Setup, Subject};
+use crate::subject::{Channel, Reactor, SETTLE, Setup, Subject, reactors};
 use crate::table;
 use crate::usage::{SystemCalls, Tool, Whom, family, processor_seconds};
 use lanes::{Lane, Lanes};
@@ -52,8 +52,8 @@ const CONNECTIONS_MAX: u32 = 8_000;
 /// The part of each point's time that is not recorded.
 const WARM_UP: f64 = 0.1;
 
-/// How long system calls are counted.
-const COUNTED: Duration = Duration::from_millis(200);
+/// How long system calls are counted, at most.
+const COUNTED_MAX: f64 = 0.2;
 
 /// The part of its own peak at which a tail is owed.
 const HALF: Share = Share(0.5);
@@ -241,6 +241,7 @@ impl Party {
 
 pub(crate) fn run(args: &LoadArgs) -> Result<()> {
     let mut sink = RowSink::open(args.json.as_deref())?;
+    let reactors = reactors(&args.reactor)?;
     let Some(network) = Network::make(args.place)? else { return Ok(()) };
     let _inside = network.enter()?;
     crate::idle_connections::raise_descriptor_limit()?;
@@ -264,7 +265,8 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
         };
         for &Size(bytes) in &args.sizes {
             bar.set_message(format!("{wait}, {}", Size(bytes)));
-            let mut experiment = Experiment { args, wait, placement, network: &network, bytes, tool };
+            let mut experiment =
+                Experiment { args, reactors: &reactors, wait, placement, network: &network, bytes, tool };
             for row in experiment.run(&bar).with_context(|| format!("{wait}, {}", Size(bytes)))? {
                 let row = judge(row);
                 sink.write(&row)?;
@@ -283,6 +285,7 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
 /// One wait mode and one size.
 struct Experiment<'a> {
     args: &'a LoadArgs,
+    reactors: &'a [Option<Reactor>],
     wait: Wait,
     placement: Placement,
     network: &'a Network,
@@ -303,12 +306,8 @@ struct Started {
 impl Experiment<'_> {
     fn run(&mut self, bar: &ProgressBar) -> Result<Vec<Row>> {
         let args = self.args;
-        let ours = match &args.reactor[..] {
-            [] => vec![None],
-            asked => asked.iter().copied().map(Some).collect(),
-        };
         let peers = args.peers.iter().filter_map(|choice| choice.0).filter(|kind| kind.supports(self.wait));
-        let parties = ours.into_iter().map(Who::Ours).chain(peers.map(Who::Peer));
+        let parties = self.reactors.iter().copied().map(Who::Ours).chain(peers.map(Who::Peer));
         let mut parties: Vec<Party> = parties.map(|who| Party { who, reactor: None, cells: Vec::new() }).collect();
         for run in 0..args.runs {
             self.one_run(run, &mut parties, bar)?;
@@ -334,7 +333,7 @@ impl Experiment<'_> {
 
         for (party, started) in parties.iter_mut().zip(&mut started) {
             // The first calls start what is started on demand; then all its processes are there.
-            self.offer(&mut started.one, 1, &closed, COUNTED.as_secs_f64() / 2.0)?;
+            self.offer(&mut started.one, 1, &closed, seconds.min(COUNTED_MAX) / 2.0)?;
             started.pids = started.running.pids()?;
             let rate = self.measure(party, started, Point::One, 1, &closed, seconds)?;
             started.peak = started.peak.max(rate);
@@ -452,7 +451,7 @@ impl Experiment<'_> {
                     return Ok(());
                 }
             };
-            let outcome = self.offer(lanes, in_flight, &closed, COUNTED.as_secs_f64())?;
+            let outcome = self.offer(lanes, in_flight, &closed, self.args.seconds.min(COUNTED_MAX))?;
             calls[side] = Some(counting.end()? as f64 / outcome.samples_ns.len() as f64);
         }
         let cell = party.cell(point);

@@ -27,7 +27,7 @@ use crate::recorder::{Recorder, median};
 use crate::remote::RemoteCaller;
 use crate::row::{Row, RowSink};
 use crate::size::Size;
-use crate::subject::{Channel, Reactor, Setup, Subject};
+use crate::subject::{Channel, Reactor, Setup, Subject, reactors};
 use crate::table;
 
 /// How often everybody has their turn in a run.
@@ -145,6 +145,7 @@ pub(crate) fn run(args: &PeersArgs) -> Result<()> {
         run_limit: Duration::try_from_secs_f64(args.run_limit)?,
     };
     let mut sink = RowSink::open(args.json.as_deref())?;
+    let reactors = reactors(&args.reactor)?;
     let Some(network) = Network::make(args.place)? else { return Ok(()) };
     let _inside = network.enter()?;
     let cores = startup_cores()?;
@@ -160,7 +161,7 @@ pub(crate) fn run(args: &PeersArgs) -> Result<()> {
                 continue;
             }
         };
-        for row in measure(args, wait, placement, &network, &plan, &bar).with_context(|| wait.to_string())? {
+        for row in measure(args, &reactors, wait, placement, &network, &plan, &bar).with_context(|| wait.to_string())? {
             let row = judge(row);
             sink.write(&row)?;
             rows.push(row);
@@ -176,6 +177,7 @@ pub(crate) fn run(args: &PeersArgs) -> Result<()> {
 
 fn measure(
     args: &PeersArgs,
+    reactors: &[Option<Reactor>],
     wait: Wait,
     placement: Placement,
     network: &Network,
@@ -183,11 +185,7 @@ fn measure(
     bar: &ProgressBar,
 ) -> Result<Vec<Row>> {
     let kinds = if args.peers.is_empty() { &Kind::ALL[..] } else { &args.peers };
-    let ours = match &args.reactor[..] {
-        [] => vec![None],
-        asked => asked.iter().copied().map(Some).collect(),
-    };
-    let parties = ours.into_iter().map(Who::Ours);
+    let parties = reactors.iter().copied().map(Who::Ours);
     let parties = parties.chain(kinds.iter().copied().filter(|kind| kind.supports(wait)).map(Who::Peer));
     let mut parties: Vec<Party> = parties.map(|who| Party { who, reactor: None, cells: Vec::new() }).collect();
 
