@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 const NAMED: &[&str] = &[
     "control/src/doctor/trial.rs",
     "dataplane/src/runtime/body.rs",
+    "microbench/src/peers/uring.rs",
     "microbench/src/raw.rs",
     "shm/src/arena.rs",
     "shm/src/child.rs",

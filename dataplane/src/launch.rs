@@ -102,6 +102,7 @@ pub struct LocalProcess {
     child: Child,
     name: String,
     address: SocketAddr,
+    reactor: String,
 }
 
 /// Looks for one of our programs: beside the running one, or one folder up (where tests and benches of cargo live).
@@ -170,7 +171,7 @@ impl LocalProcess {
         let mut stdout = BufReader::new(stdout);
         let mut line = String::new();
         let _ = stdout.read_line(&mut line);
-        let Some((name, address)) = parse_ready(&line) else {
+        let Some((name, address, reactor)) = parse_ready(&line) else {
             let ended = line.is_empty();
             if !ended {
                 let _ = child.kill();
@@ -190,7 +191,7 @@ impl LocalProcess {
                 }
             });
         });
-        Ok(LocalProcess { child, name, address })
+        Ok(LocalProcess { child, name, address, reactor })
     }
 
     /// Where clients connect.
@@ -203,6 +204,12 @@ impl LocalProcess {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What it waits with, as its ready line says: `epoll`, `uring`; empty when the line does not say.
+    #[must_use]
+    pub fn reactor(&self) -> &str {
+        &self.reactor
     }
 
     /// Pid of the controller; its workers are its children.
@@ -275,11 +282,11 @@ fn copy_lines(from: &mut impl BufRead, mut to: impl FnMut(&str)) {
     }
 }
 
-fn parse_ready(line: &str) -> Option<(String, SocketAddr)> {
+fn parse_ready(line: &str) -> Option<(String, SocketAddr, String)> {
     let mut words = line.split_whitespace();
     if words.next() != Some("ready") {
         return None;
     }
-    let mut value = |key: &str| words.next().and_then(|word| word.strip_prefix(key)).map(str::to_owned);
-    Some((value("process=")?, value("listen=")?.parse().ok()?))
+    let value = |key: &str| words.clone().find_map(|word| word.strip_prefix(key)).map(str::to_owned);
+    Some((value("process=")?, value("listen=")?.parse().ok()?, value("reactor=").unwrap_or_default()))
 }
