@@ -147,7 +147,7 @@ pub struct ProcessConfig {
     pub key_fd: Option<u32>,
     /// With a key: serve loopback connections without one as well. Default false.
     pub plaintext: bool,
-    /// Connections that may be in the middle of their hello; one more takes the place of the oldest. Default 64.
+    /// Connections that may be in the middle of their hello; one more takes the place of the oldest. Default 1024.
     pub unauthenticated_max: u32,
     /// Workers kept running, 1..=63. Default 2.
     pub workers: u8,
@@ -194,7 +194,7 @@ impl Default for ProcessConfig {
             key_file: None,
             key_fd: None,
             plaintext: false,
-            unauthenticated_max: 64,
+            unauthenticated_max: 1024,
             workers: 2,
             workers_max: 8,
             ipc: Ipc::default(),

@@ -7,12 +7,13 @@
 mod support;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use praas_dataplane::{Client, ClientConfig, InvokeError, Ipc, LocalProcess};
+use praas_dataplane::{Client, ClientConfig, Credential, InvokeError, Ipc, LaunchKey, LocalProcess, Role, Secret};
 use support::namespace::Cable;
 use support::proxy::{Plan, Proxy, Way};
-use support::{Dice, PATIENCE, Tally, fds, has_flag, launch_config, seed, setting, start_workers, wait_until};
+use support::{Dice, PATIENCE, Tally, fds, launch_config, seed, setting, start_workers, wait_until};
 
 /// Three heartbeats of a second, or TCP's own patience, and a little for the machine.
 const FOUND_OUT: Duration = Duration::from_millis(5500);
@@ -63,18 +64,19 @@ fn n1_a_process_that_falls_silent_is_found_out_and_an_idle_client_is_kept() {
 }
 
 /// A process at the far end of a cable, and what its clients need to be let in. `None`, and a line that says why, where
-/// there is no cable, or processes serve loopback only.
+/// there is no cable.
 fn far_away(args: &[&str]) -> Option<(Cable, LocalProcess, ClientConfig, Tally)> {
-    if !has_flag("--key-file") {
-        return None;
-    }
+    let key = Secret::new([7; 32]);
+    let expires = praas_dataplane::clock::unix_s() + 3600;
+    let credential = Credential::mint(&key, Role::Client, "far", expires).expect("a name");
     let cable = Cable::lay()?;
     let mut config = launch_config(Ipc::Ring);
     config.args.extend(args.iter().map(|arg| (*arg).to_owned()));
+    config.key = Some(LaunchKey::Pipe(Arc::new(key)));
     config.args.push(format!("--listen={}", SocketAddr::from((cable.far.address(), 0))));
     let tally = Tally::keep(&mut config);
     let process = cable.far.run(|| LocalProcess::start(&config).expect("it starts"));
-    Some((cable, process, patient(), tally))
+    Some((cable, process, ClientConfig { credential: Some(credential), ..patient() }, tally))
 }
 
 fn connect_over(cable: &Cable, process: &LocalProcess, config: &ClientConfig) -> Client {

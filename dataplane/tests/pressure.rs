@@ -394,12 +394,13 @@ fn x3_descriptors_that_run_out_stop_nobody_who_is_in_and_come_back() {
         let pid = rustix::process::Pid::from_raw(process.pid() as i32).unwrap();
         let most = rustix::process::Resource::Nofile;
         let before = rustix::process::prlimit(Some(pid), most, rustix::process::getrlimit(most)).unwrap();
-        let few = rustix::process::Rlimit { current: Some(fds(process.pid()) as u64 + 1), ..before };
+        let few = rustix::process::Rlimit { current: Some(fds(process.pid()) as u64), ..before };
         rustix::process::prlimit(Some(pid), most, few).unwrap();
         let crowd: Vec<_> = (0..30).map(|_| TcpStream::connect(process.addr()).expect("the kernel listens")).collect();
         let quick = ClientConfig { connect_within: Duration::from_millis(500), ..ClientConfig::default() };
-        let late = Client::connect(process.addr(), &quick);
-        assert!(late.is_err(), "there was a descriptor left, and this test shows nothing");
+        // Whoever says hello takes the place of one that says nothing, until there is nobody left to give way.
+        let late: Vec<_> = (0..30).map(|_| Client::connect(process.addr(), &quick)).collect();
+        assert!(late.iter().any(Result::is_err), "there were descriptors for all, and this test shows nothing");
         // A worker that cannot be replaced now: its segment, bells and socket want descriptors.
         let victim = children(process.pid())[0];
         signal(victim, 9);
@@ -414,7 +415,7 @@ fn x3_descriptors_that_run_out_stop_nobody_who_is_in_and_come_back() {
         let cpu = cpu_seconds(process.pid()) - cpu;
         println!("{cpu:.2} s of CPU in 1 s without descriptors");
         assert!(cpu < 0.5, "{cpu} s of CPU in 1 s: it spins on what it cannot have");
-        drop(crowd);
+        drop((crowd, late));
         rustix::process::prlimit(Some(pid), most, before).unwrap();
         wait_until("the worker is replaced", PATIENCE, || {
             let children = children(process.pid());

@@ -55,7 +55,7 @@ struct Arguments {
     /// With a key: let loopback connections do without one
     #[arg(long)]
     plaintext: bool,
-    /// Connections in the middle of their hello; one more takes the place of the oldest [default: 64]
+    /// Connections in the middle of their hello; one more takes the place of the oldest [default: 1024]
     #[arg(long, value_name = "N")]
     unauthenticated_max: Option<u32>,
     /// Workers kept running, 1 to 63 [default: 2]

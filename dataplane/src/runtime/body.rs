@@ -175,6 +175,8 @@ pub(crate) struct Store {
     /// Ring channel; without it payloads live on the heap.
     pub(crate) arena: Option<Arena>,
     pub(crate) heap: Quota,
+    /// A payload from a client found no room, since somebody last asked.
+    pub(crate) was_short: bool,
 }
 
 impl Bodies for Store {

@@ -22,6 +22,8 @@ const UNREAD_MAX: usize = 1024;
 /// Requests taken from one connection before the next one's turn.
 const FRAMES_PER_TURN: usize = 256;
 
+/// Connections that may wait to be accepted: a thousand clients that come at once.
+const LISTEN_BACKLOG: i32 = 4096;
 /// Whoever is in the middle of a frame sends at least so much in this time, or holds memory for nothing (N2).
 const STALL_NS: u64 = 2_000_000_000;
 const STALL_BYTES: u64 = 128 << 10;
@@ -71,7 +73,7 @@ struct Client {
     dirty: bool,
     /// In the middle of a frame since then, with so many frames and bytes received at that time.
     mid_frame: Option<(u64, u64, u64)>,
-    /// Has more unread than it should since then, with so many bytes sent at that time.
+    /// Takes none of what waits for it since then, with so many bytes sent at that time.
     deaf: Option<(u64, u64)>,
     /// It took too long; to be closed.
     expired: bool,
@@ -93,6 +95,8 @@ pub(super) struct Clients {
     limits: Limits,
     /// Given up for a moment when descriptors run out, to take a connection and close it (X3).
     reserve: Option<std::fs::File>,
+    /// Connections wait to be accepted, and no event will say so.
+    stuck: bool,
     sweep_ns: u64,
     log_ns: u64,
 }
@@ -110,6 +114,8 @@ impl Clients {
         }
         let listener = bound.map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
+        // std lets 128 wait to be accepted; the kernel cuts this to net.core.somaxconn. The next one waits a second for its second try.
+        rustix::net::listen(&listener, LISTEN_BACKLOG).map_err(|error| failed(error.into()))?;
         let address = listener.local_addr().map_err(failed)?;
         Ok(Clients {
             listener,
@@ -124,6 +130,7 @@ impl Clients {
             calls_max: config.connection_calls_max as usize,
             limits: Limits { payload_bytes_max: config.payload_bytes_max },
             reserve: std::fs::File::open("/dev/null").ok(),
+            stuck: false,
             sweep_ns: 0,
             log_ns: 0,
         })
@@ -151,6 +158,7 @@ impl Clients {
                     if self.give_up_oldest(reactor) || self.shed() {
                         continue;
                     }
+                    self.stuck = true;
                     return;
                 }
             };
@@ -365,16 +373,20 @@ impl Clients {
     }
 
     /// Connections to look at though no event says so: to go on reading, or to close.
-    pub(super) fn paused(&mut self, now: u64, reactor: &mut Carrier) -> Vec<usize> {
+    pub(super) fn paused(&mut self, now: u64, reactor: &mut Carrier, store: &mut Store) -> Vec<usize> {
         let max = self.limits.payload_bytes_max;
         if now >= self.sweep_ns {
             self.sweep_ns = now + SWEEP_NS;
+            if std::mem::take(&mut self.stuck) {
+                self.accept(reactor);
+            }
+            let memory_is_short = std::mem::take(&mut store.was_short);
             while let Some((number, stream)) = self.greetings.take_late(now) {
                 reactor.unwatch(stream.as_fd(), super::GREETINGS + number);
                 self.complain(|| tracing::info!("connections that did not say hello in time are closed"));
             }
             for (index, client) in &mut self.open {
-                client.look_at_the_clock(now, max);
+                client.look_at_the_clock(now, max, memory_is_short);
                 if client.expired && !std::mem::replace(&mut client.listed, true) {
                     self.again.push(index);
                 }
@@ -416,13 +428,14 @@ impl Client {
     }
 
     /// Finds out whether it takes too long: over a frame that we are ready to read, or to read at all.
-    fn look_at_the_clock(&mut self, now: u64, payload_bytes_max: u64) {
-        if self.is_full(payload_bytes_max) {
+    fn look_at_the_clock(&mut self, now: u64, payload_bytes_max: u64, memory_is_short: bool) {
+        if self.socket.wants_write() {
             let sent = self.socket.stats().sent_bytes;
             let (since, sent_then) = *self.deaf.get_or_insert((now, sent));
             if sent > sent_then {
                 self.deaf = Some((now, sent));
-            } else if now > since + STALL_NS {
+            } else if now > since + STALL_NS && (memory_is_short || self.is_full(payload_bytes_max)) {
+                // Little may wait for as long as it likes, while nobody else needs the memory.
                 tracing::info!(connection = self.id, "closed: it does not read its answers");
                 self.expired = true;
             }
@@ -517,10 +530,11 @@ impl Client {
                         let max = welcome.payload_bytes_max;
                         (Code::TooLarge, format!("{bytes} bytes of input, the process allows {max}"))
                     }
-                    Refusal::NoSpace => (
-                        Code::NoSpace,
-                        format!("{bytes} bytes of input do not fit the controller's free payload memory"),
-                    ),
+                    Refusal::NoSpace => {
+                        store.was_short = true;
+                        let text = format!("{bytes} bytes of input do not fit the controller's free payload memory");
+                        (Code::NoSpace, text)
+                    }
                 };
                 let header = Header { kind: frame::REPLY, flags: code as u16, call: header.call, ..Header::default() };
                 let _ = self.socket.queue(&header, &[], Bytes::Text(text));

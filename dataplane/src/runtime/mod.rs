@@ -201,7 +201,7 @@ impl Process {
             seats: (0..praas_shm::PARTICIPANTS_MAX).map(|_| None).collect(),
             seated: Vec::new(),
             incarnations: incarnation,
-            store: Store { arena, heap: Quota::new(config.arena_bytes) },
+            store: Store { arena, heap: Quota::new(config.arena_bytes), was_short: false },
             shared,
             lent_on: HashMap::new(),
             lease_ends: HashMap::new(),
@@ -273,7 +273,7 @@ impl Process {
                     });
                 }
             }
-            for index in self.clients.paused(now, &mut self.reactor) {
+            for index in self.clients.paused(now, &mut self.reactor, &mut self.store) {
                 self.on_client(now, index, true);
             }
             if self.drained(now) {

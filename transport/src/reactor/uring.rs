@@ -318,12 +318,8 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Uring<In, Out> {
         let Some(&slot) = self.by_token.get(&token) else { return Ok(None) };
         let Some(Slot::Listener { accepted, .. }) = self.slots.get_mut(slot) else { return Ok(None) };
         match accepted.pop_front() {
-            Some(accepted) => {
-                if accepted.is_err() {
-                    self.accept_more(slot);
-                }
-                accepted.map(|fd| Some(TcpStream::from(fd)))
-            }
+            // After an error the next call asks again: not before somebody has done something about it.
+            Some(accepted) => accepted.map(|fd| Some(TcpStream::from(fd))),
             None => {
                 self.accept_more(slot);
                 Ok(None)
