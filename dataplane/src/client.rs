@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use praas_transport::hello::{Credential, HelloError, Initiator, InitiatorConfig, Purpose, Session, Versions};
-use praas_transport::tcp::{Bodies, Connection, ConnectionError, Received, SendError, TcpConfig};
+use praas_transport::tcp::{Bodies, Connection, ConnectionError, Received, Scratch, SendError, TcpConfig, Terms};
 use praas_transport::{Frame, Header, Limits};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -327,8 +327,11 @@ impl fmt::Debug for ClientReply {
 }
 
 /// [`Connection::receive`] or [`Connection::receive_waiting`].
-type Receive =
-    fn(&mut Connection<Vec<u8>, OutgoingBytes>, &mut Pool) -> Result<Option<Frame<Vec<u8>>>, ConnectionError>;
+type Receive = fn(
+    &mut Connection<Vec<u8>, OutgoingBytes>,
+    &mut Scratch<Vec<u8>>,
+    &mut Pool,
+) -> Result<Option<Frame<Vec<u8>>>, ConnectionError>;
 
 #[derive(Debug)]
 enum Open {
@@ -354,6 +357,7 @@ enum Open {
 #[derive(Debug)]
 pub struct Client {
     connection: Connection<Vec<u8>, OutgoingBytes>,
+    scratch: Scratch<Vec<u8>>,
     pool: Pool,
     welcome: Welcome,
     session: Session,
@@ -430,15 +434,18 @@ impl Client {
         let session = say_hello(&mut stream, address, config, hello, until_ns).map_err(Failed::Answered)?;
         let tcp = TcpConfig { backlog_bytes_max: 1 << 30, ..TcpConfig::default() };
         let limits = Limits { payload_bytes_max: 1 << 30 };
-        let mut connection = Connection::new(mio::net::TcpStream::from_std(stream), limits, tcp)?;
-        let mut pool = Pool::default();
-        let welcome = greet(&mut connection, &mut pool, address, config, until_ns).map_err(Failed::Answered)?;
+        let mut connection =
+            Connection::new(mio::net::TcpStream::from_std(stream), limits, tcp, Terms::of(&session, 0))?;
+        let (mut scratch, mut pool) = (Scratch::default(), Pool::default());
+        let welcome =
+            greet(&mut connection, &mut scratch, &mut pool, address, config, until_ns).map_err(Failed::Answered)?;
         if config.wait == WaitMode::Efficient {
             connection.wait_in_reads(Duration::from_nanos(READ_NS))?;
         }
         let functions = (0..).zip(&welcome.functions).map(|(id, name)| (name.clone(), id)).collect();
         Ok(Client {
             connection,
+            scratch,
             pool,
             welcome,
             session,
@@ -591,7 +598,7 @@ impl Client {
                 return true;
             }
         }
-        match receive(&mut self.connection, &mut self.pool) {
+        match receive(&mut self.connection, &mut self.scratch, &mut self.pool) {
             Ok(None) => false,
             Ok(Some(frame)) => {
                 if let Err(text) = self.take(frame) {
@@ -847,6 +854,7 @@ fn too_slow(config: &ClientConfig) -> String {
 /// Waits for the welcome, the first frame.
 fn greet(
     connection: &mut Connection<Vec<u8>, OutgoingBytes>,
+    scratch: &mut Scratch<Vec<u8>>,
     pool: &mut Pool,
     address: SocketAddr,
     config: &ClientConfig,
@@ -854,7 +862,7 @@ fn greet(
 ) -> Result<Welcome, ConnectError> {
     let no = |text: String| ConnectError::NotAProcess { address, text };
     let frame = loop {
-        let received = connection.receive(pool).map_err(|error| match error {
+        let received = connection.receive(scratch, pool).map_err(|error| match error {
             // It proved itself before, so it is a process: this is how it says that we did not.
             _ if config.credential.is_some() => ConnectError::CredentialRefused { address },
             ConnectionError::Frame(error) => no(error.to_string()),

@@ -19,6 +19,25 @@ pub enum Ipc {
     Queue,
 }
 
+/// Which reactor carries connections.
+pub use praas_transport::reactor::Choice as ReactorChoice;
+
+/// A word that knows how to be read and shown.
+mod as_text {
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<T: Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    pub(super) fn deserialize<'de, T: FromStr<Err = String>, D: Deserializer<'de>>(reader: D) -> Result<T, D::Error> {
+        String::deserialize(reader)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 /// How a participant waits for its next message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "lowercase")]
@@ -128,7 +147,7 @@ pub struct ProcessConfig {
     pub key_fd: Option<u32>,
     /// With a key: serve loopback connections without one as well. Default false.
     pub plaintext: bool,
-    /// Connections that may be in the middle of their hello; one more takes the place of the oldest. Default 64.
+    /// Connections that may be in the middle of their hello; one more takes the place of the oldest. Default 1024.
     pub unauthenticated_max: u32,
     /// Workers kept running, 1..=63. Default 2.
     pub workers: u8,
@@ -138,6 +157,9 @@ pub struct ProcessConfig {
     pub ipc: Ipc,
     /// How everybody waits.
     pub wait: WaitMode,
+    /// What carries connections: io_uring, epoll, or whichever is the faster of those that work here.
+    #[serde(with = "as_text")]
+    pub reactor: ReactorChoice,
     /// Which cores everybody runs on.
     pub pin: Pin,
     /// Whether workers may lease each other and talk without the controller (ring only). Default true.
@@ -172,11 +194,12 @@ impl Default for ProcessConfig {
             key_file: None,
             key_fd: None,
             plaintext: false,
-            unauthenticated_max: 64,
+            unauthenticated_max: 1024,
             workers: 2,
             workers_max: 8,
             ipc: Ipc::default(),
             wait: WaitMode::default(),
+            reactor: ReactorChoice::default(),
             pin: Pin::default(),
             leases: true,
             payload_bytes_max: 64 << 20,

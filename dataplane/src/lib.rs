@@ -1,5 +1,5 @@
 #![doc = include_str!("../README.md")]
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod cgroup;
 pub mod client;
@@ -17,7 +17,7 @@ pub mod wire;
 pub mod worker;
 
 pub use client::{Client, ClientConfig, ClientReply};
-pub use config::{ConfigError, Ipc, Pin, ProcessConfig, WaitMode};
+pub use config::{ConfigError, Ipc, Pin, ProcessConfig, ReactorChoice, WaitMode};
 pub use error::{Failure, InvokeError};
 pub use launch::{LaunchConfig, LaunchError, LaunchKey, LocalProcess};
 pub use payload::{Input, Loan, Output, Payload, Reply};

@@ -2,16 +2,19 @@
 #![deny(unsafe_code)]
 
 pub mod frame;
+#[cfg(test)]
+mod halves;
 pub mod hello;
 mod inbound;
 mod outbound;
 #[allow(unsafe_code, reason = "the mq_* calls have no safe wrapper; each is one call on one live slice")]
 pub mod queue;
+pub mod reactor;
 pub mod tcp;
 
-pub use frame::{HEADER_BYTES, Header, KEY_BYTES_MAX, Key, Limits};
+pub use frame::{HEADER_BYTES, Header, KEY_BYTES_MAX, Key, Limits, Seal};
 pub use hello::{Credential, Role, Secret, Session};
-pub use tcp::{Bodies, Connection, Frame, Received, TcpConfig};
+pub use tcp::{Bodies, Connection, Frame, Received, Scratch, TcpConfig, Terms};
 
 /// What a flush achieved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

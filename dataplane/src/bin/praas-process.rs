@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use praas_dataplane::{Ipc, Pin, Process, ProcessConfig, ProcessError, WaitMode};
+use praas_dataplane::{Ipc, Pin, Process, ProcessConfig, ProcessError, ReactorChoice, WaitMode};
 
 /// Runs one cloud process: a controller and the workers that run your functions.
 ///
 /// Prints one line on stdout when clients can connect:
-///   ready process=NAME listen=ADDRESS workers=N ipc=ring|mq wait=MODE reactor=epoll
+///   ready process=NAME listen=ADDRESS workers=N ipc=ring|mq wait=MODE reactor=uring|epoll
 /// and serves until SIGTERM, SIGINT or SIGHUP (running calls may finish; a second signal ends at once).
 #[derive(Debug, Parser)]
 #[command(
@@ -55,7 +55,7 @@ struct Arguments {
     /// With a key: let loopback connections do without one
     #[arg(long)]
     plaintext: bool,
-    /// Connections in the middle of their hello; one more takes the place of the oldest [default: 64]
+    /// Connections in the middle of their hello; one more takes the place of the oldest [default: 1024]
     #[arg(long, value_name = "N")]
     unauthenticated_max: Option<u32>,
     /// Workers kept running, 1 to 63 [default: 2]
@@ -70,6 +70,9 @@ struct Arguments {
     /// How to wait: latency (spin), balanced (spin, yield, then sleep) or efficient (sleep) [default: balanced]
     #[arg(long, value_name = "MODE")]
     wait: Option<WaitMode>,
+    /// What carries connections: auto (the faster that works here), uring or epoll [default: auto]
+    #[arg(long, value_name = "REACTOR")]
+    reactor: Option<ReactorChoice>,
     /// Cores: auto, none, or a list such as 0,1 (controller first, then workers) [default: auto]
     #[arg(long, value_name = "CORES")]
     pin: Option<Pin>,
@@ -129,6 +132,7 @@ impl Arguments {
             workers_max,
             ipc,
             wait,
+            reactor,
             pin,
             leases,
             payload_bytes_max,
@@ -170,8 +174,8 @@ fn run(arguments: Arguments) -> Result<(), ProcessError> {
         use std::io::Write;
         let mut out = std::io::stdout();
         let line = format!(
-            "ready process={} listen={} workers={} ipc={ipc} wait={wait} reactor=epoll",
-            ready.process, ready.listen, ready.workers
+            "ready process={} listen={} workers={} ipc={ipc} wait={wait} reactor={}",
+            ready.process, ready.listen, ready.workers, ready.reactor
         );
         // Nobody reads our stdout: no reason not to serve.
         let _ = writeln!(out, "{line}").and_then(|()| out.flush());

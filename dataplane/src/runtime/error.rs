@@ -49,6 +49,9 @@ pub enum ProcessError {
     /// A segment cannot be had.
     #[error("shared memory: {0}")]
     Segment(#[from] praas_shm::SegmentError),
+    /// io_uring was asked for and cannot be had.
+    #[error("{0}; use --reactor auto or --reactor epoll")]
+    NoUring(#[from] praas_transport::reactor::NoUring),
     /// The system refused something else.
     #[error("{what}: {source}")]
     System {
@@ -68,7 +71,10 @@ impl ProcessError {
             ProcessError::Listen { .. } => exit::ADDRESS,
             ProcessError::WorkerMissing { .. } => exit::WORKER_MISSING,
             ProcessError::WorkerSilent { .. } | ProcessError::NoFunctions { .. } => exit::WORKER_SILENT,
-            ProcessError::Queue(_) | ProcessError::Segment(_) | ProcessError::System { .. } => exit::SYSTEM,
+            ProcessError::Queue(_)
+            | ProcessError::Segment(_)
+            | ProcessError::NoUring(_)
+            | ProcessError::System { .. } => exit::SYSTEM,
         }
     }
 }

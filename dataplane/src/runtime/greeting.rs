@@ -1,10 +1,9 @@
 //! Connections that have not finished the hello: they hold a kilobyte each, for a while, and there are only so many of them.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 
-use mio::net::TcpStream;
 use praas_transport::hello::{HelloError, Responder, ResponderConfig, Session};
 
 use crate::clock::unix_s;
@@ -62,15 +61,15 @@ impl Greetings {
     /// Takes a new connection in and hands it to `watch` under its number, which it returns.
     pub(super) fn enter(
         &mut self,
-        mut stream: TcpStream,
+        stream: TcpStream,
         now_ns: u64,
-        watch: impl FnOnce(&mut TcpStream, usize) -> std::io::Result<()>,
+        watch: impl FnOnce(&TcpStream, usize) -> std::io::Result<()>,
     ) -> Result<usize, HelloError> {
         let on_loopback = [stream.peer_addr()?, stream.local_addr()?].iter().all(is_loopback);
         let responder = Responder::new(Arc::clone(&self.config), on_loopback)?;
         let number = self.next;
         self.next = self.next.wrapping_add(1) % NUMBERS;
-        watch(&mut stream, number)?;
+        watch(&stream, number)?;
         self.waiting.push_back(Greeting { stream, responder, number, since_ns: now_ns });
         Ok(number)
     }

@@ -5,10 +5,12 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use praas_dataplane::wire::{VERSIONS, frame};
+use praas_transport::frame::{Seal, Transit};
 use praas_transport::hello::{Credential, HelloError, Initiator, InitiatorConfig, Purpose, Session};
 use praas_transport::{Header, Limits};
 
-pub(crate) struct Raw(pub(crate) TcpStream);
+/// A stream, the seals of what goes and of what comes, and what comes in pieces.
+pub(crate) struct Raw(pub(crate) TcpStream, pub(crate) Seal, Seal, Vec<(u16, Header, Vec<u8>)>);
 
 /// What a client says hello with.
 pub(crate) fn initiator_config() -> InitiatorConfig {
@@ -31,7 +33,7 @@ impl Raw {
         let stream = TcpStream::connect(address).expect("it listens");
         stream.set_nodelay(true).expect("a socket");
         stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a socket");
-        Raw(stream)
+        Raw(stream, Seal::default(), Seal::default(), Vec::new())
     }
 
     /// Connects, says hello and is welcomed.
@@ -49,17 +51,42 @@ impl Raw {
     }
 
     pub(crate) fn send(&mut self, header: &Header, payload: &[u8]) {
-        self.0.write_all(&header.encode()).expect("a header is taken");
+        let header = self.seal(header);
+        self.0.write_all(&header).expect("a header is taken");
         self.0.write_all(payload).expect("a payload is taken");
     }
 
+    /// The bytes of a header, as the next one sent.
+    pub(crate) fn seal(&mut self, header: &Header) -> [u8; 64] {
+        header.seal(Transit::default(), &mut self.1)
+    }
+
+    /// The next frame that is whole.
     pub(crate) fn receive(&mut self) -> (Header, Vec<u8>) {
-        let mut header = [0; 64];
-        self.0.read_exact(&mut header).expect("an answer");
-        let header = Header::decode(&header, &Limits { payload_bytes_max: 1 << 30 }).expect("a frame");
-        let mut payload = vec![0; usize::try_from(header.payload_bytes).expect("small")];
-        self.0.read_exact(&mut payload).expect("a payload");
-        (header, payload)
+        loop {
+            let mut header = [0; 64];
+            self.0.read_exact(&mut header).expect("an answer");
+            // Whose incarnation it is, and that payloads are in one piece, the client library looks at.
+            let limits = Limits { payload_bytes_max: 1 << 30 };
+            let (header, transit) = Header::open(&header, &mut self.2, &limits).expect("a frame");
+            if transit.stream != 0 && transit.stream & Transit::PIECE == 0 {
+                self.3.push((transit.stream, header, Vec::new()));
+                continue;
+            }
+            let mut payload = vec![0; usize::try_from(header.payload_bytes).expect("small")];
+            self.0.read_exact(&mut payload).expect("a payload");
+            if transit.stream == 0 {
+                return (header, payload);
+            }
+            let number = transit.stream & !Transit::PIECE;
+            let at = self.3.iter().position(|(of, ..)| *of == number).expect("it was opened");
+            let (_, header, bytes) = &mut self.3[at];
+            bytes.extend_from_slice(&payload);
+            if bytes.len() as u64 == header.payload_bytes {
+                let (_, header, bytes) = self.3.remove(at);
+                return (header, bytes);
+            }
+        }
     }
 
     /// Whether the other side has closed, once everything it sent is read.
