@@ -13,6 +13,7 @@ use super::body::{Bytes, Landing, Payload, Store};
 use super::error::ProcessError;
 use crate::clock::now_ns;
 use crate::config::ProcessConfig;
+use crate::controller::{Once, SessionId, Terms};
 use crate::wire::{Code, PROTOCOL_VERSION, Welcome, frame};
 
 /// Answers that may wait for a client that does not read them; beyond, its requests are not read either.
@@ -38,8 +39,22 @@ pub(super) enum Event {
         call: u64,
         function: u16,
         budget_ns: u64,
-        idempotent: bool,
+        terms: Terms,
         payload: Payload,
+    },
+    /// There was no room for the payload of a call that may have come before.
+    Refused {
+        connection: u64,
+        call: u64,
+        once: Once,
+        code: Code,
+        text: String,
+    },
+    /// Says whose it is.
+    Greeted {
+        connection: u64,
+        session: SessionId,
+        number: u64,
     },
     Cancel {
         connection: u64,
@@ -195,6 +210,14 @@ impl Clients {
     pub(super) fn closing(&mut self, index: usize) {
         if let Some(client) = self.open.get_mut(index) {
             client.closing = true;
+        }
+    }
+
+    /// Closes a connection at the next look at all of them.
+    pub(super) fn close(&mut self, connection: u64) {
+        let index = (connection & 0xffff_ffff) as usize;
+        if let Some(client) = self.open.get_mut(index).filter(|client| client.id == connection) {
+            client.expired = true;
         }
     }
 
@@ -393,11 +416,18 @@ impl Client {
         let Frame { header, body, .. } = frame;
         let connection = self.id;
         if !self.greeted {
+            let session = match &body {
+                Received::Whole(body) if header.kind == frame::HELLO => SessionId::try_from(body.as_ref()).ok(),
+                _ => None,
+            };
             if let Received::Whole(body) = body {
                 store.give_back(body);
             }
-            if header.kind != frame::HELLO || header.payload_bytes != 0 {
+            if header.kind != frame::HELLO || header.payload_bytes != 0 && session.is_none() {
                 return Err("the first frame is not a hello");
+            }
+            if let Some(session) = session {
+                events.push(Event::Greeted { connection, session, number: header.incarnation });
             }
             self.greeted = true;
             let body = serde_json::to_string(welcome).expect("our own messages are serialisable");
@@ -418,7 +448,7 @@ impl Client {
                     call: header.call,
                     function: header.function,
                     budget_ns: header.budget_ns,
-                    idempotent: header.flags & frame::FLAG_IDEMPOTENT != 0,
+                    terms: terms(&header),
                     payload: Payload { bytes: body.into(), is_args, keeps: false },
                 });
                 Ok(())
@@ -434,6 +464,10 @@ impl Client {
                         format!("{bytes} bytes of input do not fit the controller's free payload memory"),
                     ),
                 };
+                if let Some(once) = terms(&header).once {
+                    events.push(Event::Refused { connection, call: header.call, once, code, text });
+                    return Ok(());
+                }
                 let header = Header { kind: frame::REPLY, flags: code as u16, call: header.call, ..Header::default() };
                 let _ = self.connection.send(&header, &[], Bytes::Text(text));
                 Ok(())
@@ -445,6 +479,14 @@ impl Client {
                 events.push(Event::Cancel { connection, call: header.call });
                 Ok(())
             }
+            (frame::PING, body) => {
+                if let Received::Whole(body) = body {
+                    store.give_back(body);
+                }
+                let header = Header { kind: frame::PONG, ..Header::default() };
+                let _ = self.connection.send(&header, &[], Bytes::Text(String::new()));
+                Ok(())
+            }
             (_, body) => {
                 if let Received::Whole(body) = body {
                     store.give_back(body);
@@ -452,6 +494,17 @@ impl Client {
                 Err("a frame of unknown kind")
             }
         }
+    }
+}
+
+/// What a request asks for by its flags.
+fn terms(header: &Header) -> Terms {
+    let has = |flag| header.flags & flag != 0;
+    let once = Once { known_below: header.aux, again: has(frame::FLAG_AGAIN) };
+    Terms {
+        idempotent: has(frame::FLAG_IDEMPOTENT),
+        fire: has(frame::FLAG_FIRE),
+        once: has(frame::FLAG_ONCE).then_some(once),
     }
 }
 

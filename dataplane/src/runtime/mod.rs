@@ -32,7 +32,7 @@ use praas_transport::queue::{Buffer, QueueConfig, Receiver, Sender};
 use crate::clock::now_ns;
 use crate::config::{Ipc, ProcessConfig, WaitMode};
 use crate::controller::{
-    Action, Bounds, CallError, Caller, Cause, Controller, Outcome, Request, Signal, Violation, WorkerId,
+    Action, Bounds, CallError, Caller, Cause, Controller, Outcome, Request, Signal, Stale, Terms, Violation, WorkerId,
 };
 use crate::error::answer_did_not_fit;
 use crate::payload::BlockKey;
@@ -176,6 +176,7 @@ impl Process {
             start_ns: config.start_ms * 1_000_000,
             deadline_ns: config.deadline_ms * 1_000_000,
             leases: config.leases,
+            results_bytes_max: usize::try_from(config.results_bytes_max).unwrap_or(usize::MAX),
         };
         Ok(Process {
             _awake: (config.wait == WaitMode::Latency).then(stay_awake).flatten(),
@@ -447,12 +448,27 @@ impl Process {
         let found = !arrived.is_empty();
         for event in arrived.drain(..) {
             match event {
-                clients::Event::Request { connection, call, function, budget_ns, idempotent, payload } => {
+                clients::Event::Request { connection, call, function, budget_ns, terms, payload } => {
                     let budget_ns = if budget_ns == 0 { default_ns } else { budget_ns.min(86_400_000_000_000) };
                     let from = Caller::Client { connection, call };
                     self.last_caller = Some(index);
                     let deadline_ns = now.saturating_add(budget_ns);
-                    self.controller.request(now, Request { from, function, deadline_ns, idempotent, payload });
+                    self.controller.request(now, Request { from, function, deadline_ns, terms, payload });
+                }
+                clients::Event::Refused { connection, call, once, code, text } => {
+                    if !self.controller.came_before(connection, call, once) {
+                        let payload = Payload { bytes: Bytes::Text(text), is_args: false, keeps: false };
+                        self.clients.answer(connection, call, code, 0, payload);
+                    }
+                }
+                clients::Event::Greeted { connection, session, number } => {
+                    let older = match self.controller.greeted(connection, session, number) {
+                        Ok(replaced) => replaced,
+                        Err(Stale) => Some(connection),
+                    };
+                    if let Some(older) = older {
+                        self.clients.close(older);
+                    }
                 }
                 clients::Event::Cancel { connection, call } => self.controller.cancel(connection, call),
                 clients::Event::Gone { connection } => {
