@@ -130,6 +130,18 @@ impl<Out: AsRef<[u8]>> Outbound<Out> {
         Ok(())
     }
 
+    /// Takes a frame back of which nothing is written yet: its body.
+    pub(crate) fn withdraw(&mut self, kind: u8, call: u64) -> Option<Out> {
+        let begun = usize::from(self.written > 0);
+        let at = self.queue.iter().skip(begun).position(|pending| {
+            let header = Header::decode(&pending.head, &crate::Limits::default()).expect("written by us");
+            header.kind == kind && header.call == call
+        })?;
+        let pending = self.queue.remove(begun + at)?;
+        self.queued_bytes -= pending.len() as u64;
+        Some(pending.body)
+    }
+
     pub(crate) fn flush(
         &mut self,
         stream: &mut dyn Write,

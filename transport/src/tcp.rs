@@ -407,6 +407,11 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>, Out: AsRef<[u8]>> Connection<In, Out> {
         }
     }
 
+    /// Takes a frame back of which nothing is written yet, by its kind and call: its body.
+    pub fn withdraw(&mut self, kind: u8, call: u64) -> Option<Out> {
+        self.outbound.withdraw(kind, call)
+    }
+
     /// A body that the kernel has taken whole, to be released by its owner.
     #[inline]
     pub fn take_sent(&mut self) -> Option<Out> {

@@ -185,6 +185,7 @@ impl Clients {
             backlog_bytes_max: u64::MAX,
             ..TcpConfig::default()
         };
+        crate::client::link::keep_alive(&stream)?;
         let mut connection = Connection::new(stream, self.limits, config)?;
         let entry = self.open.vacant_entry();
         let token = Token(base + entry.key());

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub(crate) mod raw;
+pub(crate) mod relay;
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
