@@ -236,7 +236,10 @@ fn n13_a_stranger_at_the_old_address_gets_no_calls() {
     let call = client.submit_with("echo", b"for the first", options).unwrap();
     let error = client.wait(call).unwrap_err();
     let text = error.to_string();
-    assert!(matches!(error, InvokeError::Timeout { .. }) && text.contains("`second`") && text.contains("`first`"), "{text}");
+    assert!(
+        matches!(error, InvokeError::Timeout { .. }) && text.contains("`second`") && text.contains("`first`"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -356,7 +359,8 @@ fn r6_one_descriptor_serves_a_foreign_loop_across_connections() {
     let mut ended = 0;
     while ended == 0 {
         poll(&mut [PollFd::new(&client, PollFlags::IN)], Some(&Timespec { tv_sec: 10, tv_nsec: 0 })).unwrap();
-        ended = client.drain(&mut |_, result| assert!(matches!(result, Err(InvokeError::Timeout { .. })), "{result:?}"));
+        ended =
+            client.drain(&mut |_, result| assert!(matches!(result, Err(InvokeError::Timeout { .. })), "{result:?}"));
     }
     assert!(begun.elapsed() < Duration::from_millis(400), "{:?}", begun.elapsed());
 }
@@ -369,7 +373,8 @@ fn r6_a_client_with_nothing_to_do_is_not_woken() {
     let begun = Instant::now();
     let mut woken = 0;
     while begun.elapsed() < Duration::from_millis(2500) {
-        woken += poll(&mut [PollFd::new(&client, PollFlags::IN)], Some(&Timespec { tv_sec: 0, tv_nsec: 100_000_000 })).unwrap();
+        woken += poll(&mut [PollFd::new(&client, PollFlags::IN)], Some(&Timespec { tv_sec: 0, tv_nsec: 100_000_000 }))
+            .unwrap();
         assert!(client.poll().is_none());
     }
     // Once for the alarm that the last call had set.

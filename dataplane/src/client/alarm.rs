@@ -69,11 +69,8 @@ impl Alarm {
         };
         let never = Timespec { tv_sec: 0, tv_nsec: 0 };
         // Ends what was readable, too (timerfd_create(2)). Times are valid, so it does not fail.
-        let _ = timerfd_settime(
-            &self.timer,
-            TimerfdTimerFlags::ABSTIME,
-            &Itimerspec { it_interval: never, it_value: at },
-        );
+        let _ =
+            timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &Itimerspec { it_interval: never, it_value: at });
     }
 }
 

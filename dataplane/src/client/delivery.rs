@@ -206,7 +206,7 @@ mod tests {
             for (failures, sum) in (0..).zip(&mut sum) {
                 assert_eq!(back_off.failures(), failures);
                 let pause_ns = back_off.next_ns();
-                assert!(pause_ns <= (10 * MS << failures).min(1000 * MS), "{pause_ns} ns after {failures}");
+                assert!(pause_ns <= ((10 * MS) << failures).min(1000 * MS), "{pause_ns} ns after {failures}");
                 *sum += pause_ns / 1000;
                 all.insert(pause_ns);
             }
@@ -216,7 +216,7 @@ mod tests {
         assert!(all.len() > 11_900, "{} different pauses of 12000", all.len());
         for (failures, sum) in (0..).zip(sum) {
             // Uniform: half the window on average.
-            let (mean_ns, window_ns) = (sum, (10 * MS << failures).min(1000 * MS));
+            let (mean_ns, window_ns) = (sum, ((10 * MS) << failures).min(1000 * MS));
             assert!(mean_ns.abs_diff(window_ns / 2) < window_ns / 20, "{mean_ns} ns of {window_ns}");
         }
     }

@@ -31,7 +31,6 @@ pub(super) const BACKLOG_BYTES_MAX: u64 = 1 << 30;
 pub(super) const READ_NS: u64 = 100_000_000;
 
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "there is one of it in a client, and the usual one is the large one")]
 pub(super) enum Phase {
     Up(Socket),
     Connecting { stream: mio::net::TcpStream, until_ns: u64 },
@@ -59,11 +58,7 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) fn new(
-        addresses: Vec<SocketAddr>,
-        session: [u8; 16],
-        config: &ClientConfig,
-    ) -> Result<Link, io::Error> {
+    pub(super) fn new(addresses: Vec<SocketAddr>, session: [u8; 16], config: &ClientConfig) -> Result<Link, io::Error> {
         Ok(Link {
             phase: Phase::Down { retry_ns: 0 },
             alarm: Alarm::new()?,
@@ -249,11 +244,7 @@ pub(super) fn cause(error: &ConnectionError) -> String {
     }
 }
 
-fn welcomed(
-    connection: &mut Socket,
-    address: SocketAddr,
-    pool: &mut Pool,
-) -> Result<Option<Welcome>, ConnectError> {
+fn welcomed(connection: &mut Socket, address: SocketAddr, pool: &mut Pool) -> Result<Option<Welcome>, ConnectError> {
     let no = |text: String| ConnectError::NotAProcess { address, text };
     let _ = connection.flush(&mut drop).map_err(|error| no(cause(&error)))?;
     let received = connection.receive(pool).map_err(|error| match error {

@@ -29,11 +29,11 @@ use crate::error::InvokeError;
 use crate::numbered::NumberMap;
 use crate::placement::nanoseconds;
 use crate::wire::{Code, Welcome, frame};
-pub use delivery::{CallOptions, Delivery};
 use delivery::{Beat, Fate, Pulse, after_loss, after_restart};
+pub use delivery::{CallOptions, Delivery};
 use link::{BACKLOG_BYTES_MAX, Link, Phase, READ_NS, Socket, cause};
-use payload::{OutgoingBytes, Pool};
 pub use payload::{ClientReply, Outgoing};
+use payload::{OutgoingBytes, Pool};
 
 /// How a client behaves.
 #[derive(Debug, Clone)]
@@ -95,7 +95,9 @@ pub enum ConnectError {
         text: String,
     },
     /// Another process than before answers there.
-    #[error("{address} is process `{found}` now, not `{expected}`; a process that is to be found again needs a --process NAME")]
+    #[error(
+        "{address} is process `{found}` now, not `{expected}`; a process that is to be found again needs a --process NAME"
+    )]
     OtherProcess {
         /// Where we tried.
         address: SocketAddr,

@@ -49,12 +49,23 @@ pub(crate) enum Caller {
 /// Who hears how a call ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Waiter {
-    Client { connection: u64, call: u64 },
-    Worker { worker: WorkerId, call: u64 },
+    Client {
+        connection: u64,
+        call: u64,
+    },
+    Worker {
+        worker: WorkerId,
+        call: u64,
+    },
     /// Whichever connection the session has by then.
-    Session { session: u64, call: u64 },
+    Session {
+        session: u64,
+        call: u64,
+    },
     /// Nobody: it was fired. Counts for its connection all the same.
-    Nobody { connection: u64 },
+    Nobody {
+        connection: u64,
+    },
 }
 
 /// How a call ends without a result.

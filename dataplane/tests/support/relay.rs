@@ -129,16 +129,17 @@ fn forward(mut from: TcpStream, mut to: TcpStream, is_answers: bool, number: u64
         if number < state.cut_below.load(Ordering::SeqCst) {
             break;
         }
-        if number < state.held_below.load(Ordering::SeqCst) {
-            std::thread::sleep(LOOK);
-            continue;
-        }
         match from.read(&mut bytes) {
             Ok(0) => {
                 let _ = to.shutdown(Shutdown::Write);
                 return;
             }
             Ok(count) => {
+                while number < state.held_below.load(Ordering::SeqCst)
+                    && number >= state.cut_below.load(Ordering::SeqCst)
+                {
+                    std::thread::sleep(LOOK);
+                }
                 let left = state.left.load(Ordering::SeqCst);
                 let mut taken = count;
                 if left >= 0 {

@@ -232,20 +232,39 @@ fn r6_a_fired_call_is_run_and_never_answered_and_outlives_its_connection() {
 #[derive(Debug, Clone)]
 enum Step {
     /// The session sends a new call.
-    Call { session: usize },
+    Call {
+        session: usize,
+    },
     /// It sends one of its calls again.
-    Again { session: usize, which: prop::sample::Index },
+    Again {
+        session: usize,
+        which: prop::sample::Index,
+    },
     /// It loses its connection.
-    Leave { session: usize },
+    Leave {
+        session: usize,
+    },
     /// It has another connection; the process sees an old one end before or after.
-    Reconnect { session: usize, seen_late: bool },
+    Reconnect {
+        session: usize,
+        seen_late: bool,
+    },
     /// It says that it has every answer below this call.
-    Know { session: usize, which: prop::sample::Index },
+    Know {
+        session: usize,
+        which: prop::sample::Index,
+    },
     /// A worker answers.
-    Reply { fails: bool },
+    Reply {
+        fails: bool,
+    },
     /// A worker dies with its call.
-    Die { started: bool },
-    Wait { ms: u64 },
+    Die {
+        started: bool,
+    },
+    Wait {
+        ms: u64,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -312,7 +331,13 @@ impl Model {
         for (at, name) in [ANNA, BERT].into_iter().enumerate() {
             let connection = at as u64 + 1;
             model.bench.controller.greeted(connection, name, 1).unwrap();
-            model.peers.push(Peer { name, connection: Some(connection), next: 2, known_below: 2, calls: BTreeMap::new() });
+            model.peers.push(Peer {
+                name,
+                connection: Some(connection),
+                next: 2,
+                known_below: 2,
+                calls: BTreeMap::new(),
+            });
         }
         model
     }
@@ -324,7 +349,9 @@ impl Model {
         self.payloads.insert(payload.number, (session, call));
         let from = Caller::Client { connection, call };
         let (now_ns, terms) = (self.bench.now_ns, terms(peer.known_below, again));
-        self.bench.controller.request(now_ns, Request { from, function: ECHO, deadline_ns: now_ns + S, terms, payload });
+        self.bench
+            .controller
+            .request(now_ns, Request { from, function: ECHO, deadline_ns: now_ns + S, terms, payload });
         self.act(Some((session, call)));
     }
 

@@ -229,7 +229,8 @@ impl World {
             ToController::Nested { call, function, deadline_ns } => {
                 let payload = self.ledger.token();
                 let from = Caller::Worker { worker, call };
-                self.controller.request(now_ns, Request { from, function, deadline_ns, terms: Terms::default(), payload });
+                self.controller
+                    .request(now_ns, Request { from, function, deadline_ns, terms: Terms::default(), payload });
             }
             ToController::Taken { lease } => self.controller.lease_taken(worker, lease, 0).unwrap(),
             ToController::Closed { lease } => self.controller.lease_closed(now_ns, worker, lease).unwrap(),
