@@ -18,6 +18,7 @@ const NAMED: &[&str] = &[
     "shm/src/ring.rs",
     "shm/src/segment.rs",
     "shm/src/sync.rs",
+    "transport/src/acknowledged.rs",
     "transport/src/queue.rs",
 ];
 

@@ -8,12 +8,13 @@ mod support;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use praas_dataplane::{CallOptions, Client, ClientConfig, Delivery, InvokeError, Ipc, LocalProcess};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use support::relay::Relay;
-use support::{Dice, PATIENCE, launch_config, signal, start_with, start_workers, wait_until};
+use support::{Dice, PATIENCE, fds, launch_config, signal, start_with, start_workers, wait_until};
 
 const MODES: [Delivery; 3] = [Delivery::AtMostOnce, Delivery::Retry, Delivery::EffectivelyOnce];
 
@@ -261,6 +262,52 @@ fn n1_a_process_that_falls_silent_is_given_up_within_5_s_and_found_again() {
     });
     assert_eq!(&*client.wait(call).unwrap(), b"patience");
     wakes.join().unwrap();
+}
+
+/// In a network of its own whose only link is taken away: no FIN, no RST, no answer, for answers under way and for none.
+#[test]
+fn n1_a_host_that_is_gone_is_noticed_on_both_sides_within_5_s() {
+    let ip = |args: &[&str]| Command::new("ip").args(args).status().is_ok_and(|status| status.success());
+    // Of this thread and the children it starts.
+    #[expect(deprecated, reason = "its successor is unsafe for flags that are not used here")]
+    let unshared = rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET);
+    if unshared.is_err() || !ip(&["link", "set", "lo", "up"]) {
+        println!("skipped: needs root, to have a network of its own, and `ip`");
+        return;
+    }
+    let (process, mut busy) = start_workers(Ipc::Ring, 1, &[]);
+    let alone = fds(process.pid());
+    // One is idle; one waits for an answer that comes when nobody is there any more.
+    let mut idle = support::connect(&process);
+    idle.invoke("echo", b"").unwrap();
+    let call = busy.submit("sleep", b"500").unwrap();
+    wait_until("both are connected", PATIENCE, || fds(process.pid()) == alone + 1);
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(ip(&["link", "set", "lo", "down"]));
+    let begun = Instant::now();
+    let error = busy.wait(call).unwrap_err();
+    assert!(matches!(error, InvokeError::ConnectionLost { .. }), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(5), "the client took {:?}", begun.elapsed());
+    wait_until("the process has let both go", Duration::from_secs(6), || fds(process.pid()) < alone);
+    assert!(begun.elapsed() < Duration::from_millis(5500), "the process took {:?}", begun.elapsed());
+    wait_until("the idle client has noticed", Duration::from_secs(2), || {
+        idle.poll();
+        !idle.is_connected()
+    });
+    assert!(ip(&["link", "set", "lo", "up"]));
+    assert_eq!(&*idle.invoke("echo", b"back").unwrap(), b"back");
+    assert_eq!(&*busy.invoke("echo", b"back").unwrap(), b"back");
+}
+
+/// A client that computes for long with more answers under way than sockets hold is slow, not gone.
+#[test]
+fn n9_a_client_that_does_not_read_for_8_s_keeps_its_connection() {
+    let (_process, mut client) = start_workers(Ipc::Ring, 1, &[]);
+    let calls: Vec<_> = (0..4).map(|_| client.submit("large", b"16000000").unwrap()).collect();
+    std::thread::sleep(Duration::from_secs(8));
+    for call in calls {
+        assert_eq!(client.wait(call).unwrap().len(), 16_000_000);
+    }
 }
 
 #[test]

@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 #![deny(unsafe_code)]
 
+#[allow(unsafe_code, reason = "one getsockopt that no library wraps, into a struct of ours")]
+mod acknowledged;
 pub mod frame;
 mod inbound;
 mod outbound;
@@ -8,6 +10,7 @@ mod outbound;
 pub mod queue;
 pub mod tcp;
 
+pub use acknowledged::Acknowledged;
 pub use frame::{HEADER_BYTES, Header, KEY_BYTES_MAX, Key, Limits};
 pub use tcp::{Bodies, Connection, Frame, Received, TcpConfig};
 

@@ -957,6 +957,7 @@ impl Client {
                 self.link.mind_writes();
                 next_ns
             }
+            Pulse::Lost { .. } if is_taking(connection) => self.beat.begin(now, connection.stats().received_bytes),
             Pulse::Lost { silent_ms } => {
                 self.lose(format!("the process is silent since {silent_ms} ms"));
                 u64::MAX
@@ -1021,6 +1022,15 @@ impl Client {
 
 /// Requests that may wait for a connection, besides calls in flight: those that nobody waits for.
 const OUTBOX_MAX: usize = 1 << 16;
+
+/// Whether the other side is taking a long input over a slow line: then our question waits behind it. One that is stopped takes what
+/// fits its socket, and then nothing.
+fn is_taking(connection: &Socket) -> bool {
+    let taking = |acknowledged: praas_transport::Acknowledged| {
+        acknowledged.in_flight && acknowledged.last < Duration::from_secs(2)
+    };
+    connection.acknowledged().is_ok_and(taking)
+}
 
 /// What became of a request.
 #[derive(Debug)]

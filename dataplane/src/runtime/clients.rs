@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use mio::net::TcpListener;
 use mio::{Interest, Registry, Token};
@@ -26,7 +27,9 @@ const HELLO_NS: u64 = 2_000_000_000;
 /// Whoever is in the middle of a frame sends at least so much in this time, or holds memory for nothing (N2).
 const STALL_NS: u64 = 2_000_000_000;
 const STALL_BYTES: u64 = 128 << 10;
-/// How often connections are looked at for those two.
+/// Whoever's kernel acknowledges nothing for so long, asked again and again, is gone. Found within two looks more: 5 s (N1).
+const MUTE: Duration = Duration::from_millis(2500);
+/// How often connections are looked at for those.
 const SWEEP_NS: u64 = 500_000_000;
 /// How often the log is told of the same trouble.
 const LOG_NS: u64 = 1_000_000_000;
@@ -83,6 +86,9 @@ struct Client {
     mid_frame: Option<(u64, u64, u64)>,
     /// Has more unread than it should since then, with so many bytes sent at that time.
     deaf: Option<(u64, u64)>,
+    /// Bytes sent that are known to have arrived, and whether the last look found its kernel mute.
+    arrived_bytes: u64,
+    mute: bool,
     /// It took too long; to be closed.
     expired: bool,
 }
@@ -202,6 +208,8 @@ impl Clients {
             accepted_ns: now_ns(),
             mid_frame: None,
             deaf: None,
+            arrived_bytes: 0,
+            mute: false,
             expired: false,
         });
         Ok(())
@@ -351,6 +359,9 @@ impl Client {
         } else {
             self.deaf = None;
         }
+        if self.connection.stats().sent_bytes > self.arrived_bytes {
+            self.look_for_its_host();
+        }
         if !self.greeted {
             self.expired = now > self.accepted_ns + HELLO_NS;
             return;
@@ -366,6 +377,22 @@ impl Client {
             self.mid_frame = Some((now, frames, bytes));
         } else if now > since + STALL_NS {
             tracing::info!(connection = self.id, "closed: it stalls in the middle of a frame");
+            self.expired = true;
+        }
+    }
+
+    /// Finds out whether its host is still there. One that lives and does not read acknowledges that it has no room; for it there
+    /// are other bounds. While nothing is under way, keep-alive does this.
+    fn look_for_its_host(&mut self) {
+        // What cannot be found out is not held against it.
+        let Ok(acknowledged) = self.connection.acknowledged() else { return };
+        if acknowledged.all && !self.connection.wants_write() {
+            self.arrived_bytes = self.connection.stats().sent_bytes;
+        }
+        // Twice in a row: one question may be under way just now.
+        let was_mute = std::mem::replace(&mut self.mute, acknowledged.unanswered && acknowledged.last >= MUTE);
+        if was_mute && self.mute {
+            tracing::info!(connection = self.id, "closed: its host does not answer any more");
             self.expired = true;
         }
     }
