@@ -20,6 +20,7 @@ const NAMED: &[&str] = &[
     "shm/src/ring.rs",
     "shm/src/segment.rs",
     "shm/src/sync.rs",
+    "transport/src/acknowledged.rs",
     "transport/src/queue.rs",
     "transport/src/reactor/buffers.rs",
     "transport/src/reactor/uring.rs",

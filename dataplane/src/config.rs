@@ -177,6 +177,9 @@ pub struct ProcessConfig {
     pub connection_calls_max: u32,
     /// Connections served at once; more are closed on arrival. Default 1024.
     pub connections_max: u32,
+    /// Memory for results of `EffectivelyOnce` calls, kept until their clients have them, bytes, up to 64 GiB. At the bound the
+    /// oldest go first, and whoever asks for one of those again is told `Expired`. Default 64 MiB.
+    pub results_bytes_max: u64,
     /// How long a worker past its call's deadline may go on before SIGTERM, and again before SIGKILL, ms. Default 100.
     pub grace_ms: u64,
     /// How long running calls may go on after SIGTERM to the process, ms. Default 5000.
@@ -208,6 +211,7 @@ impl Default for ProcessConfig {
             queue_max: 4096,
             connection_calls_max: 1024,
             connections_max: 1024,
+            results_bytes_max: 64 << 20,
             grace_ms: 100,
             drain_ms: 5000,
             start_ms: 5000,
@@ -350,6 +354,12 @@ impl ProcessConfig {
             "connections_max",
             self.connections_max.to_string(),
             "1 to 65536",
+        )?;
+        range(
+            self.results_bytes_max <= 64 << 30,
+            "results_bytes_max",
+            self.results_bytes_max.to_string(),
+            "0 to 64 GiB",
         )?;
         range(
             (1..=1 << 12).contains(&self.unauthenticated_max),

@@ -74,6 +74,13 @@ pub enum InvokeError {
         /// What the system said.
         text: String,
     },
+    /// The call was sent again after a connection was lost, and the process does not know any more how it ended. It was not run
+    /// again; whether it ran the first time nobody knows: look at what it should have done.
+    #[error("expired: {text}")]
+    Expired {
+        /// What the process said.
+        text: String,
+    },
     /// The other side broke the protocol.
     #[error("protocol error: {text}")]
     Protocol {
@@ -103,6 +110,7 @@ impl InvokeError {
             Code::WorkerLost => InvokeError::WorkerLost { text },
             Code::FunctionBroken => InvokeError::FunctionBroken { text },
             Code::Draining => InvokeError::Draining,
+            Code::Expired => InvokeError::Expired { text },
             Code::Ok | Code::Protocol => InvokeError::Protocol { text },
         }
     }

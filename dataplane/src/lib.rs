@@ -16,7 +16,7 @@ mod runtime;
 pub mod wire;
 pub mod worker;
 
-pub use client::{Client, ClientConfig, ClientReply};
+pub use client::{CallOptions, Client, ClientConfig, ClientReply, Delivery};
 pub use config::{ConfigError, Ipc, Pin, ProcessConfig, ReactorChoice, WaitMode};
 pub use error::{Failure, InvokeError};
 pub use launch::{LaunchConfig, LaunchError, LaunchKey, LocalProcess};

@@ -17,17 +17,28 @@ pub mod frame {
     // 1 was a hello, which is no frame any more.
     /// Process → client, the first frame after the hello: `aux` is the protocol version, the body a [`super::Welcome`] in JSON.
     pub const WELCOME: u8 = 2;
-    /// Client → process: `call`, `function`, `budget_ns`, flags, body.
+    /// Client → process: `call`, `function`, `budget_ns`, flags, body. With [`FLAG_ONCE`], `aux` is the lowest such call that has
+    /// no answer yet.
     pub const REQUEST: u8 = 3;
     /// Process → client: `call`, `flags` = [`super::Code`], `status`, body (result, or the error's text).
     pub const REPLY: u8 = 4;
     /// Client → process: nobody waits for `call` any more.
     pub const CANCEL: u8 = 5;
+    /// Client → process: are you there?
+    pub const PING: u8 = 6;
+    /// Process → client: yes.
+    pub const PONG: u8 = 7;
 
     /// Flag of a request: the body is several arguments (see [`super::args`]).
     pub const FLAG_ARGS: u16 = 1;
     /// Flag of a request: running it twice does no harm, so it is sent again when a worker is lost.
     pub const FLAG_IDEMPOTENT: u16 = 2;
+    /// Flag of a request: it may come again, on another connection of the session, and must not run again then.
+    pub const FLAG_ONCE: u16 = 4;
+    /// Flag of a request with [`FLAG_ONCE`]: it may have come before.
+    pub const FLAG_AGAIN: u16 = 8;
+    /// Flag of a request: nobody waits for an answer, and none is sent.
+    pub const FLAG_FIRE: u16 = 16;
 }
 
 /// Records on a channel between two participants of a process (descriptor kind).
@@ -100,6 +111,8 @@ pub enum Code {
     Draining = 11,
     /// A message broke the protocol.
     Protocol = 12,
+    /// The call was sent again, and how it ended the first time is not known any more; it may have run.
+    Expired = 13,
 }
 
 impl Code {
@@ -107,7 +120,7 @@ impl Code {
     #[must_use]
     pub fn from_wire(number: u16) -> Option<Code> {
         use Code::*;
-        const ALL: [Code; 13] = [
+        const ALL: [Code; 14] = [
             Ok,
             Failed,
             Panicked,
@@ -121,6 +134,7 @@ impl Code {
             FunctionBroken,
             Draining,
             Protocol,
+            Expired,
         ];
         ALL.get(usize::from(number)).copied()
     }
@@ -252,9 +266,9 @@ mod tests {
 
     #[test]
     fn codes_keep_their_numbers() {
-        for number in 0..13 {
+        for number in 0..14 {
             assert_eq!(Code::from_wire(number).unwrap() as u16, number);
         }
-        assert_eq!(Code::from_wire(13), None);
+        assert_eq!(Code::from_wire(14), None);
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use praas_dataplane::{Client, ClientConfig, InvokeError, Ipc, LaunchConfig, LocalProcess};
+use praas_dataplane::{Client, ClientConfig, Delivery, InvokeError, Ipc, LaunchConfig, LocalProcess};
 use support::{
     Dice, PATIENCE, children, connect, connect_with, content, cpu_seconds, fds, launch_config, lives, on_both_channels,
     signal, start_with, start_workers, state, test_worker, wait_until,
@@ -148,7 +148,7 @@ fn w2_idempotent_calls_survive_kills() {
     on_both_channels(|ipc| {
         let (process, mut client) = start_workers(ipc, 2, &[]);
         settle(&process, &mut client, 2);
-        let mut client = connect_with(&process, &ClientConfig { idempotent: true, ..ClientConfig::default() });
+        let mut client = connect_with(&process, &ClientConfig { delivery: Delivery::Retry, ..ClientConfig::default() });
         for round in 0..10 {
             let call = client.submit("sleep", b"30").unwrap();
             // Once, while it runs; a call is given to four workers before it is given up.

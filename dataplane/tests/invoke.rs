@@ -338,8 +338,9 @@ fn g1_wait_any_ends_at_its_bound_also_when_the_process_is_silent() {
         client.submit_within("echo", b"", Duration::from_millis(5)).unwrap();
         let (_, ended) = client.wait_any().expect("a call is in flight");
         assert!(matches!(ended, Err(InvokeError::Timeout { .. })), "{ended:?}");
-        begun.elapsed() - Duration::from_millis(105)
+        begun.elapsed() - Duration::from_millis(55)
     });
+    // Half of the 100 ms for answers on their way, half for a busy machine.
     let late = late.min().expect("five calls");
     assert!(late < Duration::from_millis(20), "{late:?} late");
     signal(process.pid(), 18);

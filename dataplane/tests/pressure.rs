@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-use praas_dataplane::{Client, ClientConfig, InvokeError, LocalProcess};
+use praas_dataplane::{Client, ClientConfig, Delivery, InvokeError, LocalProcess};
 use support::proxy::{Fault, Lane, Plan, Proxy, Way};
 use support::{
     Dice, PATIENCE, children, connect, connect_with, content, cpu_seconds, fds, lives, memory_kib, on_both_reactors,
@@ -346,8 +346,11 @@ fn n9_a_greedy_connection_does_not_take_the_queue_from_others() {
 
 /// Floods until it is stopped; returns of how many things.
 fn flood_with(kind: usize, address: SocketAddr, stop: &AtomicBool) -> u64 {
-    let config =
-        ClientConfig { connect_within: Duration::from_millis(500), idempotent: true, ..ClientConfig::default() };
+    let config = ClientConfig {
+        connect_within: Duration::from_millis(500),
+        delivery: Delivery::Retry,
+        ..ClientConfig::default()
+    };
     let (mut made, mut kept) = (0, VecDeque::new());
     while !stop.load(Ordering::Relaxed) {
         let Ok(mut client) = Client::connect(address, &config) else { continue };

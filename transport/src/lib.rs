@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 #![deny(unsafe_code)]
 
+#[allow(unsafe_code, reason = "one getsockopt that no library wraps, into a struct of ours")]
+mod acknowledged;
 pub mod frame;
 #[cfg(test)]
 mod halves;
@@ -12,6 +14,7 @@ pub mod queue;
 pub mod reactor;
 pub mod tcp;
 
+pub use acknowledged::Acknowledged;
 pub use frame::{HEADER_BYTES, Header, KEY_BYTES_MAX, Key, Limits, Seal};
 pub use hello::{Credential, Role, Secret, Session};
 pub use tcp::{Bodies, Connection, Frame, Received, Scratch, TcpConfig, Terms};

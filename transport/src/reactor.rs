@@ -406,6 +406,18 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
         }
     }
 
+    /// Whether the other end's kernel still answers ours. One system call.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn acknowledged(&self, reactor: &Reactor<In, Out>) -> io::Result<crate::Acknowledged> {
+        match (&self.0, &reactor.0) {
+            (Driven::Epoll(connection), _) => connection.acknowledged(),
+            (Driven::Uring(socket), Inner::Uring(uring)) => crate::acknowledged::acknowledged(socket.fd(uring)),
+            (Driven::Uring(_), Inner::Epoll(_)) => unreachable!("{}", OTHER_REACTOR),
+        }
+    }
+
     /// What it did so far. With io_uring `reads` and `writes` are completions.
     #[must_use]
     pub fn stats(&self) -> Stats {

@@ -524,6 +524,14 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>, Out: AsRef<[u8]>> Connection<In, Out> {
         self.inbound.mid_frame()
     }
 
+    /// Whether the other end's kernel still answers ours. One system call.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn acknowledged(&self) -> io::Result<crate::Acknowledged> {
+        crate::acknowledged::acknowledged(self.stream.as_fd())
+    }
+
     /// The congestion control in force, as the kernel names it.
     ///
     /// # Errors

@@ -97,6 +97,9 @@ struct Arguments {
     /// Connections served at once; more are closed on arrival [default: 1024]
     #[arg(long, value_name = "N")]
     connections_max: Option<u32>,
+    /// Memory for results of effectively-once calls until their clients have them, bytes [default: 67108864]
+    #[arg(long, value_name = "BYTES")]
+    results_bytes_max: Option<u64>,
     /// How long a worker past its deadline may go on before SIGTERM, and again before SIGKILL, ms [default: 100]
     #[arg(long, value_name = "MS")]
     grace_ms: Option<u64>,
@@ -141,6 +144,7 @@ impl Arguments {
             queue_max,
             connection_calls_max,
             connections_max,
+            results_bytes_max,
             grace_ms,
             drain_ms,
             start_ms

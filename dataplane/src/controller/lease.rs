@@ -8,7 +8,7 @@
 //! callee told to serve. Until `Open` the callee knows nothing, so a lease its caller never took up is taken back
 //! without asking anybody. A pair is not leased again before its caller has acknowledged the end of the last lease.
 
-use super::{Action, Controller, State, Violation, WorkerId};
+use super::{Action, Controller, Keep, State, Violation, WorkerId};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -25,7 +25,7 @@ pub(super) struct Lease {
     phase: Phase,
 }
 
-impl<P> Controller<P> {
+impl<P: Keep> Controller<P> {
     /// `callee` just answered a nested call of `caller` and nobody else needs it: the next call can go directly.
     pub(super) fn offer_lease(&mut self, caller: WorkerId, callee: WorkerId) {
         let wanted = self.bounds.leases

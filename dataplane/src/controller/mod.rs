@@ -9,8 +9,10 @@
 //! | `lease.rs`    | which worker may call which without us                         |
 //! | `staff.rs`    | how many workers run, their deaths, replacement and back-off   |
 //! | `circuit.rs`  | which function has killed its workers too often                |
+//! | `dedupe.rs`   | which calls came before, and how they ended                    |
 
 mod circuit;
+mod dedupe;
 mod lease;
 mod staff;
 #[cfg(test)]
@@ -23,6 +25,8 @@ use slab::Slab;
 use crate::numbered::NumberMap;
 use crate::wire::Code;
 use circuit::Circuit;
+use dedupe::{Dedupe, Seen};
+pub(crate) use dedupe::{Keep, Once, SessionId, Stale, WINDOW_CALLS};
 use lease::Lease;
 pub(crate) use staff::Cause;
 use staff::{Staff, State};
@@ -40,6 +44,28 @@ pub(crate) enum Caller {
     Client { connection: u64, call: u64 },
     /// A function that called from inside a worker, and the worker's number for the call.
     Worker { worker: WorkerId, call: u64 },
+}
+
+/// Who hears how a call ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Waiter {
+    Client {
+        connection: u64,
+        call: u64,
+    },
+    Worker {
+        worker: WorkerId,
+        call: u64,
+    },
+    /// Whichever connection the session has by then.
+    Session {
+        session: u64,
+        call: u64,
+    },
+    /// Nobody: it was fired. Counts for its connection all the same.
+    Nobody {
+        connection: u64,
+    },
 }
 
 /// How a call ends without a result.
@@ -111,6 +137,19 @@ pub(crate) struct Bounds {
     pub(crate) start_ns: u64,
     pub(crate) deadline_ns: u64,
     pub(crate) leases: bool,
+    /// Results kept for calls that are sent again, bytes.
+    pub(crate) results_bytes_max: usize,
+}
+
+/// What a request asks for besides a function.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Terms {
+    /// May be run again when its worker is lost.
+    pub(crate) idempotent: bool,
+    /// Nobody waits for an answer.
+    pub(crate) fire: bool,
+    /// To be recognised when it comes again.
+    pub(crate) once: Option<Once>,
 }
 
 /// A request as it arrives.
@@ -120,14 +159,13 @@ pub(crate) struct Request<P> {
     pub(crate) function: u16,
     /// CLOCK_MONOTONIC.
     pub(crate) deadline_ns: u64,
-    /// May be run again when its worker is lost.
-    pub(crate) idempotent: bool,
+    pub(crate) terms: Terms,
     pub(crate) payload: P,
 }
 
 #[derive(Debug)]
 struct Call<P> {
-    from: Caller,
+    from: Waiter,
     function: u16,
     deadline_ns: u64,
     idempotent: bool,
@@ -159,6 +197,7 @@ pub(crate) struct Controller<P> {
     uses: u32,
     queue: VecDeque<CallKey>,
     connections: NumberMap<u32>,
+    dedupe: Dedupe<P>,
     staff: Staff,
     leases: HashMap<u64, Lease>,
     leases_granted: u64,
@@ -169,9 +208,10 @@ pub(crate) struct Controller<P> {
     draining: bool,
 }
 
-impl<P> Controller<P> {
+impl<P: Keep> Controller<P> {
     pub(crate) fn new(bounds: Bounds) -> Self {
         Controller {
+            dedupe: Dedupe::new(bounds.results_bytes_max),
             bounds,
             functions: Vec::new(),
             circuits: Vec::new(),
@@ -217,39 +257,108 @@ impl<P> Controller<P> {
         self.calls.get_mut(place(key)).filter(|call| call.uses == uses(key))
     }
 
-    fn answer(&mut self, to: Caller, outcome: Outcome<P>) {
-        match to {
-            Caller::Client { connection, .. } => {
-                if let Some(open) = self.connections.get_mut(&connection) {
-                    *open = open.saturating_sub(1);
-                }
+    fn answer(&mut self, to: Waiter, outcome: Outcome<P>) {
+        let (to, connection) = match to {
+            Waiter::Client { connection, call } => (Some(Caller::Client { connection, call }), Some(connection)),
+            Waiter::Worker { worker, call } => {
+                self.staff.nested_ended(worker);
+                (Some(Caller::Worker { worker, call }), None)
             }
-            Caller::Worker { worker, .. } => self.staff.nested_ended(worker),
+            Waiter::Session { session, call } => {
+                let connection = self.dedupe.finish(session, call, &outcome);
+                self.wake_by(self.dedupe.due_ns());
+                (connection.map(|connection| Caller::Client { connection, call }), connection)
+            }
+            Waiter::Nobody { connection } => (None, Some(connection)),
+        };
+        if let Some(open) = connection.and_then(|connection| self.connections.get_mut(&connection)) {
+            *open = open.saturating_sub(1);
         }
-        self.actions.push_back(Action::Answer { to, outcome });
+        match (to, outcome) {
+            (Some(to), outcome) => self.actions.push_back(Action::Answer { to, outcome }),
+            (None, Outcome::Done { payload, .. }) => self.actions.push_back(Action::Discard(payload)),
+            (None, Outcome::Failed(_)) => {}
+        }
     }
 
-    /// A call arrives. It ends in exactly one answer, unless its caller goes away first.
-    pub(crate) fn request(&mut self, now_ns: u64, request: Request<P>) {
-        let Request { from, function, mut deadline_ns, idempotent, payload } = request;
-        match from {
-            Caller::Client { connection, .. } => *self.connections.entry(connection).or_default() += 1,
-            Caller::Worker { worker, .. } => {
-                self.staff.nested_began(worker);
-                deadline_ns = deadline_ns.min(self.served_until(now_ns, worker));
+    /// A connection says whose it is: `number` is the client's, higher for each of its connections. Gives the connection
+    /// that this one takes the place of, which is to be closed.
+    ///
+    /// # Errors
+    /// It is older than the one the session has, and is to be closed itself.
+    pub(crate) fn greeted(&mut self, connection: u64, session: SessionId, number: u64) -> Result<Option<u64>, Stale> {
+        let (replaced, running) = self.dedupe.greeted(connection, session, number)?;
+        if running > 0 {
+            *self.connections.entry(connection).or_default() += running;
+        }
+        Ok(replaced)
+    }
+
+    /// Whether a call came before. Then all is done: it is answered when it ends, now if it has, and must not be run.
+    pub(crate) fn came_before(&mut self, connection: u64, call: u64, once: Once) -> bool {
+        match self.dedupe.look(connection, call, once) {
+            Seen::New { .. } => false,
+            seen => {
+                self.answer_again(connection, call, seen);
+                true
             }
         }
-        if let Err(error) = self.admit(now_ns, from, function, deadline_ns) {
+    }
+
+    fn answer_again(&mut self, connection: u64, call: u64, seen: Seen<P>) {
+        let outcome = match seen {
+            Seen::New { .. } | Seen::Running => return,
+            Seen::Ended(outcome) => outcome,
+            Seen::Forgotten => {
+                let text = "how this call ended is not known any more; it may have run";
+                Outcome::Failed(CallError::new(Code::Expired, text))
+            }
+            Seen::Stranger => {
+                let text = "a call that is to run once needs a session, and the hello named none";
+                Outcome::Failed(CallError::new(Code::Protocol, text))
+            }
+        };
+        self.actions.push_back(Action::Answer { to: Caller::Client { connection, call }, outcome });
+    }
+
+    /// A call arrives. It ends in exactly one answer, unless its caller goes away first or wants none.
+    pub(crate) fn request(&mut self, now_ns: u64, request: Request<P>) {
+        let Request { from, function, mut deadline_ns, terms, payload } = request;
+        let (mut waiter, session) = match from {
+            Caller::Client { connection, call } => {
+                let session = match terms.once.map(|once| self.dedupe.look(connection, call, once)) {
+                    None => None,
+                    Some(Seen::New { session }) => Some(session),
+                    Some(seen) => {
+                        self.actions.push_back(Action::Discard(payload));
+                        return self.answer_again(connection, call, seen);
+                    }
+                };
+                *self.connections.entry(connection).or_default() += 1;
+                let fired = terms.fire && session.is_none();
+                (if fired { Waiter::Nobody { connection } } else { Waiter::Client { connection, call } }, session)
+            }
+            Caller::Worker { worker, call } => {
+                self.staff.nested_began(worker);
+                deadline_ns = deadline_ns.min(self.served_until(now_ns, worker));
+                (Waiter::Worker { worker, call }, None)
+            }
+        };
+        if let Err(error) = self.admit(now_ns, waiter, function, deadline_ns) {
             self.actions.push_back(Action::Discard(payload));
-            self.answer(from, Outcome::Failed(error));
+            self.answer(waiter, Outcome::Failed(error));
             return;
+        }
+        if let (Some(session), Waiter::Client { call, .. }) = (session, waiter) {
+            self.dedupe.begin(session, call);
+            waiter = Waiter::Session { session, call };
         }
         self.uses = self.uses.wrapping_add(1);
         let index = self.calls.insert(Call {
-            from,
+            from: waiter,
             function,
             deadline_ns,
-            idempotent,
+            idempotent: terms.idempotent,
             attempts: 0,
             uses: self.uses,
             abandoned: false,
@@ -286,9 +395,9 @@ impl<P> Controller<P> {
         by_default
     }
 
-    fn admit(&self, now_ns: u64, from: Caller, function: u16, deadline_ns: u64) -> Result<(), CallError> {
+    fn admit(&self, now_ns: u64, from: Waiter, function: u16, deadline_ns: u64) -> Result<(), CallError> {
         let refuse = |code, text: String| Err(CallError::new(code, text));
-        if let Caller::Client { connection, .. } = from {
+        if let Waiter::Client { connection, .. } | Waiter::Nobody { connection } = from {
             if self.draining {
                 return refuse(Code::Draining, "the process is stopping".into());
             }
@@ -385,7 +494,7 @@ impl<P> Controller<P> {
         if !panicked {
             self.employ(now_ns, worker);
             // Before the answer, so that the caller finds its lease when it wakes and the next call goes directly.
-            if let (Caller::Worker { worker: caller, .. }, true) = (call.from, answered) {
+            if let (Waiter::Worker { worker: caller, .. }, true) = (call.from, answered) {
                 self.offer_lease(caller, worker);
             }
         }
@@ -409,24 +518,27 @@ impl<P> Controller<P> {
 
     /// A client no longer waits for a call.
     pub(crate) fn cancel(&mut self, connection: u64, call: u64) {
-        let from = Caller::Client { connection, call };
+        let by_session = self.dedupe.session_of(connection).map(|session| Waiter::Session { session, call });
+        let waiters = [Some(Waiter::Client { connection, call }), by_session];
         let found = self
             .calls
             .iter()
-            .find(|(_, open)| open.from == from && !open.abandoned)
+            .find(|(_, open)| waiters.contains(&Some(open.from)) && !open.abandoned)
             .map(|(index, open)| key(index, open.uses));
         if let Some(key) = found {
             self.abandon(key, Some(CallError::new(Code::Cancelled, "cancelled by its caller")));
         }
     }
 
-    /// A connection is gone, and with it everybody who waited on it.
+    /// A connection is gone, and with it everybody who waited on it. Whoever has a session may come back for the answer.
     pub(crate) fn disconnected(&mut self, connection: u64) {
-        self.abandon_all(|from| matches!(from, Caller::Client { connection: of, .. } if of == connection));
+        self.abandon_all(|from| matches!(from, Waiter::Client { connection: of, .. } if of == connection));
+        self.dedupe.disconnected(connection);
+        self.wake_by(self.dedupe.due_ns());
         self.connections.remove(&connection);
     }
 
-    fn abandon_all(&mut self, of: impl Fn(Caller) -> bool) {
+    fn abandon_all(&mut self, of: impl Fn(Waiter) -> bool) {
         let keys: Vec<CallKey> =
             self.calls.iter().filter(|(_, call)| of(call.from)).map(|(index, call)| key(index, call.uses)).collect();
         for key in keys {
@@ -455,7 +567,7 @@ impl<P> Controller<P> {
             match answer {
                 Some(error) => self.answer(from, Outcome::Failed(error)),
                 None => {
-                    if let Caller::Worker { worker, .. } = from {
+                    if let Waiter::Worker { worker, .. } = from {
                         self.staff.nested_ended(worker);
                     }
                 }
@@ -465,10 +577,11 @@ impl<P> Controller<P> {
 
     /// Time passes: deadlines, overdue workers, replacements. Cheap before [`Controller::wake_ns`].
     pub(crate) fn tick(&mut self, now_ns: u64) {
+        self.dedupe.set_clock(now_ns);
         if now_ns < self.wake_ns {
             return;
         }
-        self.wake_ns = u64::MAX;
+        self.wake_ns = self.dedupe.expire(now_ns);
         let due: Vec<CallKey> = self
             .calls
             .iter()
@@ -511,7 +624,7 @@ impl<P> Controller<P> {
             .iter()
             .rev()
             .copied()
-            .find(|key| self.calls.get(place(*key)).is_some_and(|call| matches!(call.from, Caller::Worker { .. })));
+            .find(|key| self.calls.get(place(*key)).is_some_and(|call| matches!(call.from, Waiter::Worker { .. })));
         let waiting = waiting.unwrap_or_else(|| self.waiting_with_leases(self.staff.nesting()));
         let Some(key) = nested.filter(|_| self.staff.all_waiting(waiting)) else {
             self.stuck_since_ns = None;

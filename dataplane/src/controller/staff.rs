@@ -1,6 +1,6 @@
 //! The workers: how many there are, what each is doing, what follows when one dies.
 
-use super::{Action, CallError, CallKey, Code, Controller, Outcome, Signal, Violation, WorkerId, place};
+use super::{Action, CallError, CallKey, Code, Controller, Keep, Outcome, Signal, Violation, Waiter, WorkerId, place};
 
 /// A worker beyond `workers` that has had nothing to do for this long is retired.
 pub(super) const SURPLUS_IDLE_NS: u64 = 10_000_000_000;
@@ -161,7 +161,7 @@ impl Staff {
     }
 }
 
-impl<P> Controller<P> {
+impl<P: Keep> Controller<P> {
     /// Starts one worker if a place is free and the last failure is long enough ago.
     pub(super) fn hire(&mut self, now_ns: u64) -> bool {
         if now_ns < self.staff.hire_after_ns {
@@ -249,7 +249,7 @@ impl<P> Controller<P> {
             // The dead forget at once.
             post.mourners &= !(1 << worker);
         }
-        self.abandon_all(|from| matches!(from, super::Caller::Worker { worker: of, .. } if of == worker));
+        self.abandon_all(|from| matches!(from, Waiter::Worker { worker: of, .. } if of == worker));
         match (state, request) {
             (State::Running { call }, request) => self.judge(now_ns, call, cause, started, request),
             (_, Some(request)) => self.actions.push_back(Action::Discard(request)),

@@ -9,6 +9,7 @@ use std::rc::Rc;
 
 use super::*;
 
+mod once;
 mod simulation;
 
 const MS: u64 = 1_000_000;
@@ -44,6 +45,17 @@ impl Token {
     }
 }
 
+impl Keep for Token {
+    fn len_bytes(&self) -> usize {
+        1
+    }
+
+    /// A copy is nobody's loss.
+    fn copy(&self) -> Token {
+        Token { number: self.number, ledger: self.ledger.clone(), spent: true }
+    }
+}
+
 impl Drop for Token {
     fn drop(&mut self) {
         if !self.spent {
@@ -62,6 +74,7 @@ fn bounds() -> Bounds {
         start_ns: 5 * S,
         deadline_ns: 60 * S,
         leases: true,
+        results_bytes_max: 1 << 20,
     }
 }
 
@@ -155,7 +168,8 @@ impl Bench {
     fn ask(&mut self, from: Caller, function: u16, deadline_ns: u64, idempotent: bool) {
         let payload = self.ledger.token();
         let deadline_ns = self.now_ns + deadline_ns;
-        self.controller.request(self.now_ns, Request { from, function, deadline_ns, idempotent, payload });
+        let terms = Terms { idempotent, ..Terms::default() };
+        self.controller.request(self.now_ns, Request { from, function, deadline_ns, terms, payload });
     }
 
     /// A call of connection 1, with a deadline of ten seconds.

@@ -92,7 +92,7 @@ impl Process {
                 heap = Some(buffer);
                 seat::Request::Heap(None)
             }
-            Bytes::Text(_) => unreachable!("texts go to clients"),
+            Bytes::Text(_) | Bytes::Kept(_) => unreachable!("texts and what is kept go to clients"),
         };
         let kind = record::REQUEST | if is_args { record::ARGS } else { 0 };
         let body = Seat::body_of(&request);
@@ -123,7 +123,7 @@ impl Process {
                 self.lent_on.insert(BlockKey::from(&block), (foreign, worker));
                 Body::Block(block)
             }
-            Bytes::Own(_) => unreachable!("a block of ours goes to clients only"),
+            Bytes::Own(_) | Bytes::Kept(_) => unreachable!("a block of ours goes to clients only"),
             Bytes::Heap(buffer) => {
                 heap = Some(buffer);
                 Body::Inline(Inline::empty())

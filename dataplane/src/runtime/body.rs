@@ -8,7 +8,7 @@ use praas_transport::Bodies;
 use praas_transport::queue::Buffer;
 use praas_transport::reactor::Owned;
 
-use crate::controller::WorkerId;
+use crate::controller::{Keep, WorkerId};
 
 /// A payload on its way through the controller.
 #[derive(Debug)]
@@ -32,6 +32,23 @@ pub(crate) enum Bytes {
     Heap(Heap),
     /// An error's text, on its way to a client.
     Text(String),
+    /// A result that is kept for a client that may ask again. Goes to clients only.
+    Kept(Arc<[u8]>),
+}
+
+impl Keep for Payload {
+    fn len_bytes(&self) -> usize {
+        self.bytes.as_ref().len()
+    }
+
+    /// One copy onto the heap, so that what is kept holds no worker's memory; of such a copy, a reference.
+    fn copy(&self) -> Payload {
+        let kept = match &self.bytes {
+            Bytes::Kept(kept) => Arc::clone(kept),
+            bytes => Arc::from(bytes.as_ref()),
+        };
+        Payload { bytes: Bytes::Kept(kept), is_args: self.is_args, keeps: false }
+    }
 }
 
 /// A block lent to us by a worker. It is owed a `RELEASE` unless an answer to that worker says as much.
@@ -50,6 +67,7 @@ impl AsRef<[u8]> for Bytes {
             Bytes::Foreign(foreign) => &foreign.view,
             Bytes::Heap(heap) => heap.as_ref(),
             Bytes::Text(text) => text.as_bytes(),
+            Bytes::Kept(kept) => kept,
         }
     }
 }
@@ -165,7 +183,7 @@ impl From<Landing> for Bytes {
 // out; a buffer is the value's own heap. None of them moves while the value does not.
 unsafe impl Owned for Landing {}
 
-// SAFETY: inline bytes and texts are the value's own; a block is the arena's, a foreign one in a mapping that its view keeps; nobody
+// SAFETY: inline bytes and texts are the value's own, and what is kept it holds a count of; a block is the arena's, a foreign one in a mapping that its view keeps; nobody
 // frees one of them before the value goes. What a worker writes meanwhile in memory that it lent is read by the kernel alone.
 unsafe impl Owned for Bytes {}
 

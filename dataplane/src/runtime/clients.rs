@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use praas_transport::hello::ResponderConfig;
 use praas_transport::reactor::{Interest, Reactor, Socket};
@@ -15,6 +16,7 @@ use super::error::ProcessError;
 use super::greeting::{Greeted, Greetings};
 use crate::clock::now_ns;
 use crate::config::ProcessConfig;
+use crate::controller::{Once, SessionId, Terms as Wishes};
 use crate::wire::{Code, Welcome, frame};
 
 /// Answers that may wait for a client that does not read them; beyond, its requests are not read either.
@@ -27,6 +29,8 @@ const LISTEN_BACKLOG: i32 = 4096;
 /// Whoever is in the middle of a frame sends at least so much in this time, or holds memory for nothing (N2).
 const STALL_NS: u64 = 2_000_000_000;
 const STALL_BYTES: u64 = 128 << 10;
+/// Whoever's kernel acknowledges nothing for so long, asked again and again, is gone. Found within two looks more: 5 s (N1).
+const MUTE: Duration = Duration::from_millis(2500);
 /// How often connections are looked at for this, and those that have not said hello for that.
 const SWEEP_NS: u64 = 500_000_000;
 /// How often the log is told of the same trouble.
@@ -40,8 +44,16 @@ pub(super) enum Event {
         call: u64,
         function: u16,
         budget_ns: u64,
-        idempotent: bool,
+        terms: Wishes,
         payload: Payload,
+    },
+    /// There was no room for the payload of a call that may have come before.
+    Refused {
+        connection: u64,
+        call: u64,
+        once: Once,
+        code: Code,
+        text: String,
     },
     Cancel {
         connection: u64,
@@ -75,6 +87,9 @@ struct Client {
     mid_frame: Option<(u64, u64, u64)>,
     /// Takes none of what waits for it since then, with so many bytes sent at that time.
     deaf: Option<(u64, u64)>,
+    /// Bytes sent that are known to have arrived, and whether the last look found its kernel mute.
+    arrived_bytes: u64,
+    mute: bool,
     /// It took too long; to be closed.
     expired: bool,
 }
@@ -187,9 +202,15 @@ impl Clients {
     }
 
     /// Goes on with a hello. When it is done the connection becomes a client's, and is welcomed.
-    pub(super) fn greet(&mut self, number: usize, reactor: &mut Carrier, welcome: &Welcome) {
+    /// Gives the connection, its client's session and the number that the client gave it, if it gave one.
+    pub(super) fn greet(
+        &mut self,
+        number: usize,
+        reactor: &mut Carrier,
+        welcome: &Welcome,
+    ) -> Option<(u64, SessionId, u64)> {
         let (stream, ended) = match self.greetings.advance(number) {
-            Greeted::Pending => return,
+            Greeted::Pending => return None,
             Greeted::Refused(stream, error) => (stream, Err(error)),
             Greeted::Done(stream, session) => (stream, Ok(session)),
         };
@@ -205,11 +226,14 @@ impl Clients {
                 self.complain(|| tracing::warn!("{max} connections are open, the most that may; more are closed"));
             }
             Ok(session) => {
-                if let Err(error) = self.enter(stream, session, reactor, welcome) {
-                    self.complain(|| tracing::warn!(%error, "cannot set up a connection"));
+                let (session_id, number) = (session.peer.session_id, session.peer.incarnation);
+                match self.enter(stream, session, reactor, welcome) {
+                    Ok(connection) => return (number > 0).then_some((connection, session_id, number)),
+                    Err(error) => self.complain(|| tracing::warn!(%error, "cannot set up a connection")),
                 }
             }
         }
+        None
     }
 
     /// Takes one connection with the reserved descriptor and closes it.
@@ -236,7 +260,7 @@ impl Clients {
         session: Session,
         reactor: &mut Carrier,
         welcome: &Welcome,
-    ) -> io::Result<()> {
+    ) -> io::Result<u64> {
         // Room for every answer it is owed: their memory is taken already. Whoever leaves too much unread is not read
         // either, and is closed when it stays so (`look_at_the_clock`).
         let config = TcpConfig {
@@ -247,6 +271,7 @@ impl Clients {
         let entry = self.open.vacant_entry();
         let index = entry.key();
         let terms = Terms::of(&session, welcome.incarnation);
+        crate::client::link::keep_alive(&stream)?;
         let mut socket = reactor.adopt(stream, super::CLIENTS + index, self.limits, config, terms)?;
         self.accepted = self.accepted.wrapping_add(1);
         let id = (u64::from(self.accepted) << 32) | index as u64;
@@ -266,15 +291,28 @@ impl Clients {
             dirty: true,
             mid_frame: None,
             deaf: None,
+            arrived_bytes: 0,
+            mute: false,
             expired: false,
         });
-        Ok(())
+        Ok(id)
     }
 
     /// The peer has closed its side.
     pub(super) fn closing(&mut self, index: usize) {
         if let Some(client) = self.open.get_mut(index) {
             client.closing = true;
+        }
+    }
+
+    /// Closes a connection at the next look at all of them.
+    pub(super) fn close(&mut self, connection: u64) {
+        let index = (connection & 0xffff_ffff) as usize;
+        if let Some(client) = self.open.get_mut(index).filter(|client| client.id == connection) {
+            client.expired = true;
+            if !std::mem::replace(&mut client.listed, true) {
+                self.again.push(index);
+            }
         }
     }
 
@@ -387,6 +425,9 @@ impl Clients {
             }
             for (index, client) in &mut self.open {
                 client.look_at_the_clock(now, max, memory_is_short);
+                if client.socket.stats().sent_bytes > client.arrived_bytes || client.socket.wants_write() {
+                    client.look_for_its_host(reactor);
+                }
                 if client.expired && !std::mem::replace(&mut client.listed, true) {
                     self.again.push(index);
                 }
@@ -457,6 +498,22 @@ impl Client {
         }
     }
 
+    /// Finds out whether its host is still there. One that lives and does not read acknowledges that it has no room; for it there
+    /// are other bounds. While nothing is under way, keep-alive does this.
+    fn look_for_its_host(&mut self, reactor: &Carrier) {
+        // What cannot be found out is not held against it.
+        let Ok(acknowledged) = self.socket.acknowledged(reactor) else { return };
+        if acknowledged.all && !self.socket.wants_write() {
+            self.arrived_bytes = self.socket.stats().sent_bytes;
+        }
+        // Twice in a row: one question may be under way just now.
+        let was_mute = std::mem::replace(&mut self.mute, acknowledged.unanswered && acknowledged.last >= MUTE);
+        if was_mute && self.mute {
+            tracing::info!(connection = self.id, "closed: its host does not answer any more");
+            self.expired = true;
+        }
+    }
+
     /// False when the connection is of no more use.
     fn read(
         &mut self,
@@ -514,12 +571,13 @@ impl Client {
         match (header.kind, body) {
             (frame::REQUEST, Received::Whole(body)) => {
                 let is_args = header.flags & frame::FLAG_ARGS != 0;
+                let terms = wishes(&header);
                 events.push(Event::Request {
                     connection,
                     call: header.call,
                     function: header.function,
                     budget_ns: header.budget_ns,
-                    idempotent: header.flags & frame::FLAG_IDEMPOTENT != 0,
+                    terms,
                     payload: Payload { bytes: body.into(), is_args, keeps: false },
                 });
                 Ok(())
@@ -536,6 +594,10 @@ impl Client {
                         (Code::NoSpace, text)
                     }
                 };
+                if let Some(once) = wishes(&header).once {
+                    events.push(Event::Refused { connection, call: header.call, once, code, text });
+                    return Ok(());
+                }
                 let header = Header { kind: frame::REPLY, flags: code as u16, call: header.call, ..Header::default() };
                 let _ = self.socket.queue(&header, &[], Bytes::Text(text));
                 Ok(())
@@ -547,6 +609,14 @@ impl Client {
                 events.push(Event::Cancel { connection, call: header.call });
                 Ok(())
             }
+            (frame::PING, body) => {
+                if let Received::Whole(body) = body {
+                    store.give_back(body);
+                }
+                let header = Header { kind: frame::PONG, ..Header::default() };
+                let _ = self.socket.queue(&header, &[], Bytes::Text(String::new()));
+                Ok(())
+            }
             (_, body) => {
                 if let Received::Whole(body) = body {
                     store.give_back(body);
@@ -554,5 +624,16 @@ impl Client {
                 Err("a frame of unknown kind")
             }
         }
+    }
+}
+
+/// What a request asks for by its flags.
+fn wishes(header: &Header) -> Wishes {
+    let has = |flag| header.flags & flag != 0;
+    let once = Once { known_below: header.aux, again: has(frame::FLAG_AGAIN) };
+    Wishes {
+        idempotent: has(frame::FLAG_IDEMPOTENT),
+        fire: has(frame::FLAG_FIRE),
+        once: has(frame::FLAG_ONCE).then_some(once),
     }
 }

@@ -34,7 +34,7 @@ use praas_transport::reactor::{self, Interest, Kind, Reactor};
 use crate::clock::now_ns;
 use crate::config::{Ipc, ProcessConfig, WaitMode};
 use crate::controller::{
-    Action, Bounds, CallError, Caller, Cause, Controller, Outcome, Request, Signal, Violation, WorkerId,
+    Action, Bounds, CallError, Caller, Cause, Controller, Outcome, Request, Signal, Stale, Terms, Violation, WorkerId,
 };
 use crate::error::answer_did_not_fit;
 use crate::payload::BlockKey;
@@ -189,6 +189,7 @@ impl Process {
             start_ns: config.start_ms * 1_000_000,
             deadline_ns: config.deadline_ms * 1_000_000,
             leases: config.leases,
+            results_bytes_max: usize::try_from(config.results_bytes_max).unwrap_or(usize::MAX),
         };
         Ok(Process {
             reactor,
@@ -412,7 +413,18 @@ impl Process {
             DOORBELL => {}
             SIGNALS => self.on_signal(now),
             LISTENER => self.clients.accept(&mut self.reactor),
-            GREETINGS.. => self.clients.greet(token - GREETINGS, &mut self.reactor, &self.welcome),
+            GREETINGS.. => {
+                let greeted = self.clients.greet(token - GREETINGS, &mut self.reactor, &self.welcome);
+                if let Some((connection, session, number)) = greeted {
+                    let older = match self.controller.greeted(connection, session, number) {
+                        Ok(replaced) => replaced,
+                        Err(Stale) => Some(connection),
+                    };
+                    if let Some(older) = older {
+                        self.clients.close(older);
+                    }
+                }
+            }
             CLIENTS.. => {
                 if event.closing {
                     self.clients.closing(token - CLIENTS);
@@ -471,12 +483,18 @@ impl Process {
         let found = !arrived.is_empty();
         for event in arrived.drain(..) {
             match event {
-                clients::Event::Request { connection, call, function, budget_ns, idempotent, payload } => {
+                clients::Event::Request { connection, call, function, budget_ns, terms, payload } => {
                     let budget_ns = if budget_ns == 0 { default_ns } else { budget_ns.min(86_400_000_000_000) };
                     let from = Caller::Client { connection, call };
                     self.last_caller = Some(index);
                     let deadline_ns = now.saturating_add(budget_ns);
-                    self.controller.request(now, Request { from, function, deadline_ns, idempotent, payload });
+                    self.controller.request(now, Request { from, function, deadline_ns, terms, payload });
+                }
+                clients::Event::Refused { connection, call, once, code, text } => {
+                    if !self.controller.came_before(connection, call, once) {
+                        let payload = Payload { bytes: Bytes::Text(text), is_args: false, keeps: false };
+                        self.clients.answer(connection, call, code, 0, payload);
+                    }
                 }
                 clients::Event::Cancel { connection, call } => self.controller.cancel(connection, call),
                 clients::Event::Gone { connection } => {

@@ -91,7 +91,8 @@ impl Process {
                     return Ok(());
                 }
                 let payload = Payload { bytes, is_args, keeps: false };
-                let request = Request { from, function: tag, deadline_ns: aux, idempotent: false, payload };
+                let terms = Terms::default();
+                let request = Request { from, function: tag, deadline_ns: aux, terms, payload };
                 self.controller.request(now, request);
                 Ok(())
             }
@@ -292,7 +293,7 @@ impl Process {
                 }
             }
             Bytes::Heap(heap) => self.recycle(heap.into_buffer()),
-            Bytes::Inline(_) | Bytes::Text(_) => {}
+            Bytes::Inline(_) | Bytes::Text(_) | Bytes::Kept(_) => {}
         }
     }
 

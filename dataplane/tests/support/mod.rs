@@ -5,6 +5,7 @@ pub(crate) mod namespace;
 pub(crate) mod proxy;
 pub(crate) mod raw;
 pub(crate) mod refusal;
+pub(crate) mod relay;
 
 use std::collections::HashMap;
 use std::path::PathBuf;

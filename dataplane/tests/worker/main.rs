@@ -59,6 +59,7 @@ fn main() -> ExitCode {
             Ok(context.invoke(function.as_str(), b"")?.into())
         })
         .function("once", once)
+        .function("note", note)
         .function("survivor", survivor)
         .function("chain", chain)
         .function("scratch", scratch)
@@ -198,6 +199,19 @@ fn once(context: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
     raise(9);
     drop(open);
     Ok(Output::empty())
+}
+
+/// `PATH ID MS ...`: leaves a line with the id there, takes that long, and returns its input.
+fn note(_: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
+    use std::io::Write;
+    let text = String::from_utf8_lossy(&input).into_owned();
+    let mut words = text.split(' ');
+    let (path, id, ms) = (words.next().unwrap_or(""), words.next().unwrap_or(""), words.next().unwrap_or("0"));
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
+    // In one write, which is not torn apart by others.
+    file.write_all(format!("{id}\n").as_bytes())?;
+    std::thread::sleep(Duration::from_millis(ms.parse().unwrap_or(0)));
+    Ok(input.into())
 }
 
 /// `DEPTH BYTES`: a call of itself inside a call of itself, the innermost of which makes the bytes.

@@ -826,6 +826,13 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
         uring.reclaim(bodies, done);
     }
 
+    pub(crate) fn fd<'a>(&self, uring: &'a Uring<In, Out>) -> BorrowedFd<'a> {
+        match uring.slots.get(self.slot) {
+            Some(Slot::Socket(socket)) => socket.fd.as_fd(),
+            _ => unreachable!("a socket's slot is its own until it is closed"),
+        }
+    }
+
     pub(crate) fn peer_addr(&self) -> SocketAddr {
         self.peer_addr
     }

@@ -124,6 +124,7 @@ impl World {
             start_ns: S,
             deadline_ns: 2 * S,
             leases: !dice.one_in(4),
+            results_bytes_max: 20 * (dedupe::CALL_BYTES + 1),
         };
         World {
             dice,
@@ -228,7 +229,8 @@ impl World {
             ToController::Nested { call, function, deadline_ns } => {
                 let payload = self.ledger.token();
                 let from = Caller::Worker { worker, call };
-                self.controller.request(now_ns, Request { from, function, deadline_ns, idempotent: false, payload });
+                self.controller
+                    .request(now_ns, Request { from, function, deadline_ns, terms: Terms::default(), payload });
             }
             ToController::Taken { lease } => self.controller.lease_taken(worker, lease, 0).unwrap(),
             ToController::Closed { lease } => self.controller.lease_closed(now_ns, worker, lease).unwrap(),
@@ -389,8 +391,8 @@ impl World {
                 self.open.insert((connection, self.calls));
                 let function = self.dice.below(u64::from(FUNCTIONS) + 1) as u16;
                 let deadline_ns = self.now_ns + self.dice.below(500 * MS);
-                let idempotent = self.dice.one_in(3);
-                self.controller.request(self.now_ns, Request { from, function, deadline_ns, idempotent, payload });
+                let terms = Terms { idempotent: self.dice.one_in(3), ..Terms::default() };
+                self.controller.request(self.now_ns, Request { from, function, deadline_ns, terms, payload });
             }
         }
     }

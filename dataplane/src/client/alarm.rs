@@ -1,0 +1,81 @@
+//! The one descriptor that a foreign event loop polls: readable when the socket, or the clock, has something for us.
+//!
+//! Sockets come and go with connections; the epoll that holds them stays, and can be polled itself (epoll(7)).
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::epoll;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
+
+#[derive(Debug)]
+pub(super) struct Alarm {
+    epoll: OwnedFd,
+    timer: OwnedFd,
+    /// When the timer fires, CLOCK_MONOTONIC; `u64::MAX`: never.
+    due_ns: u64,
+}
+
+fn flags(reads: bool, writes: bool) -> epoll::EventFlags {
+    let mut flags = epoll::EventFlags::empty();
+    flags.set(epoll::EventFlags::IN, reads);
+    flags.set(epoll::EventFlags::OUT, writes);
+    flags
+}
+
+impl Alarm {
+    pub(super) fn new() -> io::Result<Alarm> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
+        epoll::add(&epoll, &timer, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
+        Ok(Alarm { epoll, timer, due_ns: u64::MAX })
+    }
+
+    /// Watches a socket from now on, until it is closed.
+    pub(super) fn watch(&self, socket: impl AsFd, reads: bool, writes: bool) -> io::Result<()> {
+        Ok(epoll::add(&self.epoll, socket, epoll::EventData::new_u64(1), flags(reads, writes))?)
+    }
+
+    pub(super) fn watch_for(&self, socket: impl AsFd, writes: bool) {
+        // It was added before, and nothing else can go wrong.
+        let _ = epoll::modify(&self.epoll, socket, epoll::EventData::new_u64(1), flags(true, writes));
+    }
+
+    pub(super) fn due_ns(&self) -> u64 {
+        self.due_ns
+    }
+
+    /// Fires at this time at the latest. No system call when it does already.
+    #[inline]
+    pub(super) fn by(&mut self, at_ns: u64, now_ns: u64) {
+        // What was due and not looked at is overdue, and readable: it stays so.
+        if at_ns < self.due_ns && self.due_ns > now_ns {
+            self.set(at_ns);
+        }
+    }
+
+    /// Fires at this time and not before.
+    pub(super) fn set(&mut self, at_ns: u64) {
+        if at_ns == self.due_ns && at_ns == u64::MAX {
+            return;
+        }
+        self.due_ns = at_ns;
+        let at_ns = if at_ns == u64::MAX { 0 } else { at_ns.max(1) };
+        let at = Timespec {
+            tv_sec: i64::try_from(at_ns / 1_000_000_000).unwrap_or(i64::MAX),
+            tv_nsec: i64::try_from(at_ns % 1_000_000_000).expect("below a second"),
+        };
+        let never = Timespec { tv_sec: 0, tv_nsec: 0 };
+        // Ends what was readable, too (timerfd_create(2)). Times are valid, so it does not fail.
+        let _ =
+            timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &Itimerspec { it_interval: never, it_value: at });
+    }
+}
+
+impl AsFd for Alarm {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}
