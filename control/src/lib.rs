@@ -2,6 +2,7 @@
 #![deny(unsafe_code)]
 
 pub mod doctor;
+pub mod keys;
 
 /// The programs in the project's README, compiled so that they stay true.
 #[cfg(doctest)]

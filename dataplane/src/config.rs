@@ -1,8 +1,10 @@
 //! What a process is told when it starts: one struct, validated once, from a file, from flags or from code.
 
-use std::net::SocketAddr;
-use std::path::Path;
+use std::fs::File;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
 
+use praas_transport::hello::{Secret, SecretError};
 use serde::{Deserialize, Serialize};
 
 /// How workers talk to the controller: shared-memory rings (the product) or POSIX queues (the paper's).
@@ -15,6 +17,25 @@ pub enum Ipc {
     /// Two POSIX message queues a worker, header and chunks, as the paper's prototype has it.
     #[serde(rename = "mq")]
     Queue,
+}
+
+/// Which reactor carries connections.
+pub use praas_transport::reactor::Choice as ReactorChoice;
+
+/// A word that knows how to be read and shown.
+mod as_text {
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<T: Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    pub(super) fn deserialize<'de, T: FromStr<Err = String>, D: Deserializer<'de>>(reader: D) -> Result<T, D::Error> {
+        String::deserialize(reader)?.parse().map_err(serde::de::Error::custom)
+    }
 }
 
 /// How a participant waits for its next message.
@@ -117,8 +138,17 @@ pub struct ProcessConfig {
     pub process: String,
     /// The worker program and its arguments.
     pub worker: Vec<String>,
-    /// Where clients connect. Loopback only until connections are authenticated. Port 0 takes a free one.
-    pub listen: SocketAddr,
+    /// Where clients connect: `ADDRESS:PORT`, `[IPV6]:PORT` or `NAME:PORT`, of which the first address that can be had is taken. Port 0 takes a free one.
+    /// Other than loopback only with a key. Default `127.0.0.1:0`.
+    pub listen: String,
+    /// File with the application key, mode 0600. With a key, connections have to prove that they hold a credential made from it.
+    pub key_file: Option<PathBuf>,
+    /// The same from an inherited descriptor, which is read to its end.
+    pub key_fd: Option<u32>,
+    /// With a key: serve loopback connections without one as well. Default false.
+    pub plaintext: bool,
+    /// Connections that may be in the middle of their hello; one more takes the place of the oldest. Default 1024.
+    pub unauthenticated_max: u32,
     /// Workers kept running, 1..=63. Default 2.
     pub workers: u8,
     /// Most workers ever running, when nested calls need more than `workers`, `workers`..=63. Default 8.
@@ -127,6 +157,9 @@ pub struct ProcessConfig {
     pub ipc: Ipc,
     /// How everybody waits.
     pub wait: WaitMode,
+    /// What carries connections: io_uring, epoll, or whichever is the faster of those that work here.
+    #[serde(with = "as_text")]
+    pub reactor: ReactorChoice,
     /// Which cores everybody runs on.
     pub pin: Pin,
     /// Whether workers may lease each other and talk without the controller (ring only). Default true.
@@ -160,11 +193,16 @@ impl Default for ProcessConfig {
         ProcessConfig {
             process: String::new(),
             worker: Vec::new(),
-            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            listen: "127.0.0.1:0".into(),
+            key_file: None,
+            key_fd: None,
+            plaintext: false,
+            unauthenticated_max: 1024,
             workers: 2,
             workers_max: 8,
             ipc: Ipc::default(),
             wait: WaitMode::default(),
+            reactor: ReactorChoice::default(),
             pin: Pin::default(),
             leases: true,
             payload_bytes_max: 64 << 20,
@@ -226,11 +264,25 @@ pub enum ConfigError {
     /// No worker program was named.
     #[error("no worker program: name one with --worker PROGRAM or `worker = [\"PROGRAM\"]`")]
     NoWorker,
-    /// Serving strangers needs keys, which this version does not have.
+    /// Other machines are served with a key only.
     #[error(
-        "listen address {0} is not loopback: connections are not authenticated yet, so only 127.0.0.0/8 and ::1 are served"
+        "listen address {0} is not loopback: give --key-file FILE (`praas key new FILE` makes one), without --plaintext"
     )]
     NotLoopback(SocketAddr),
+    /// The listen address is none.
+    #[error("listen = `{listen}`: {source}; give HOST:PORT, such as 127.0.0.1:4000 or [::1]:0")]
+    Listen {
+        /// As configured.
+        listen: String,
+        /// What the resolver said.
+        source: std::io::Error,
+    },
+    /// Two keys.
+    #[error("both key_file and key_fd are given: use one of --key-file and --key-fd")]
+    TwoKeys,
+    /// There is no key where one should be.
+    #[error("application key: {0}")]
+    Key(#[from] SecretError),
 }
 
 impl ProcessConfig {
@@ -259,8 +311,8 @@ impl ProcessConfig {
         if self.worker.is_empty() {
             return Err(ConfigError::NoWorker);
         }
-        if !self.listen.ip().is_loopback() {
-            return Err(ConfigError::NotLoopback(self.listen));
+        if self.key_file.is_some() && self.key_fd.is_some() {
+            return Err(ConfigError::TwoKeys);
         }
         let name_ok =
             self.process.len() <= 64 && self.process.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
@@ -309,10 +361,57 @@ impl ProcessConfig {
             self.results_bytes_max.to_string(),
             "0 to 64 GiB",
         )?;
+        range(
+            (1..=1 << 12).contains(&self.unauthenticated_max),
+            "unauthenticated_max",
+            self.unauthenticated_max.to_string(),
+            "1 to 4096",
+        )?;
         for (field, value) in [("grace_ms", self.grace_ms), ("drain_ms", self.drain_ms), ("start_ms", self.start_ms)] {
             range((1..=600_000).contains(&value), field, value.to_string(), "1 ms to 10 minutes")?;
         }
         Ok(())
+    }
+
+    /// The addresses that `listen` stands for, in the resolver's order; may ask a name server.
+    ///
+    /// # Errors
+    /// `Listen`; `NotLoopback` when one of them is not, and there is no key or plain text is allowed.
+    pub fn listen_addresses(&self) -> Result<Vec<SocketAddr>, ConfigError> {
+        let failed = |source| ConfigError::Listen { listen: self.listen.clone(), source };
+        let addresses: Vec<SocketAddr> = self.listen.to_socket_addrs().map_err(failed)?.collect();
+        let keyed = self.key_file.is_some() || self.key_fd.is_some();
+        match addresses.iter().find(|address| !address.ip().to_canonical().is_loopback()) {
+            Some(&outside) if !keyed || self.plaintext => Err(ConfigError::NotLoopback(outside)),
+            _ if addresses.is_empty() => Err(failed(std::io::ErrorKind::NotFound.into())),
+            _ => Ok(addresses),
+        }
+    }
+
+    /// Reads the application key, if one is configured. Once: a pipe is empty after it.
+    pub(crate) fn read_key(&self) -> Result<Option<Secret>, ConfigError> {
+        let read_fd = |fd: u32| {
+            let from = format!("descriptor {fd}");
+            // Any but standard input is opened anew by its name, since a number alone is nobody's. No worker inherits it.
+            let opened = match fd {
+                0 => rustix::stdio::stdin().try_clone_to_owned().map(File::from),
+                _ => File::open(format!("/proc/self/fd/{fd}")),
+            };
+            let mut file = opened.map_err(|source| SecretError::File { what: "open", path: from.clone(), source })?;
+            let key = Secret::from_reader(&mut file, &from)?;
+            if fd == 0 {
+                // Which every worker does.
+                let replaced = File::open("/dev/null").and_then(|null| Ok(rustix::stdio::dup2_stdin(null)?));
+                replaced.map_err(|source| SecretError::File { what: "close", path: from, source })?;
+            }
+            Ok(key)
+        };
+        let key = match (&self.key_file, self.key_fd) {
+            (Some(path), _) => Some(Secret::from_file(path)),
+            (None, Some(fd)) => Some(read_fd(fd)),
+            (None, None) => None,
+        };
+        Ok(key.transpose()?)
     }
 
     /// Checks the cores of `pin` against those we may run on (`sched_getaffinity`), in ascending order.
@@ -375,8 +474,19 @@ mod tests {
 
     #[test]
     fn only_loopback_is_served_without_keys() {
-        let config = ProcessConfig { listen: "0.0.0.0:1".parse().unwrap(), ..sound() };
-        assert!(matches!(config.validate(), Err(ConfigError::NotLoopback(_))));
+        let refused = |listen: &str, key: bool, plaintext| {
+            let key_file = key.then(|| "key".into());
+            let config = ProcessConfig { listen: listen.into(), key_file, plaintext, ..sound() };
+            config.validate().unwrap();
+            matches!(config.listen_addresses(), Err(ConfigError::NotLoopback(_)))
+        };
+        for outside in ["0.0.0.0:1", "[::]:1", "192.0.2.1:1"] {
+            assert!(refused(outside, false, false) && refused(outside, true, true) && refused(outside, false, true));
+            assert!(!refused(outside, true, false));
+        }
+        for inside in ["127.0.0.1:1", "127.1.2.3:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+            assert!(!refused(inside, false, false) && !refused(inside, true, true));
+        }
     }
 
     #[test]

@@ -4,7 +4,10 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use praas_transport::Secret;
 
 use crate::config::{Ipc, Pin, WaitMode};
 
@@ -25,10 +28,21 @@ pub struct LaunchConfig {
     pub wait: WaitMode,
     /// Which cores everybody runs on.
     pub pin: Pin,
+    /// The application key, so that connections have to be authenticated. Default: none.
+    pub key: Option<LaunchKey>,
     /// Further arguments of `praas-process`, as on its command line.
     pub args: Vec<String>,
     /// Where its messages and those of its workers go: to our stderr, or nowhere.
     pub quiet: bool,
+}
+
+/// How a process gets its key. Never in its arguments or its environment, where others can read it.
+#[derive(Debug, Clone)]
+pub enum LaunchKey {
+    /// It reads this file, mode 0600.
+    File(PathBuf),
+    /// Through a pipe that it reads at its start. Its workers cannot find it anywhere then.
+    Pipe(Arc<Secret>),
 }
 
 impl Default for LaunchConfig {
@@ -41,6 +55,7 @@ impl Default for LaunchConfig {
             ipc: Ipc::default(),
             wait: WaitMode::default(),
             pin: Pin::default(),
+            key: None,
             args: Vec::new(),
             quiet: false,
         }
@@ -87,6 +102,7 @@ pub struct LocalProcess {
     child: Child,
     name: String,
     address: SocketAddr,
+    reactor: String,
 }
 
 /// Looks for one of our programs: beside the running one, or one folder up (where tests and benches of cargo live).
@@ -133,21 +149,34 @@ impl LocalProcess {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        let failed = |source| LaunchError::Spawn { program: program.display().to_string(), source };
+        match &config.key {
+            Some(LaunchKey::File(path)) => {
+                command.arg("--key-file").arg(path);
+            }
+            Some(LaunchKey::Pipe(key)) => {
+                let (reader, mut writer) = std::io::pipe().map_err(failed)?;
+                // Far less than a pipe takes.
+                writer.write_all(key.to_hex().as_bytes()).map_err(failed)?;
+                command.arg("--key-fd=0").stdin(reader);
+            }
+            None => {}
+        }
         let spawned = command.spawn();
-        let mut child =
-            spawned.map_err(|source| LaunchError::Spawn { program: program.display().to_string(), source })?;
+        // It holds our end of the pipe.
+        drop(command);
+        let mut child = spawned.map_err(failed)?;
         let (stdout, stderr) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
         let said = forward(stderr, config.quiet);
         let mut stdout = BufReader::new(stdout);
         let mut line = String::new();
         let _ = stdout.read_line(&mut line);
-        let Some((name, address)) = parse_ready(&line) else {
+        let Some((name, address, reactor)) = parse_ready(&line) else {
             let ended = line.is_empty();
             if !ended {
                 let _ = child.kill();
             }
-            let status =
-                child.wait().map_err(|source| LaunchError::Spawn { program: program.display().to_string(), source })?;
+            let status = child.wait().map_err(failed)?;
             let text = said.join().unwrap_or_default();
             let line = line.trim().to_owned();
             return Err(if ended { LaunchError::Ended { status, text } } else { LaunchError::Strange { line } });
@@ -162,7 +191,7 @@ impl LocalProcess {
                 }
             });
         });
-        Ok(LocalProcess { child, name, address })
+        Ok(LocalProcess { child, name, address, reactor })
     }
 
     /// Where clients connect.
@@ -175,6 +204,12 @@ impl LocalProcess {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What it waits with, as its ready line says: `epoll`, `uring`; empty when the line does not say.
+    #[must_use]
+    pub fn reactor(&self) -> &str {
+        &self.reactor
     }
 
     /// Pid of the controller; its workers are its children.
@@ -247,11 +282,11 @@ fn copy_lines(from: &mut impl BufRead, mut to: impl FnMut(&str)) {
     }
 }
 
-fn parse_ready(line: &str) -> Option<(String, SocketAddr)> {
+fn parse_ready(line: &str) -> Option<(String, SocketAddr, String)> {
     let mut words = line.split_whitespace();
     if words.next() != Some("ready") {
         return None;
     }
-    let mut value = |key: &str| words.next().and_then(|word| word.strip_prefix(key)).map(str::to_owned);
-    Some((value("process=")?, value("listen=")?.parse().ok()?))
+    let value = |key: &str| words.clone().find_map(|word| word.strip_prefix(key)).map(str::to_owned);
+    Some((value("process=")?, value("listen=")?.parse().ok()?, value("reactor=").unwrap_or_default()))
 }

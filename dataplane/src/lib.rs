@@ -1,5 +1,5 @@
 #![doc = include_str!("../README.md")]
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod cgroup;
 pub mod client;
@@ -17,9 +17,10 @@ pub mod wire;
 pub mod worker;
 
 pub use client::{CallOptions, Client, ClientConfig, ClientReply, Delivery};
-pub use config::{ConfigError, Ipc, Pin, ProcessConfig, WaitMode};
+pub use config::{ConfigError, Ipc, Pin, ProcessConfig, ReactorChoice, WaitMode};
 pub use error::{Failure, InvokeError};
-pub use launch::{LaunchConfig, LaunchError, LocalProcess};
+pub use launch::{LaunchConfig, LaunchError, LaunchKey, LocalProcess};
 pub use payload::{Input, Loan, Output, Payload, Reply};
+pub use praas_transport::hello::{Credential, Role, Secret, SecretError, Session};
 pub use runtime::{Process, ProcessError, Ready};
 pub use worker::{Context, FunctionId, Lease, Pending, Worker};

@@ -1,20 +1,21 @@
 //! The words of the protocol: kinds of frames between client and process, kinds of records between controller and
 //! workers, and the codes a call can end with. Numbers here are on the wire; adding is fine, changing is a new version.
 
+use praas_transport::hello::Versions;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Ipc;
 use crate::placement::Patience;
 
-/// Version of everything in this file. Both sides of a hello must agree.
+/// Version of everything in this file, and of the frames it travels in. The two ends of a hello agree on one.
 pub const PROTOCOL_VERSION: u32 = 1;
+/// Those that this build speaks.
+pub const VERSIONS: Versions = Versions { min: PROTOCOL_VERSION, max: PROTOCOL_VERSION };
 
 /// Frames between a client and a process ([`praas_transport::frame::Header::kind`]).
 pub mod frame {
-    /// Client → process, first frame: `aux` is the protocol version; `incarnation` the connection's number, from the count that
-    /// numbers calls, the body the 16 bytes of the client's session. Without a body there is no session.
-    pub const HELLO: u8 = 1;
-    /// Process → client: `aux` is the protocol version, the body a [`super::Welcome`] in JSON.
+    // 1 was a hello, which is no frame any more.
+    /// Process → client, the first frame after the hello: `aux` is the protocol version, the body a [`super::Welcome`] in JSON.
     pub const WELCOME: u8 = 2;
     /// Client → process: `call`, `function`, `budget_ns`, flags, body. With [`FLAG_ONCE`], `aux` is the lowest such call that has
     /// no answer yet.

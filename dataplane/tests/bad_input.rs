@@ -7,13 +7,14 @@ use std::io::Write;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use praas_dataplane::wire::{PROTOCOL_VERSION, frame};
+use praas_dataplane::wire::frame;
 use praas_dataplane::{Client, ClientConfig, InvokeError, Ipc, LaunchConfig, LaunchError, LocalProcess};
 use praas_transport::Header;
-use support::raw::Raw;
+use praas_transport::frame::{Seal, Transit};
+use support::raw::{Raw, initiator};
 use support::{
-    PATIENCE, connect, content, cpu_seconds, fds, launch_config, on_both_channels, process_program, run_process,
-    start_with, start_workers, test_worker, wait_until,
+    PATIENCE, connect, content, cpu_seconds, fds, launch_config, memory_kib, on_both_channels, process_program,
+    run_process, start_with, start_workers, test_worker, wait_until,
 };
 
 /// The process ends with this code and says one line that contains all of these.
@@ -65,6 +66,7 @@ fn bad_command_lines_get_one_line_and_the_right_exit_code() {
         ("--queue-max", "0"),
         ("--connection-calls-max", "0"),
         ("--connections-max", "65537"),
+        ("--unauthenticated-max", "0"),
         ("--start-ms", "0"),
         ("--process", "a/b"),
     ] {
@@ -168,15 +170,21 @@ fn connecting_says_why_not() {
     }
 }
 
+/// The bytes of a connection's first header.
+fn first(header: &Header) -> Vec<u8> {
+    header.seal(Transit::default(), &mut Seal::default()).to_vec()
+}
+
 #[test]
 fn n5_n13_garbage_on_the_port_is_closed_and_others_are_served() {
     let (process, mut client) = start_workers(Ipc::Ring, 1, &[]);
     let open = fds(process.pid());
-    let hello = Header { kind: frame::HELLO, aux: u64::from(PROTOCOL_VERSION), ..Header::default() };
-    let mut flipped = hello.encode();
-    flipped[40] ^= 1;
-    let version = Header { aux: 999, ..hello };
-    let with_payload = Header { payload_bytes: 5, ..hello };
+    let hello = initiator(None).output().to_vec();
+    let changed = |at: usize, bit: u8| {
+        let mut hello = hello.clone();
+        hello[at] ^= bit;
+        hello
+    };
     let request_first = Header { kind: frame::REQUEST, payload_bytes: 0, ..Header::default() };
     let mut cases: Vec<(&str, Vec<u8>)> = vec![
         ("http", b"GET / HTTP/1.1\r\nHost: localhost\r\nUser-Agent: stranger\r\nAccept: */*\r\n\r\n".to_vec()),
@@ -184,32 +192,69 @@ fn n5_n13_garbage_on_the_port_is_closed_and_others_are_served() {
         ("zeros", vec![0; 4096]),
         ("ones", vec![0xff; 4096]),
         ("noise", content(77, 100_000)),
-        ("a flipped bit", flipped.to_vec()),
-        ("another version", version.encode().to_vec()),
-        ("a hello with a payload", [&with_payload.encode()[..], b"12345"].concat()),
-        ("a request first", request_first.encode().to_vec()),
-        ("an unknown kind", [hello.encode(), Header { kind: 99, ..Header::default() }.encode()].concat()),
-        ("a hello twice", [hello.encode(), hello.encode()].concat()),
+        ("a flipped bit of what is reserved", changed(7, 1)),
+        ("another version", changed(15, 1)),
+        ("another hello", changed(4, 2)),
+        ("a request first", first(&request_first)),
+        ("a hello twice", [&hello[..], &hello[..]].concat()),
     ];
+    let mut after_hello = vec![("an unknown kind", first(&Header { kind: 99, ..Header::default() }))];
+    after_hello.push(("a hello once more", hello.clone()));
     for bytes in [1 << 41, 1 << 63, u64::MAX] {
         let header = Header { kind: frame::REQUEST, payload_bytes: bytes, ..Header::default() };
-        cases.push(("an oversize length", [hello.encode(), header.encode()].concat()));
+        after_hello.push(("an oversize length", first(&header)));
     }
-    for (what, bytes) in &cases {
-        let mut raw = Raw::connect(process.addr());
+    // What no sender of ours writes, before the hello and after it, with a checksum that fits.
+    let request = Header { kind: frame::REQUEST, call: 1, ..Header::default() };
+    let forged = |change: &dyn Fn(&mut [u8; 64])| {
+        let mut bytes = [0; 64];
+        bytes.copy_from_slice(&first(&request));
+        change(&mut bytes);
+        bytes[8..12].fill(0);
+        // Of the header and its number, the first.
+        let check = crc32fast::hash(&[&bytes[..], &[0; 8]].concat());
+        bytes[8..12].copy_from_slice(&check.to_le_bytes());
+        bytes
+    };
+    let seal = |header: &Header| header.seal(Transit::default(), &mut Seal::default());
+    for (what, forged) in [
+        ("another magic", forged(&|bytes| bytes[0] = b'Q')),
+        ("another layout", forged(&|bytes| bytes[2] += 1)),
+        ("pieces of a payload that needs none", forged(&|bytes| bytes[22] = 1)),
+        ("a piece of nothing", forged(&|bytes| bytes[22..24].copy_from_slice(&0x8001_u16.to_le_bytes()))),
+        ("a stream that does not exist", forged(&|bytes| bytes[22] = 9)),
+        ("a key over its limit", forged(&|bytes| bytes[20..22].copy_from_slice(&1025_u16.to_le_bytes()))),
+        ("the longest key", forged(&|bytes| bytes[20..22].copy_from_slice(&[0xff; 2]))),
+        ("a payload of minus one", forged(&|bytes| bytes[24..32].copy_from_slice(&(-1_i64).to_le_bytes()))),
+        ("a payload of 2^63", forged(&|bytes| bytes[31] = 0x80)),
+        ("a greeting from a client", seal(&Header { kind: frame::WELCOME, ..request })),
+        ("an answer from a client", seal(&Header { kind: frame::REPLY, ..request })),
+        ("a kind of zero", seal(&Header { kind: 0, ..request })),
+        ("the last kind", seal(&Header { kind: 255, ..request })),
+    ] {
+        cases.push((what, forged.to_vec()));
+        after_hello.push((what, forged.to_vec()));
+    }
+    let memory = memory_kib(process.pid());
+    for (greeted, (what, bytes)) in
+        cases.iter().map(|case| (false, case)).chain(after_hello.iter().map(|case| (true, case)))
+    {
+        let mut raw = if greeted { Raw::greet(process.addr()) } else { Raw::connect(process.addr()) };
         // It may be closed before it has everything.
         let _ = raw.0.write_all(bytes);
         assert!(raw.is_closed(), "{what} was not closed");
         assert_eq!(&*client.invoke("echo", b"beside").unwrap(), b"beside", "beside {what}");
     }
     // Half a header, then the end.
-    for cut in [1, 2, 63] {
+    for cut in [1, 2, 159] {
         let mut raw = Raw::connect(process.addr());
-        raw.0.write_all(&hello.encode()[..cut]).unwrap();
+        raw.0.write_all(&hello[..cut]).unwrap();
         raw.0.shutdown(std::net::Shutdown::Write).unwrap();
         assert!(raw.is_closed());
     }
     wait_until("no descriptor stays", PATIENCE, || fds(process.pid()) == open);
+    let grown = memory_kib(process.pid()).saturating_sub(memory);
+    assert!(grown < 2048, "{grown} KiB for garbage");
 }
 
 #[test]
@@ -234,14 +279,14 @@ fn p2_a_payload_over_the_limit_is_refused_and_the_connection_goes_on() {
 #[test]
 fn n2_silent_and_slow_strangers_do_not_keep_others_out() {
     let (process, mut client) = start_workers(Ipc::Ring, 1, &["--connections-max", "16"]);
-    let hello = Header { kind: frame::HELLO, aux: u64::from(PROTOCOL_VERSION), ..Header::default() }.encode();
+    let hello = initiator(None).output().to_vec();
     // Silent ones, and ones that send a byte now and then: more than there are places.
     let mut silent: Vec<Raw> = (0..20).map(|_| Raw::connect(process.addr())).collect();
     let mut sent = 0;
     let begun = Instant::now();
     let quick = ClientConfig { connect_within: Duration::from_millis(500), ..ClientConfig::default() };
     wait_until("somebody with manners is let in", PATIENCE, || {
-        for raw in silent.iter_mut().skip(10).filter(|_| sent < 62) {
+        for raw in silent.iter_mut().skip(10).filter(|_| sent < 158) {
             let _ = raw.0.write_all(&hello[sent..=sent]);
         }
         sent += 1;
@@ -343,7 +388,8 @@ fn a8_a_client_that_never_reads_costs_bounded_memory_and_nobody_else_anything() 
     let mut taken = 0_u64;
     for call in 0..4096 {
         let request = Header { kind: frame::REQUEST, call, payload_bytes: 1 << 20, ..Header::default() };
-        if deaf.0.write_all(&request.encode()).and_then(|()| deaf.0.write_all(&body)).is_err() {
+        let head = deaf.seal(&request);
+        if deaf.0.write_all(&head).and_then(|()| deaf.0.write_all(&body)).is_err() {
             break;
         }
         taken += 1;
@@ -365,11 +411,13 @@ fn g1_answers_that_wait_for_a_slow_client_all_arrive() {
         let mut slow = Raw::greet(process.addr());
         let mut sender = slow.0.try_clone().unwrap();
         // From beside, because the process stops reading a client who leaves too much unread.
+        let mut seal = std::mem::take(&mut slow.1);
         let writer = std::thread::spawn(move || {
             for call in 0..12_u8 {
                 let header =
                     Header { kind: frame::REQUEST, call: call.into(), payload_bytes: 4_000_000, ..Header::default() };
-                sender.write_all(&header.encode()).and_then(|()| sender.write_all(&vec![call; 4_000_000])).unwrap();
+                let head = header.seal(Transit::default(), &mut seal);
+                sender.write_all(&head).and_then(|()| sender.write_all(&vec![call; 4_000_000])).unwrap();
             }
         });
         // Slowness is the point of this test.
@@ -395,7 +443,8 @@ fn a8_a_client_that_stays_deaf_is_closed() {
     // More than the kernel keeps for a connection, until it is not read any more.
     for call in 0..400 {
         let request = Header { kind: frame::REQUEST, call, payload_bytes: 100_000, ..Header::default() };
-        if deaf.0.write_all(&request.encode()).and_then(|()| deaf.0.write_all(&[1; 100_000])).is_err() {
+        let head = deaf.seal(&request);
+        if deaf.0.write_all(&head).and_then(|()| deaf.0.write_all(&[1; 100_000])).is_err() {
             break;
         }
     }

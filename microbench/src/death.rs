@@ -22,7 +22,7 @@ use crate::owed::judge;
 use crate::placement::Wait;
 use crate::recorder::Recorder;
 use crate::row::{Row, RowSink};
-use crate::subject::{Channel, Subject};
+use crate::subject::{Channel, Setup};
 use crate::table;
 use crate::worker::VICTIM;
 
@@ -53,7 +53,7 @@ pub(crate) struct DeathArgs {
 
 pub(crate) fn run(args: &DeathArgs) -> Result<()> {
     let mut sink = RowSink::open(args.json.as_deref())?;
-    let subject = Subject::start_quiet(args.ipc, args.wait, args.workers)?;
+    let subject = Setup { quiet: true, ..Setup::new(args.ipc, args.wait, args.workers) }.start()?;
     let mut client = subject.client()?;
     let ear = UdpSocket::bind(("127.0.0.1", 0)).context("listen for the victim's pid")?;
     ear.set_read_timeout(Some(PID_PATIENCE))?;

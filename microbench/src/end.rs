@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::event::{PollFd, PollFlags};
@@ -127,17 +127,29 @@ pub(crate) fn until_ready<T>(
     wait: Wait,
     fd: BorrowedFd<'_>,
     direction: PollFlags,
+    attempt: impl FnMut() -> io::Result<T>,
+) -> io::Result<T> {
+    let spin_budget = if wait == Wait::Latency { None } else { Some(SPIN_BUDGET) };
+    until_ready_within(spin_budget, fd, direction, attempt)
+}
+
+/// The same with a budget of its own: after so long without success it sleeps; `None` never does.
+#[inline]
+pub(crate) fn until_ready_within<T>(
+    spin_budget: Option<Duration>,
+    fd: BorrowedFd<'_>,
+    direction: PollFlags,
     mut attempt: impl FnMut() -> io::Result<T>,
 ) -> io::Result<T> {
     let mut spin_ends: Option<Instant> = None;
     loop {
         match attempt() {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => match wait {
-                Wait::Latency => std::hint::spin_loop(),
-                Wait::Balanced | Wait::Efficient => {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => match spin_budget {
+                None => std::hint::spin_loop(),
+                Some(spin_budget) => {
                     let now = Instant::now();
-                    if now >= *spin_ends.get_or_insert(now + SPIN_BUDGET) {
+                    if now >= *spin_ends.get_or_insert(now + spin_budget) {
                         rustix::event::poll(&mut [PollFd::from_borrowed_fd(fd, direction)], None)?;
                         spin_ends = None;
                     }

@@ -18,8 +18,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::channel::{Channel, Pair};
 use crate::end::Block;
 use crate::placement::{Placement, Wait, startup_cores};
-use crate::plan::{Plan, WARM_UP};
-use crate::recorder::{Recorder, median};
+use crate::plan::Plan;
+use crate::recorder::Recorder;
+use crate::remote::until_warm;
 use crate::row::{Row, RowSink};
 use crate::size::{self, Size};
 use crate::table;
@@ -120,20 +121,9 @@ pub(crate) fn run(args: &FloorsArgs) -> Result<()> {
     Ok(())
 }
 
-/// Warms a pair up, in blocks that double so that one cold sample does not decide; returns what a sample takes once
-/// warm, in nanoseconds.
+/// Warms a pair up; returns what a sample takes once warm, in nanoseconds.
 pub(crate) fn warm_up(pair: &mut Pair, bytes: usize, trips_per_sample: u32) -> Result<u64> {
-    let mut samples_ns = Vec::new();
-    let mut spent_ns = 0;
-    for doubling in 2.. {
-        samples_ns.clear();
-        pair.run(Block { bytes, samples: 1 << doubling, trips_per_sample }, &mut samples_ns)?;
-        spent_ns += samples_ns.iter().sum::<u64>();
-        if u128::from(spent_ns) >= WARM_UP.as_nanos() {
-            break;
-        }
-    }
-    Ok(median(&mut samples_ns))
+    until_warm(|samples, samples_ns| pair.run(Block { bytes, samples, trips_per_sample }, samples_ns))
 }
 
 fn measure(cells: &mut [Cell], runs: usize, bar: &ProgressBar, steps_per_run: u64) -> Result<()> {

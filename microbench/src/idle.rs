@@ -8,19 +8,19 @@
 //! Excludes  pages users touched: each worker answers one small call first, so that it is whole.
 //! Checks    every worker is still there at the end, and a call is answered.
 
-use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Args;
 
 use crate::floors::progress;
 use crate::owed::judge;
 use crate::placement::{Wait, pin, startup_cores};
 use crate::row::{Row, RowSink};
-use crate::subject::{Channel, Subject};
+use crate::subject::{Channel, Setup};
 use crate::table;
+use crate::usage::{family, memory, processor_seconds};
 use crate::worker::ECHO;
 
 /// After the last call, before the count begins: spinning budgets run out, memory settles.
@@ -45,13 +45,6 @@ pub(crate) struct IdleArgs {
     json: Option<PathBuf>,
 }
 
-/// Memory of a process in KiB.
-#[derive(Copy, Clone, Debug, Default, PartialEq)]
-struct Memory {
-    resident_kib: u64,
-    proportional_kib: u64,
-}
-
 pub(crate) fn run(args: &IdleArgs) -> Result<()> {
     let mut sink = RowSink::open(args.json.as_deref())?;
     let bar = progress(args.wait.len() as u64);
@@ -73,14 +66,13 @@ pub(crate) fn run(args: &IdleArgs) -> Result<()> {
 }
 
 fn watch(args: &IdleArgs, wait: Wait) -> Result<Vec<Row>> {
-    let subject = Subject::start(args.ipc, wait, args.workers)?;
+    let subject = Setup::new(args.ipc, wait, args.workers).start()?;
     let mut client = subject.quiet_client()?;
     for _ in 0..args.workers {
         client.invoke(ECHO, b"are you there?")?;
     }
     std::thread::sleep(SETTLED);
-    let mut pids = vec![subject.pid()];
-    pids.extend(children(subject.pid())?);
+    let pids = family(subject.pid())?;
     ensure!(
         pids.len() == 1 + usize::from(args.workers),
         "{} workers run where {} were asked for",
@@ -88,17 +80,10 @@ fn watch(args: &IdleArgs, wait: Wait) -> Result<Vec<Row>> {
         args.workers
     );
 
-    let (ticks_before, before) = (ticks(&pids)?, Instant::now());
+    let (used_before, before) = (processor_seconds(&pids)?, Instant::now());
     std::thread::sleep(Duration::from_secs(args.seconds));
-    let (ticks_after, elapsed) = (ticks(&pids)?, before.elapsed());
-    let used = (ticks_after - ticks_before) as f64 / ticks_per_second();
-    let mut memory = Memory::default();
-    for &pid in &pids {
-        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).context("read a worker's memory")?;
-        let one = parse_rollup(&rollup).context("a worker's memory makes no sense")?;
-        memory.resident_kib += one.resident_kib;
-        memory.proportional_kib += one.proportional_kib;
-    }
+    let (used, elapsed) = (processor_seconds(&pids)? - used_before, before.elapsed());
+    let memory = memory(&pids)?;
     ensure!(*client.invoke(ECHO, b"still there?")? == *b"still there?", "wrong answer after the idle time");
     pin(&startup_cores()?)?;
 
@@ -118,59 +103,4 @@ fn watch(args: &IdleArgs, wait: Wait) -> Result<Vec<Row>> {
         row("idle_memory", memory.proportional_kib as f64 / 1024.0, "MiB"),
         row("idle_memory_resident_sum", memory.resident_kib as f64 / 1024.0, "MiB"),
     ])
-}
-
-/// Child processes of every thread of a process.
-fn children(pid: u32) -> Result<Vec<u32>> {
-    let mut found = Vec::new();
-    for task in fs::read_dir(format!("/proc/{pid}/task")).context("is the process still there?")?.flatten() {
-        let text = fs::read_to_string(task.path().join("children")).context("list workers")?;
-        found.extend(text.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
-    }
-    Ok(found)
-}
-
-fn ticks(pids: &[u32]) -> Result<u64> {
-    pids.iter()
-        .map(|pid| {
-            let stat =
-                fs::read_to_string(format!("/proc/{pid}/stat")).with_context(|| format!("process {pid} is gone"))?;
-            parse_ticks(&stat).with_context(|| format!("/proc/{pid}/stat makes no sense"))
-        })
-        .sum()
-}
-
-/// User plus system time, fields 14 and 15 of proc_pid_stat(5). The name in field 2 may hold anything, brackets too.
-fn parse_ticks(stat: &str) -> Option<u64> {
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
-}
-
-fn parse_rollup(text: &str) -> Option<Memory> {
-    let field = |name: &str| {
-        text.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok())
-    };
-    Some(Memory { resident_kib: field("Rss:")?, proportional_kib: field("Pss:")? })
-}
-
-fn ticks_per_second() -> f64 {
-    rustix::param::clock_ticks_per_second() as f64
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ticks_are_found_behind_a_name_with_brackets() {
-        let stat = "7 (a) b) S 1 7 7 0 -1 0 1 2 3 4 150 25 0 0 20 0 1 0 5 6 7";
-        assert_eq!(parse_ticks(stat), Some(175));
-        assert_eq!(parse_ticks("nonsense"), None);
-    }
-
-    #[test]
-    fn memory_is_read_with_and_without_sharing() {
-        let text = "0000-1111 ---p [rollup]\nRss:    2048 kB\nPss:     512 kB\nPss_Dirty: 1 kB\n";
-        assert_eq!(parse_rollup(text), Some(Memory { resident_kib: 2048, proportional_kib: 512 }));
-    }
 }

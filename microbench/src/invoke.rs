@@ -12,27 +12,25 @@
 //!           a row; remote: a raw TCP round trip; same size, wait mode and cores.
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use indicatif::ProgressBar;
-use praas_dataplane::Client;
-use praas_dataplane::client::RemoteFunction;
 
 use crate::channel::{self, Pair};
-use crate::end::{Block, is_stamped, nanoseconds, stamp};
+use crate::end::Block;
 use crate::floors::{DISTRIBUTION_BYTES_MAX, progress, warm_up};
 use crate::owed::judge;
 use crate::placement::{Placement, Wait, pin, startup_cores};
-use crate::plan::{Plan, SAMPLES_MIN, WARM_UP};
+use crate::plan::{Plan, SAMPLES_MIN};
 use crate::recorder::{Recorder, interpolated, median};
+use crate::remote::{RemoteCaller, until_warm};
 use crate::row::{Row, RowSink};
 use crate::size::{self, Size};
-use crate::subject::{Channel, Subject, drive};
+use crate::subject::{Channel, Reactor, Setup, Subject, drive, reactors};
 use crate::table;
-use crate::worker::{Drive, ECHO, Via};
+use crate::worker::{Drive, Via};
 
 /// How often a run goes back and forth between its floor and its calls.
 const TURNS: usize = 8;
@@ -94,6 +92,9 @@ pub(crate) struct InvokeArgs {
     /// Keep N calls in flight, 2 to 96, and report calls per second (local, payloads up to 40 B).
     #[arg(long, value_name = "N", value_parser = in_flight)]
     in_flight: Option<u32>,
+    /// What the process waits with, for remote calls; several take turns [default: as praas-process chooses].
+    #[arg(long, value_delimiter = ',')]
+    reactor: Vec<Reactor>,
     /// Also make the paper's rows: 100 repetitions of a fresh process, all kept, and a line with the first dropped.
     #[arg(long)]
     r100: bool,
@@ -119,14 +120,13 @@ struct Way {
     via: Via,
     workers: u8,
     touched: bool,
+    reactor: Option<Reactor>,
 }
 
 impl Way {
     fn start(self) -> Result<Subject> {
-        match self.via {
-            Via::Controller => Subject::start_unleased(self.ipc, self.wait, self.workers),
-            _ => Subject::start(self.ipc, self.wait, self.workers),
-        }
+        let setup = Setup::new(self.ipc, self.wait, self.workers);
+        Setup { leases: self.via != Via::Controller, reactor: self.reactor, ..setup }.start()
     }
 }
 
@@ -141,6 +141,7 @@ struct Cell {
     /// Of each turn: median of the calls by that of the floor just before.
     ratios: Vec<f64>,
     via: Option<String>,
+    reactor: Option<String>,
 }
 
 impl Cell {
@@ -156,6 +157,7 @@ impl Cell {
             floor: Recorder::new(),
             ratios: Vec::new(),
             via: None,
+            reactor: None,
         })
     }
 }
@@ -167,7 +169,7 @@ pub(crate) fn run(args: &InvokeArgs) -> Result<()> {
         run_limit: Duration::try_from_secs_f64(args.run_limit)?,
     };
     let mut sink = RowSink::open(args.json.as_deref())?;
-    let ways = ways(args);
+    let ways = ways(args)?;
     let steps = ways.len() as u64 * (u64::from(args.runs) + u64::from(args.r100));
     let bar = progress(steps);
     let mut rows = Vec::new();
@@ -203,7 +205,8 @@ pub(crate) fn run(args: &InvokeArgs) -> Result<()> {
 }
 
 /// Every combination that was asked for and means something: only local calls over rings have a choice of way.
-fn ways(args: &InvokeArgs) -> Vec<Way> {
+fn ways(args: &InvokeArgs) -> Result<Vec<Way>> {
+    let remote_reactors = reactors(&args.reactor)?;
     let mut ways = Vec::new();
     for &path in &args.path {
         for &ipc in &args.ipc {
@@ -217,15 +220,22 @@ fn ways(args: &InvokeArgs) -> Vec<Way> {
             if vias.is_empty() {
                 vias.push(Via::Auto);
             }
+            // A local call meets no reactor.
+            let reactors: Vec<Option<Reactor>> = match path {
+                Path::Remote => remote_reactors.clone(),
+                Path::Local => vec![None],
+            };
             for &wait in &args.wait {
                 for &via in &vias {
-                    let touched = !args.untouched;
-                    ways.push(Way { path, ipc, wait, via, workers: args.workers, touched });
+                    for &reactor in &reactors {
+                        let touched = !args.untouched;
+                        ways.push(Way { path, ipc, wait, via, workers: args.workers, touched, reactor });
+                    }
                 }
             }
         }
     }
-    ways
+    Ok(ways)
 }
 
 impl std::fmt::Display for Way {
@@ -235,6 +245,9 @@ impl std::fmt::Display for Way {
             Path::Remote => "remote",
         };
         write!(f, "{path} {}, {}", self.ipc.name(), self.wait)?;
+        if let Some(reactor) = self.reactor {
+            write!(f, ", reactor {reactor}")?;
+        }
         match self.via.name() {
             Some(name) => write!(f, ", via {name}"),
             None => Ok(()),
@@ -283,6 +296,7 @@ fn round_trips(way: Way, placement: Placement, sizes: &[Size], plan: &Plan, bar:
                 cells.push(Cell::new(bytes, call_ns, floor_ns, plan)?);
             }
             let cell = &mut cells[at];
+            cell.reactor = subject.reactor();
             let (mut calls_ns, mut floor_ns) = (Vec::new(), Vec::new());
             for _ in 0..TURNS {
                 subject.settle();
@@ -310,6 +324,7 @@ fn round_trips(way: Way, placement: Placement, sizes: &[Size], plan: &Plan, bar:
                 payload_bytes: cell.bytes as u64,
                 times: cell.recorder.summary(),
                 via: cell.via.clone(),
+                reactor: cell.reactor.clone().filter(|_| way.path == Path::Remote),
                 distribution: if cell.bytes <= DISTRIBUTION_BYTES_MAX {
                     cell.recorder.distribution()
                 } else {
@@ -398,6 +413,7 @@ fn paper_rows(way: Way, placement: Placement, sizes: &[Size]) -> Result<Vec<Row>
             let mut row = row_of(experiment, way, placement);
             row.payload_bytes = bytes as u64;
             row.via.clone_from(&via);
+            row.reactor = subject.reactor().filter(|_| way.path == Path::Remote);
             row.times = interpolated(samples_ns);
             rows.push(row);
         }
@@ -423,10 +439,7 @@ fn row_of(experiment: &str, way: Way, placement: Placement) -> Row {
 struct Caller {
     way: Way,
     placement: Placement,
-    client: Client,
-    echo: RemoteFunction,
-    message: Arc<[u8]>,
-    sequence: u64,
+    remote: RemoteCaller,
 }
 
 impl Caller {
@@ -435,53 +448,21 @@ impl Caller {
             Path::Local => subject.quiet_client(),
             Path::Remote => subject.client(),
         }?;
-        let echo = client.function(ECHO)?;
-        Ok(Self { way, placement, client, echo, message: Arc::new([]), sequence: 0 })
+        Ok(Self { way, placement, remote: RemoteCaller::new(client, way.touched)? })
     }
 
     /// Times of `calls` calls after `warm_up` untimed ones, and how local ones travelled.
     fn calls(&mut self, bytes: usize, warm_up: usize, calls: usize) -> Result<(Vec<u64>, Option<String>)> {
         pin(&[self.placement.ours])?;
         if self.way.path == Path::Remote {
-            return Ok((self.remote_calls(bytes, warm_up, calls)?, None));
+            let mut samples_ns = Vec::new();
+            self.remote.calls(bytes, warm_up, calls, &mut samples_ns)?;
+            return Ok((samples_ns, None));
         }
         let order = Drive { bytes, warm_up, calls, via: self.way.via, touched: self.way.touched, in_flight: 1 };
-        let driven = drive(&mut self.client, order)?;
+        let driven = drive(self.remote.client(), order)?;
         ensure!(driven.samples_ns.len() == calls, "{} of {calls} times came back", driven.samples_ns.len());
         Ok((driven.samples_ns, Some(driven.via)))
-    }
-
-    fn remote_calls(&mut self, bytes: usize, warm_up: usize, calls: usize) -> Result<Vec<u64>> {
-        if self.message.len() != bytes {
-            self.message = vec![0xA5; bytes].into();
-        }
-        let mut samples_ns = Vec::with_capacity(calls);
-        let mut before = Instant::now();
-        for call in 0..warm_up + calls {
-            self.sequence += 1;
-            if self.way.touched {
-                // Ours alone again once it was sent, so nothing is copied here.
-                stamp(Arc::make_mut(&mut self.message), self.sequence);
-            }
-            let reply = self.client.invoke(self.echo, Arc::clone(&self.message))?;
-            ensure!(
-                reply.len() == bytes && (!self.way.touched || is_stamped(&reply, self.sequence)),
-                "wrong answer: call {} of {bytes} B came back as {} B or with another stamp",
-                self.sequence,
-                reply.len()
-            );
-            // Compared whole once a block, outside the times.
-            let after = Instant::now();
-            if call >= warm_up {
-                samples_ns.push(nanoseconds(before, after));
-            }
-            before = after;
-            if call == 0 {
-                ensure!(*reply == *self.message, "wrong answer: the first {bytes} B payload came back changed");
-                before = Instant::now();
-            }
-        }
-        Ok(samples_ns)
     }
 
     /// Calls until a worker is leased, which takes the controller a while, and says how calls travel then.
@@ -500,14 +481,9 @@ impl Caller {
 
     /// Calls until warm; what a call takes then, in nanoseconds.
     fn warm_up(&mut self, bytes: usize) -> Result<u64> {
-        let (mut calls, mut spent_ns) = (4, 0);
-        loop {
-            let (mut samples_ns, _) = self.calls(bytes, 1, calls)?;
-            spent_ns += samples_ns.iter().sum::<u64>();
-            if u128::from(spent_ns) >= WARM_UP.as_nanos() {
-                return Ok(median(&mut samples_ns));
-            }
-            calls *= 2;
-        }
+        until_warm(|calls, samples_ns| {
+            *samples_ns = self.calls(bytes, 1, calls)?.0;
+            Ok(())
+        })
     }
 }

@@ -7,12 +7,17 @@ mod death;
 mod end;
 mod floors;
 mod idle;
+mod idle_connections;
 mod invoke;
+mod keeper;
 mod line;
+mod load;
 mod machine;
 mod owed;
 mod page;
 mod peer;
+mod peers;
+mod place;
 mod placement;
 mod plan;
 mod plot;
@@ -20,6 +25,7 @@ mod published;
 mod queue;
 mod raw;
 mod recorder;
+mod remote;
 mod report;
 mod row;
 mod size;
@@ -27,6 +33,7 @@ mod stream;
 mod subject;
 mod table;
 mod turn;
+mod usage;
 mod worker;
 
 use std::process::ExitCode;
@@ -50,6 +57,10 @@ Start here:
   praas-bench invoke                                   our invocations beside their floors
   praas-bench invoke --path local --via exchange,ring --sizes 8,64,5MiB
   praas-bench invoke --path local --sizes 8 --in-flight 64      calls per second
+  praas-bench peers                                    a remote call beside raw TCP, tokio, tokio-uring and axum
+  praas-bench load --in-flight 1,16,64 --rates 10%,50%,90%     calls per second over TCP, and latency over load
+  praas-bench load --connections 100 --in-flight 4 --rate 20000 --place netns
+  praas-bench idle-connections --connections 10000     memory of silent clients, and whether a busy one notices
   praas-bench death --kills 1000                       from SIGKILL of a worker to the caller's error
   praas-bench idle                                     processor time and memory of an idle process
   praas-bench floors --json floors.jsonl && praas-bench report --rows floors.jsonl --out results/mine
@@ -71,6 +82,19 @@ enum Command {
     Floors(floors::FloorsArgs),
     /// Invocations of a real process, each beside its floor.
     Invoke(invoke::InvokeArgs),
+    /// A remote call beside other people's echo servers: raw TCP three ways, tokio, tokio-uring, axum.
+    ///
+    /// The fastest raw server of a size and wait mode is the floor (`best_raw_tcp`); a ratio below one means that our call
+    /// is the quicker of the two.
+    Peers(peers::PeersArgs),
+    /// Many remote calls at once: calls per second (closed loop), and latency at a given rate (open loop).
+    ///
+    /// Without --rate or --rates the loop is closed: each answer makes room for the next call. With them calls are due at
+    /// times of their own, and each is timed from when it was due, so that a server that stalls is not let off by a
+    /// generator that waits for it.
+    Load(load::LoadArgs),
+    /// Memory of thousands of silent connections, and whether a busy one notices them.
+    IdleConnections(idle_connections::IdleConnectionsArgs),
     /// Kills workers and times how soon their callers know.
     Death(death::DeathArgs),
     /// Processor time and memory of a process that nobody calls.
@@ -80,6 +104,9 @@ enum Command {
     /// The second process of a floor; started by praas-bench itself.
     #[command(name = peer::SUBCOMMAND, hide = true)]
     FloorPeer,
+    /// Ends the process under test when praas-bench no longer can; started by praas-bench itself.
+    #[command(name = keeper::SUBCOMMAND, hide = true)]
+    Keeper { pid: u32 },
     /// The functions of the process under test; started by praas-process.
     #[command(name = worker::SUBCOMMAND, hide = true)]
     Worker,
@@ -95,11 +122,15 @@ fn main() -> ExitCode {
     let done = match command {
         Command::Floors(args) => floors::run(&args),
         Command::Invoke(args) => invoke::run(&args),
+        Command::Peers(args) => peers::run(&args),
+        Command::Load(args) => load::run(&args),
+        Command::IdleConnections(args) => idle_connections::run(&args),
         Command::Death(args) => death::run(&args),
         Command::Idle(args) => idle::run(&args),
         Command::Worker => return worker::serve(),
         Command::Report(args) => report::run(&args),
         Command::FloorPeer => peer::run(),
+        Command::Keeper { pid } => keeper::run(pid),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,6 +3,7 @@
 //! Every limit is a ratio inside one run, or a figure that does not depend on the machine's age. A figure missed is
 //! reported as missed.
 
+use crate::peers::BEST_RAW;
 use crate::row::Row;
 
 /// One thing owed.
@@ -21,6 +22,12 @@ enum Measure {
     Ratio,
     /// p99 over the same row's p50, at most.
     Tail,
+    /// p99 over the floor's p50, at most.
+    TailOverFloor,
+    /// The floor's p50 over p50, at least.
+    TimesFaster,
+    /// Answers per second of a load, at least.
+    Rate,
     /// p99 in milliseconds, at most.
     P99Milliseconds,
     /// The row's value, at least.
@@ -44,8 +51,27 @@ fn is_local_ring(row: &Row, via: &str) -> bool {
         && row.touched != Some(false)
 }
 
-/// Everything owed by the invocation experiment.
-pub(crate) const TARGETS: [Target; 12] = [
+/// Our call beside a peer whose name begins so.
+fn is_beside(row: &Row, peer: &str) -> bool {
+    row.experiment == "beside_peer"
+        && row.ipc == "ring"
+        && row.floor.as_deref().is_some_and(|floor| floor.starts_with(peer))
+}
+
+/// A load on our process over one connection with payloads of 64 B.
+fn is_load(row: &Row, kind: &str) -> bool {
+    row.experiment == "load"
+        && row.path == "remote"
+        && row.payload_bytes == 64
+        && row.load.as_ref().is_some_and(|load| load.kind == kind && load.connections == 1)
+}
+
+fn of_peak(row: &Row) -> Option<f64> {
+    row.load.as_ref()?.of_peak
+}
+
+/// Everything owed, by experiment.
+pub(crate) const TARGETS: &[Target] = &[
     Target {
         applies: |row| is_local_ring(row, "ring") && row.payload_bytes == 8,
         what: "local call over rings, 8 B, latency: p50 against a cache-line ping-pong over two lines",
@@ -87,14 +113,52 @@ pub(crate) const TARGETS: [Target; 12] = [
         limit: 1.5,
     },
     Target {
-        applies: |row| {
-            row.experiment == "invocation"
-                && (row.path.as_str(), row.ipc.as_str()) == ("remote", "ring")
-                && matches!(row.payload_bytes, 64 | 1_048_576)
-        },
-        what: "remote echo, ring, 64 B and 1 MiB: p50 against a raw TCP round trip in the same wait mode",
+        applies: |row| is_beside(row, BEST_RAW) && row.payload_bytes == 64,
+        what: "remote echo, 64 B, one in flight: p50 against the best raw TCP round trip in the same wait mode",
         measure: Measure::Ratio,
-        limit: 2.0,
+        limit: 1.6,
+    },
+    Target {
+        applies: |row| is_beside(row, BEST_RAW) && matches!(row.payload_bytes, 1_048_576 | 5_242_880),
+        what: "remote echo, 1 MiB and 5 MiB, one in flight: p50 against the best raw TCP round trip in the same wait mode",
+        measure: Measure::Ratio,
+        limit: 1.2,
+    },
+    Target {
+        applies: |row| is_beside(row, "http") && row.payload_bytes == 64,
+        what: "remote echo, 64 B, one in flight: faster than an echo over axum",
+        measure: Measure::TimesFaster,
+        limit: 5.0,
+    },
+    Target {
+        applies: |row| is_load(row, "closed") && row.in_flight == Some(64),
+        what: "remote echo, 64 B, 64 in flight, one connection: calls per second",
+        measure: Measure::Rate,
+        limit: 250e3,
+    },
+    Target {
+        applies: |row| is_load(row, "open") && of_peak(row).is_some_and(|of_peak| (0.49..0.51).contains(&of_peak)),
+        what: "remote echo, 64 B, one connection, at half of the peak rate: p99 against p50 of one in flight",
+        measure: Measure::TailOverFloor,
+        limit: 10.0,
+    },
+    Target {
+        applies: |row| row.experiment == "reactors",
+        what: "io_uring against our epoll, any size and load: p50 (5 % is what equal ones differ by from run to run)",
+        measure: Measure::Ratio,
+        limit: 1.05,
+    },
+    Target {
+        applies: |row| row.experiment == "connections_idle_memory",
+        what: "ten thousand idle connections: memory of the process",
+        measure: Measure::Below,
+        limit: 4.0,
+    },
+    Target {
+        applies: |row| row.experiment == "connections_idle_busy",
+        what: "a busy connection among ten thousand idle ones: p50 against itself without them",
+        measure: Measure::Ratio,
+        limit: 1.05,
     },
     Target {
         applies: |row| row.experiment == "throughput" && row.ipc == "ring",
@@ -149,6 +213,24 @@ impl Target {
                     met: ratio <= limit,
                 }
             }
+            Measure::TailOverFloor => {
+                let ratio = row.times.p99_us / row.floor_p50_us?;
+                let owed = format!("p99 <= {limit} x one in flight");
+                Verdict { owed, measured: format!("{ratio:.2} x"), met: ratio <= limit }
+            }
+            Measure::TimesFaster => {
+                let times = 1.0 / row.ratio_p50?;
+                Verdict {
+                    owed: format!(">= {limit} x faster"),
+                    measured: format!("{times:.2} x faster"),
+                    met: times >= limit,
+                }
+            }
+            Measure::Rate => {
+                let rate = row.load.as_ref()?.rate;
+                let show = |rate| format!("{} calls/s", crate::table::grouped(rate));
+                Verdict { owed: format!(">= {}", show(limit)), measured: show(rate), met: rate >= limit }
+            }
             Measure::P99Milliseconds => {
                 let p99 = row.times.p99_us / 1e3;
                 Verdict { owed: format!("p99 <= {limit} ms"), measured: format!("{p99:.2} ms"), met: p99 <= limit }
@@ -185,6 +267,7 @@ pub(crate) fn judge(mut row: Row) -> Row {
 mod tests {
     use super::*;
     use crate::recorder::Summary;
+    use crate::row::Load;
 
     fn local(via: &str, p50_us: f64, p99_us: f64, floor_us: f64) -> Row {
         let times = Summary { count: 1, p50_us, p99_us, ..Summary::default() };
@@ -207,6 +290,57 @@ mod tests {
         assert_eq!(judge(local("ring", 0.40, 0.5, 0.3)).verdict.as_deref(), Some("MISS"));
         assert_eq!(judge(local("ring", 0.36, 0.8, 0.3)).verdict.as_deref(), Some("MISS"));
         assert_eq!(judge(local("exchange", 0.40, 0.5, 0.3)).verdict.as_deref(), Some("PASS"));
+    }
+
+    fn verdict(row: Row) -> Option<String> {
+        judge(row).verdict
+    }
+
+    #[test]
+    fn what_remote_calls_owe_depends_on_whom_they_stand_beside() {
+        let beside = |peer: &str, payload_bytes, ratio: f64| {
+            let times = Summary { count: 1, p50_us: ratio * 10.0, ..Summary::default() };
+            let row = Row {
+                experiment: "beside_peer".into(),
+                path: "remote".into(),
+                ipc: "ring".into(),
+                payload_bytes,
+                times,
+                ..Row::default()
+            };
+            verdict(row.against(peer, 10.0))
+        };
+        assert_eq!(beside("best_raw_tcp (epoll)", 64, 1.59).as_deref(), Some("PASS"));
+        assert_eq!(beside("best_raw_tcp (epoll)", 64, 1.61).as_deref(), Some("MISS"));
+        assert_eq!(beside("best_raw_tcp (uring)", 5 << 20, 1.21).as_deref(), Some("MISS"));
+        assert_eq!(beside("http_awake", 64, 0.19).as_deref(), Some("PASS"));
+        assert_eq!(beside("http", 64, 0.21).as_deref(), Some("MISS"));
+        assert_eq!(beside("epoll", 64, 9.0), None, "only the best raw one is a floor");
+        assert_eq!(beside("http", 1024, 9.0), None);
+    }
+
+    #[test]
+    fn what_a_load_owes_is_calls_per_second_closed_and_a_tail_at_half_of_that() {
+        let load = |kind: &str, connections, rate, of_peak, p99_us| {
+            let load = Load { connections, kind: kind.into(), rate, of_peak, ..Load::default() };
+            let times = Summary { count: 1, p50_us: 30.0, p99_us, ..Summary::default() };
+            let row = Row {
+                experiment: "load".into(),
+                path: "remote".into(),
+                payload_bytes: 64,
+                in_flight: (kind == "closed").then_some(64),
+                times,
+                load: Some(load),
+                ..Row::default()
+            };
+            verdict(row.against("one in flight", 20.0))
+        };
+        assert_eq!(load("closed", 1, 251e3, None, 0.0).as_deref(), Some("PASS"));
+        assert_eq!(load("closed", 1, 249e3, None, 0.0).as_deref(), Some("MISS"));
+        assert_eq!(load("closed", 2, 1.0, None, 0.0), None);
+        assert_eq!(load("open", 1, 1.0, Some(0.5), 199.0).as_deref(), Some("PASS"));
+        assert_eq!(load("open", 1, 1.0, Some(0.5), 201.0).as_deref(), Some("MISS"));
+        assert_eq!(load("open", 1, 1.0, Some(0.75), 999.0), None);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The other process of a floor: this program again, on another core, told what to do over a socket.
 //!
-//! Between blocks the peer blocks on that socket, so an idle floor costs nothing and several may be open at once.
+//! Between blocks the peer blocks on that socket, so an idle floor costs nothing and several may be open at once. A peer that
+//! serves whoever connects (`peers/`) sleeps by itself when nobody asks.
 //! It dies with its parent (PDEATHSIG), and the run ends when it dies early.
 
 use std::io::{IoSlice, IoSliceMut};
@@ -16,6 +17,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 
 use crate::channel::{AnyEnd, Channel};
+use crate::peers::{self, Kind};
 use crate::placement::Wait;
 
 /// Name of the hidden subcommand that runs a peer.
@@ -34,12 +36,15 @@ pub(crate) enum Order {
     Join { channel: Channel, wait: Wait, core: usize, bytes_max: usize },
     /// Return `rounds` messages of `bytes`.
     Serve { bytes: usize, rounds: u64 },
+    /// First and last, with a listening socket: serve everybody who connects there.
+    Echo { kind: Kind, wait: Wait, core: usize },
 }
 
 /// A running peer, seen from the parent. Dropping it ends the peer.
 #[derive(Debug)]
 pub(crate) struct Peer {
     control: OwnedFd,
+    pid: u32,
 }
 
 impl Peer {
@@ -54,6 +59,7 @@ impl Peer {
             .stdout(Stdio::null())
             .spawn()
             .context("start the floor's second process")?;
+        let pid = child.id();
         // A spinning parent cannot notice a dead peer by itself, so a sleeping thread does.
         std::thread::spawn(move || match child.wait() {
             Ok(status) if status.success() => {}
@@ -62,10 +68,14 @@ impl Peer {
                 std::process::exit(crate::EXIT_FAILED.into());
             }
         });
-        let peer = Self { control };
+        let peer = Self { control, pid };
         send_order(peer.control.as_fd(), join, fds)?;
         peer.expect_done().context("the floor's second process did not join")?;
         Ok(peer)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
     }
 
     /// Makes the peer serve; it is polling its end when this returns.
@@ -89,15 +99,29 @@ pub(crate) fn run() -> Result<()> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     ensure!(rustix::process::getppid() == parent, "the parent is gone already");
     let control = std::io::stdin().as_fd().try_clone_to_owned()?;
-    let Some((Order::Join { channel, wait, core, bytes_max }, fds)) = receive_order(control.as_fd())? else {
-        bail!("praas-bench {SUBCOMMAND} is started by praas-bench itself");
+    let by_hand = || format!("praas-bench {SUBCOMMAND} is started by praas-bench itself");
+    let (order, fds) = receive_order(control.as_fd())?.with_context(by_hand)?;
+    let (channel, wait, core, bytes_max) = match order {
+        Order::Join { channel, wait, core, bytes_max } => (channel, wait, core, bytes_max),
+        Order::Echo { kind, wait, core } => {
+            crate::placement::pin(&[core])?;
+            let listener = fds.into_iter().next().context("no socket to listen on")?;
+            acknowledge(&control)?;
+            // This thread serves; another one sleeps until the parent hangs up.
+            std::thread::spawn(move || {
+                let _ = receive_order(control.as_fd());
+                std::process::exit(0);
+            });
+            return peers::serve(kind, wait, listener.into());
+        }
+        Order::Serve { .. } => bail!(by_hand()),
     };
     crate::placement::pin(&[core])?;
     let mut end = AnyEnd::join(channel, wait, bytes_max, fds)?;
     acknowledge(&control)?;
     let mut message = Vec::with_capacity(bytes_max);
     while let Some((order, _)) = receive_order(control.as_fd())? {
-        let Order::Serve { bytes, rounds } = order else { bail!("joined twice") };
+        let Order::Serve { bytes, rounds } = order else { bail!("a second order to begin") };
         message.resize(bytes, 0); // faulted in before the parent starts the clock
         acknowledge(&control)?;
         end.pong(&mut message, bytes, rounds)?;

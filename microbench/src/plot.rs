@@ -49,6 +49,17 @@ pub(crate) enum Vertical {
     Time,
     Ratio,
     Share,
+    /// Calls per second.
+    Rate,
+}
+
+/// What stands on the horizontal axis.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+enum Horizontal {
+    Size,
+    /// Calls per second.
+    Rate,
+    InFlight,
 }
 
 const OURS: [RGBColor; 9] = [
@@ -133,9 +144,29 @@ impl plotters::coord::ranged1d::ValueFormatter<f64> for Decades {
 
 /// Series over payload size, both axes logarithmic.
 pub(crate) fn over_size(title: &str, vertical: Vertical, series: &[Series]) -> Result<String> {
+    let label = if vertical == Vertical::Ratio { "p50 ÷ p50 of its floor" } else { "round trip, p50" };
+    curves(title, (Horizontal::Size, "payload"), (vertical, label), series)
+}
+
+/// A percentile of the times over the calls per second that were answered, both axes logarithmic.
+pub(crate) fn over_rate(title: &str, percentile: &str, series: &[Series]) -> Result<String> {
+    let label = format!("from due to answered, {percentile}");
+    curves(title, (Horizontal::Rate, "calls per second"), (Vertical::Time, &label), series)
+}
+
+/// Calls per second over calls in flight, both axes logarithmic.
+pub(crate) fn over_in_flight(title: &str, series: &[Series]) -> Result<String> {
+    curves(title, (Horizontal::InFlight, "calls in flight"), (Vertical::Rate, "calls per second"), series)
+}
+
+fn curves(
+    title: &str,
+    (horizontal, x_label): (Horizontal, &str),
+    (vertical, y_label): (Vertical, &str),
+    series: &[Series],
+) -> Result<String> {
     let xs = Decades::covering(series.iter().flat_map(|one| &one.points).map(|point| point.0));
     let ys = Decades::covering(series.iter().flat_map(|one| &one.points).map(|point| point.1));
-    let label = if vertical == Vertical::Ratio { "p50 ÷ p50 of its floor" } else { "round trip, p50" };
     draw(title, series, |area| {
         let mut chart = frame(area, title).build_cartesian_2d(xs, ys).map_err(plotted)?;
         chart
@@ -144,9 +175,12 @@ pub(crate) fn over_size(title: &str, vertical: Vertical, series: &[Series]) -> R
             .bold_line_style(GRID)
             .axis_style(TEXT)
             .label_style(("sans-serif", LABEL).into_font().color(&TEXT))
-            .x_desc("payload")
-            .y_desc(label)
-            .x_label_formatter(&|bytes| decimal_size(*bytes))
+            .x_desc(x_label)
+            .y_desc(y_label)
+            .x_label_formatter(&|value| match horizontal {
+                Horizontal::Size => decimal_size(*value),
+                Horizontal::Rate | Horizontal::InFlight => count(*value),
+            })
             .y_label_formatter(&|value| axis_label(*value, vertical))
             .draw()
             .map_err(plotted)?;
@@ -340,6 +374,16 @@ fn axis_label(value: f64, vertical: Vertical) -> String {
         Vertical::Time => time(value),
         Vertical::Ratio => format!("{} ×", trimmed(value)),
         Vertical::Share => format!("{:.0} %", value * 100.0),
+        Vertical::Rate => count(value),
+    }
+}
+
+/// A number of things in the unit one would say.
+fn count(value: f64) -> String {
+    match value {
+        value if value >= 1e6 => format!("{} M", trimmed(value / 1e6)),
+        value if value >= 1e3 => format!("{} k", trimmed(value / 1e3)),
+        value => trimmed(value),
     }
 }
 
@@ -384,6 +428,7 @@ mod tests {
         {
             assert_eq!(time(microseconds), text);
         }
+        assert_eq!([64.0, 2_500.0, 1e6].map(count), ["64", "2.5 k", "1 M"]);
     }
 
     #[test]
@@ -395,6 +440,8 @@ mod tests {
         for svg in [
             over_size("a < b", Vertical::Time, &series).unwrap(),
             distribution("a < b", &series).unwrap(),
+            over_rate("a < b", "p99", &series).unwrap(),
+            over_in_flight("a < b", &series).unwrap(),
             bars("a < b", &series).unwrap(),
         ] {
             assert_eq!(svg.matches("<svg").count(), 1);

@@ -1,4 +1,5 @@
-//! The one file of this crate with `unsafe`: memory shared by two processes, and POSIX message queues.
+//! Memory shared by two processes, POSIX message queues, leaving a network namespace: the `unsafe` of this crate, but for
+//! the io_uring peer.
 //!
 //! Everything here is small on purpose. The floors must stand on the kernel and the processor alone, so
 //! they share no code with the crates they are compared with.
@@ -82,6 +83,13 @@ impl Drop for SharedPages {
         // none is alive. Failure would leave the mapping, which is harmless.
         let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len_bytes) };
     }
+}
+
+/// Gives the calling thread a network namespace of its own, with nothing in it but a loopback that is down.
+pub(crate) fn leave_network() -> io::Result<()> {
+    // SAFETY: only the network is left; memory and descriptors stay shared with the other threads, which is what the
+    // function is unsafe for.
+    Ok(unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?)
 }
 
 /// A POSIX message queue that no longer has a name.

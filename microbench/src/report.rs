@@ -17,11 +17,11 @@ use crate::plot::{self, Kind, Series, Vertical};
 use crate::published::{self, Published};
 use crate::row::{self, Row};
 use crate::size::Size;
-use crate::table::{microseconds, what};
+use crate::table::{self, grouped, microseconds, what};
 
 #[derive(Args, Debug)]
 pub(crate) struct ReportArgs {
-    /// Rows written by `--json` of floors, invoke, death and idle.
+    /// Rows written by `--json` of the other commands.
     #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
     rows: Vec<PathBuf>,
     /// Directory to write to; created, and refused when it already holds a report.
@@ -77,6 +77,8 @@ fn compose(rows: &[Row], machine: &Machine) -> Result<Page> {
     sections.extend(small_call(rows)?);
     sections.extend(local(rows)?);
     sections.extend(remote(rows)?);
+    sections.extend(beside(rows)?);
+    sections.extend(loads(rows)?);
     sections.extend(ratios(rows)?);
     sections.extend(paper_convention(rows));
     sections.extend(floors(rows)?);
@@ -112,14 +114,17 @@ fn targets(rows: &[Row]) -> Section {
         text_columns: 2,
     };
     let (mut met, mut missed, mut silent) = (0, 0, 0);
-    for target in &TARGETS {
+    for target in TARGETS {
         let mut found = false;
         for row in rows {
             if let Some(verdict) = target.judge(row) {
                 found = true;
                 *(if verdict.met { &mut met } else { &mut missed }) += 1;
                 let word = if verdict.met { "PASS" } else { "MISS" };
-                let name = format!("{}, {}, {}", what(row), row.wait, size_of(row));
+                let due = row.load.as_ref().and_then(|load| load.rate_due);
+                let due = due.map(|due| format!(", {} calls/s due", grouped(due))).unwrap_or_default();
+                let beside = row.floor.as_deref().map(|floor| format!(" beside {floor}")).unwrap_or_default();
+                let name = format!("{}, {}, {}{due}{beside}", what(row), row.wait, size_of(row));
                 table.rows.push(vec![target.what.to_owned(), name, verdict.owed, verdict.measured, word.to_owned()]);
             }
         }
@@ -250,6 +255,133 @@ fn remote(rows: &[Row]) -> Result<Option<Section>> {
         table: Some(invocation_table(rows, "remote")),
         ..Section::default()
     }))
+}
+
+/// Our call beside other people's servers, a picture for each wait mode.
+fn beside(rows: &[Row]) -> Result<Vec<Section>> {
+    let mut sections = Vec::new();
+    for place in ["loopback", "netns"] {
+        for wait in ["latency", "balanced", "efficient"] {
+            let is_here = |row: &&Row| row.wait == wait && row.place.as_deref() == Some(place) && row.load.is_none();
+            let is_drawn = |row: &Row| row.experiment == "peer" || row.experiment == "beside_peer";
+            let mut series: Vec<Series> = Vec::new();
+            for row in rows.iter().filter(is_here).filter(|row| is_drawn(row)) {
+                let kind = if row.path == "raw" { Kind::Floor } else { Kind::Ours };
+                add_point(&mut series, what(row), kind, (row.payload_bytes as f64, row.times.p50_us));
+            }
+            if series.is_empty() {
+                continue;
+            }
+            series.sort_by_key(|one| one.kind != Kind::Ours);
+            let title = format!("Remote echo beside other servers, {wait}, {place}");
+            let judged: Vec<Row> = rows.iter().filter(is_here).cloned().map(owed::judge).collect();
+            let table = Table {
+                header: table::PEERS_HEADER.map(String::from).to_vec(),
+                rows: table::peers_cells(&judged),
+                text_columns: 2,
+            };
+            sections.push(Section {
+                figure: Some(figure(&format!("beside_{wait}_{place}"), &title, |title| {
+                    plot::over_size(title, Vertical::Time, &series)
+                })?),
+                table: Some(table),
+                folded: true,
+                ..Section::default()
+            });
+        }
+    }
+    if let Some(first) = sections.first_mut() {
+        first.heading = "A remote call beside other people's servers".to_owned();
+        first.paragraphs.push(
+            "One echo in flight, everybody in turns. `blocking`, `epoll` and `uring` are bare sockets, and the fastest of them \
+             (`best_raw_tcp`) is what a remote call stands on; `tokio`, `tokio_uring` and `http` (POST over axum, keep-alive) \
+             are used as they come, so they sleep when there is nothing to do; those called `awake` spin as `latency` does. \
+             A ratio is our time by theirs: below one, ours is the quicker."
+                .to_owned(),
+        );
+    }
+    Ok(sections)
+}
+
+/// Latency over load and throughput over calls in flight, for each wait mode, size and place.
+fn loads(rows: &[Row]) -> Result<Vec<Section>> {
+    let mut groups: Vec<(&str, u64, Option<&str>)> = Vec::new();
+    for row in rows.iter().filter(|row| row.load.is_some()) {
+        let group = (row.wait.as_str(), row.payload_bytes, row.place.as_deref());
+        if !groups.contains(&group) {
+            groups.push(group);
+        }
+    }
+    let mut sections = Vec::new();
+    for (wait, payload_bytes, place) in groups {
+        let here: Vec<&Row> = rows
+            .iter()
+            .filter(|row| (row.wait.as_str(), row.payload_bytes, row.place.as_deref()) == (wait, payload_bytes, place))
+            .filter(|row| row.load.is_some())
+            .collect();
+        let place = place.unwrap_or("loopback");
+        let where_ = format!("{wait}, {}, {place}", size_of(here[0]));
+        let file = |what: &str| format!("{what}_{wait}_{payload_bytes}_{place}");
+        let over = |kind: &str, point: &dyn Fn(&Row) -> Option<(f64, f64)>| {
+            let mut series: Vec<Series> = Vec::new();
+            for row in here.iter().filter(|row| row.experiment == "load") {
+                let of_kind = row.load.as_ref().is_some_and(|load| load.kind == kind);
+                if let Some(point) = point(row).filter(|_| of_kind) {
+                    let whose = if row.path == "raw" { Kind::Floor } else { Kind::Ours };
+                    // Without the calls in flight, which are on the axis.
+                    let label = what(&Row { in_flight: None, load: None, ..(*row).clone() });
+                    add_point(&mut series, label, whose, point);
+                }
+            }
+            series
+        };
+        let percentile = |row: &Row, name: &str| match name {
+            "p50" => row.times.p50_us,
+            "p99" => row.times.p99_us,
+            _ => row.times.p999_us,
+        };
+        let mut figures = Vec::new();
+        for (name, file_name) in [("p50", "load_p50"), ("p99", "load_p99"), ("p99.9", "load_p999")] {
+            let series = over("open", &|row| Some((row.load.as_ref()?.rate, percentile(row, name))));
+            if !series.is_empty() {
+                let title = format!("Latency over load, {name}, {where_}");
+                figures.push(figure(&file(file_name), &title, |title| plot::over_rate(title, name, &series))?);
+            }
+        }
+        let series = over("closed", &|row| {
+            let load = row.load.as_ref()?;
+            Some((f64::from(row.in_flight? * load.connections), load.rate))
+        });
+        if !series.is_empty() {
+            let title = format!("Calls per second over calls in flight, {where_}");
+            figures.push(figure(&file("load_throughput"), &title, |title| plot::over_in_flight(title, &series))?);
+        }
+        sections.extend(figures.into_iter().map(|figure| Section { figure: Some(figure), ..Section::default() }));
+        let mut table =
+            Table { header: table::LOAD_HEADER.map(String::from).to_vec(), rows: Vec::new(), text_columns: 2 };
+        table.rows.extend(here.iter().map(|row| table::load_cells(&owed::judge((*row).clone()))));
+        sections.push(Section { table: Some(table), folded: true, ..Section::default() });
+    }
+    if let Some(first) = sections.first_mut() {
+        first.heading = "Remote calls under load".to_owned();
+        first.paragraphs.push(
+            "Latency over load is an open loop: calls are due at random times, at a rate that is a part of the most that ours \
+             answered in a closed loop, and each is timed from when it was *due*, so that a stall shows in every call it held \
+             up. One thread makes all calls and checks all answers; the same thread against a bare server (`peer`) shows what \
+             it costs itself. In the tables, cpu and sys are microseconds of processor time (spinning included) and system calls \
+             a call, server / generator."
+                .replace('*', ""),
+        );
+    }
+    Ok(sections)
+}
+
+fn add_point(series: &mut Vec<Series>, label: String, kind: Kind, point: (f64, f64)) {
+    match series.iter_mut().find(|one| one.label == label) {
+        Some(one) if one.points.contains(&point) => {}
+        Some(one) => one.points.push(point),
+        None => series.push(Series { label, kind, points: vec![point] }),
+    }
 }
 
 fn ratios(rows: &[Row]) -> Result<Option<Section>> {
@@ -388,7 +520,11 @@ fn every_row(rows: &[Row]) -> Section {
         heading: "Everything else that was measured".to_owned(),
         paragraphs: vec!["Round trips in µs; `rows.jsonl` holds every row with every field.".to_owned()],
         table: Some(rows_table(
-            rows.iter().filter(|row| row.experiment != "floor" && !row.experiment.contains("r100")),
+            rows.iter()
+                .filter(|row| {
+                    !matches!(row.experiment.as_str(), "floor" | "peer" | "beside_peer" | "reactors" | "load")
+                })
+                .filter(|row| !row.experiment.contains("r100")),
         )),
         folded: true,
         ..Section::default()
@@ -531,7 +667,7 @@ fn rows_table<'a>(rows: impl Iterator<Item = &'a Row>) -> Table {
         match (row.value, &row.unit) {
             (Some(value), Some(unit)) => {
                 cells.push(String::new());
-                cells.push(format!("{} {unit}", crate::table::grouped(value)));
+                cells.push(format!("{} {unit}", grouped(value)));
                 cells.extend(std::iter::repeat_n(String::new(), 5));
             }
             _ => {
@@ -562,6 +698,7 @@ fn figure(file: &str, title: &str, draw: impl FnOnce(&str) -> Result<String>) ->
 mod tests {
     use super::*;
     use crate::recorder::Summary;
+    use crate::row::Load;
 
     fn rows() -> Vec<Row> {
         let times = |p50_us: f64| Summary {
@@ -591,16 +728,40 @@ mod tests {
             ..Row::default()
         };
         let paper = Row { experiment: "invocation_r100".into(), ..call.clone() };
-        vec![floor, call.against("tcp", 8.0), paper]
+        let place = Some("loopback".to_owned());
+        let peer = Row { experiment: "peer".into(), ipc: "epoll".into(), place: place.clone(), ..floor.clone() };
+        let beside = Row { experiment: "beside_peer".into(), place: place.clone(), ..call.clone() };
+        let open = Load {
+            connections: 1,
+            kind: "open".into(),
+            rate_due: Some(1e5),
+            rate: 1e5,
+            of_peak: Some(0.5),
+            ..Load::default()
+        };
+        let closed = Load { kind: "closed".into(), rate: 2e5, rate_due: None, of_peak: None, ..open.clone() };
+        let load = Row { experiment: "load".into(), place, ..call.clone() };
+        let pipelined = Row { in_flight: Some(64), load: Some(closed), ..load.clone() };
+        let load = Row { load: Some(open), ..load };
+        let call = call.against("tcp", 8.0);
+        let beside = beside.against("best_raw_tcp (epoll)", 8.0);
+        vec![floor, call, paper, peer, beside, pipelined, load.against("one in flight", 12.0)]
     }
 
     #[test]
     fn b3_a_report_sets_figures_beside_the_published_and_judges_what_is_owed() {
         let page = compose(&rows(), &Machine::look(vec!["praas-bench".into()]).unwrap()).unwrap();
         let (html, markdown) = (page.html(), page.markdown());
-        assert!(html.contains("1 met, 0 missed") && html.contains("not measured"));
+        assert!(
+            html.contains("2 met, 1 missed") && html.contains("not measured"),
+            "64 in flight are below what is owed"
+        );
         assert!(html.contains("published: praas_remote_mq") && html.contains("1.50 x"));
-        assert!(markdown.contains("(remote.svg)"));
+        for picture in
+            ["remote", "beside_latency_loopback", "load_p99_latency_64_loopback", "load_throughput_latency_64_loopback"]
+        {
+            assert!(markdown.contains(&format!("({picture}.svg)")), "{picture}");
+        }
         assert!(page.figures().count() >= 3);
     }
 }

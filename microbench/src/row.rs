@@ -12,7 +12,8 @@ use crate::recorder::Summary;
 /// One result. Times are microseconds of a whole round trip; nothing is halved.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Row {
-    /// `floor`, `invocation`, `invocation_r100`, `invocation_r100_drop_first`, `throughput`, `death` or `idle`.
+    /// `floor`, `invocation`, `invocation_r100`, `invocation_r100_drop_first`, `throughput`, `death`, `idle_*`; `peer` and
+    /// `beside_peer` of `peers`; `load`; `reactors` (io_uring beside epoll); `connections_idle_*`.
     pub(crate) experiment: String,
     /// `raw` (two plain processes), `local` or `remote`.
     pub(crate) path: String,
@@ -32,6 +33,15 @@ pub(crate) struct Row {
     /// `ring`, `exchange` or `controller`: how a local call reached its callee.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) via: Option<String>,
+    /// What the process waited with, as its ready line says: `uring` or `epoll`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) reactor: Option<String>,
+    /// `loopback` or `netns`, where a client chose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) place: Option<String>,
+    /// How a load was offered and what it cost.
+    #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
+    pub(crate) load: Option<Load>,
     pub(crate) placement: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) workers: Option<u32>,
@@ -53,6 +63,30 @@ pub(crate) struct Row {
     /// Points (µs, share) of the distribution, for small payloads.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) distribution: Vec<(f64, f64)>,
+}
+
+/// A load offered by `praas-bench load`: how, and what it cost. Times of an open loop count from when a call was due.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Load {
+    pub(crate) connections: u32,
+    /// `closed` (a new call for each answer) or `open` (calls at a rate of their own).
+    #[serde(rename = "loop")]
+    pub(crate) kind: String,
+    /// Calls per second that were due.
+    pub(crate) rate_due: Option<f64>,
+    /// Calls per second that were answered.
+    pub(crate) rate: f64,
+    /// What was due, by the most this very subject answered in a closed loop in this run.
+    pub(crate) of_peak: Option<f64>,
+    /// Calls that were due and that the generator could not place before it gave up; they count in the times, as late as then.
+    pub(crate) unsent: u64,
+    /// Processor time of the server (controller and workers) per call, microseconds; includes time spent spinning.
+    pub(crate) server_cpu_us: Option<f64>,
+    /// The same of the generator's thread.
+    pub(crate) client_cpu_us: Option<f64>,
+    /// System calls per call, counted in a pass of their own.
+    pub(crate) server_calls: Option<f64>,
+    pub(crate) client_calls: Option<f64>,
 }
 
 impl Row {
@@ -158,6 +192,18 @@ mod tests {
         ] {
             assert!(json.get(name).is_some(), "{name} is missing");
         }
+        assert_eq!(serde_json::from_value::<Row>(json).unwrap(), row);
+    }
+
+    #[test]
+    fn a_load_lies_flat_in_its_row_and_comes_back_whole() {
+        let load = Load { connections: 4, kind: "open".into(), rate_due: Some(5e4), rate: 4.9e4, ..Load::default() };
+        let row = Row { experiment: "load".into(), reactor: Some("uring".into()), load: Some(load), ..Row::default() };
+        let json = serde_json::to_value(&row).unwrap();
+        assert_eq!(
+            (&json["loop"], &json["connections"], &json["reactor"]),
+            (&"open".into(), &4.into(), &"uring".into())
+        );
         assert_eq!(serde_json::from_value::<Row>(json).unwrap(), row);
     }
 }

@@ -1,10 +1,16 @@
 //! The process under test: a `praas-process` of this machine with `praas-bench` as its worker program.
 
-use std::time::Duration;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
-use praas_dataplane::{Client, ClientConfig, Ipc, LaunchConfig, LocalProcess, Pin, WaitMode};
+use anyhow::{Context, Result, bail, ensure};
+use praas_dataplane::{
+    Client, ClientConfig, Credential, Ipc, LaunchConfig, LaunchKey, LocalProcess, Pin, Role, Secret, WaitMode,
+};
 
+use crate::keeper::Keeper;
+use crate::place::{Network, Place};
 use crate::placement::{Placement, Wait, pin};
 use crate::worker::{self, DRIVE, Drive, Driven};
 
@@ -12,12 +18,7 @@ use crate::worker::{self, DRIVE, Drive, Driven};
 const BLOCK_DEADLINE: Duration = Duration::from_secs(120);
 
 /// A spinning worker keeps its core this long after the last call (`latency`), and the floor needs that core.
-const SETTLE: Duration = Duration::from_millis(25);
-
-pub(crate) struct Subject {
-    process: LocalProcess,
-    wait: Wait,
-}
+pub(crate) const SETTLE: Duration = Duration::from_millis(25);
 
 /// The two channels to workers.
 #[derive(Copy, Clone, Debug, Eq, PartialEq, clap::ValueEnum)]
@@ -37,48 +38,129 @@ impl Channel {
     }
 }
 
-impl Subject {
-    /// Starts a process and waits until it is ready. `efficient` puts everybody on one core, as its floor is.
-    pub(crate) fn start(ipc: Channel, wait: Wait, workers: u8) -> Result<Self> {
-        Self::launch(ipc, wait, workers, true, false)
+/// What the process waits with, as asked for; its ready line says what it took.
+#[derive(Copy, Clone, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub(crate) enum Reactor {
+    /// As the process chooses.
+    Auto,
+    /// io_uring.
+    Uring,
+    /// epoll.
+    Epoll,
+}
+
+impl fmt::Display for Reactor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Reactor::Auto => "auto",
+            Reactor::Uring => "uring",
+            Reactor::Epoll => "epoll",
+        })
+    }
+}
+
+/// The reactors to measure, of those asked for: those with which a process starts here. A container may forbid io_uring, which is
+/// no reason not to measure the rest.
+pub(crate) fn reactors(asked: &[Reactor]) -> Result<Vec<Option<Reactor>>> {
+    if asked.is_empty() {
+        return Ok(vec![None]);
+    }
+    let mut found = Vec::new();
+    for &reactor in asked {
+        let setup = Setup::new(Channel::Ring, Wait::Efficient, 1);
+        match (Setup { reactor: Some(reactor), quiet: true, ..setup }.start()) {
+            Ok(_) => found.push(Some(reactor)),
+            Err(error) => eprintln!("skipped: reactor {reactor}: needs a process that starts with it ({error:#})"),
+        }
+    }
+    ensure!(!found.is_empty(), "no process starts with any reactor asked for");
+    Ok(found)
+}
+
+/// What a process under test is started with.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct Setup<'a> {
+    pub(crate) ipc: Channel,
+    pub(crate) wait: Wait,
+    pub(crate) workers: u8,
+    /// Whether functions may call each other without the controller.
+    pub(crate) leases: bool,
+    /// Shows nothing of what it says: for runs in which workers die by the thousand.
+    pub(crate) quiet: bool,
+    /// `None` says nothing about it to the process.
+    pub(crate) reactor: Option<Reactor>,
+    pub(crate) connections_max: Option<u32>,
+    /// `None` is loopback.
+    pub(crate) network: Option<&'a Network>,
+}
+
+impl Setup<'_> {
+    pub(crate) fn new(ipc: Channel, wait: Wait, workers: u8) -> Self {
+        Self { ipc, wait, workers, leases: true, quiet: false, reactor: None, connections_max: None, network: None }
     }
 
-    /// The same, with every local call going through the controller.
-    pub(crate) fn start_unleased(ipc: Channel, wait: Wait, workers: u8) -> Result<Self> {
-        Self::launch(ipc, wait, workers, false, false)
-    }
-
-    /// The same, with nothing of what it says shown: for runs in which workers die by the thousand.
-    pub(crate) fn start_quiet(ipc: Channel, wait: Wait, workers: u8) -> Result<Self> {
-        Self::launch(ipc, wait, workers, true, true)
-    }
-
-    fn launch(ipc: Channel, wait: Wait, workers: u8, leases: bool, quiet: bool) -> Result<Self> {
+    /// Starts the process and waits until it is ready. `efficient` puts everybody on one core, as its floor is.
+    pub(crate) fn start(&self) -> Result<Subject> {
         // The process decides by the cores it may use: give back those a floor pinned us away from.
         let cores = crate::placement::startup_cores()?;
         pin(&cores)?;
         let program = std::env::current_exe().context("where is praas-bench?")?;
         let Some(program) = program.to_str() else { bail!("the path of praas-bench is not UTF-8") };
+        let mut args = vec!["--leases".to_owned(), self.leases.to_string()];
+        if let Some(reactor) = self.reactor {
+            args.extend(["--reactor".to_owned(), reactor.to_string()]);
+        }
+        if let Some(connections_max) = self.connections_max {
+            args.extend(["--connections-max".to_owned(), connections_max.to_string()]);
+        }
+        if let Some(network) = self.network
+            && network.place() == Place::Netns
+        {
+            args.extend(["--listen".to_owned(), format!("{}:0", network.server_ip())]);
+        }
+        // Who listens off loopback serves nobody without a key; one for this run only, known to this process and that one.
+        let secret = match self.network.map(Network::place) {
+            Some(Place::Netns) => Some(Arc::new(Secret::random().context("a key for the process under test")?)),
+            Some(Place::Loopback) | None => None,
+        };
         let config = LaunchConfig {
+            key: secret.clone().map(LaunchKey::Pipe),
             worker: vec![program.to_owned(), worker::SUBCOMMAND.to_owned()],
-            workers,
-            args: vec!["--leases".into(), leases.to_string()],
-            ipc: match ipc {
+            workers: self.workers,
+            args,
+            ipc: match self.ipc {
                 Channel::Ring => Ipc::Ring,
                 Channel::Mq => Ipc::Queue,
             },
-            wait: mode(wait),
-            pin: match wait {
-                Wait::Efficient => Pin::Cores(vec![Placement::of(wait, &cores)?.ours]),
+            wait: mode(self.wait),
+            pin: match self.wait {
+                Wait::Efficient => Pin::Cores(vec![Placement::of(self.wait, &cores)?.ours]),
                 Wait::Latency | Wait::Balanced => Pin::Auto,
             },
-            quiet,
+            quiet: self.quiet,
             ..LaunchConfig::default()
         };
-        let process = LocalProcess::start(&config).context("start praas-process")?;
-        Ok(Self { process, wait })
+        let start = || LocalProcess::start(&config);
+        let started = match self.network {
+            Some(network) => network.on_server_side(start)?,
+            None => start(),
+        };
+        let process = started.context("start praas-process")?;
+        let credential = secret.map(|secret| Credential::mint(&secret, Role::Client, "praas-bench", expiry()));
+        let keeper = Keeper::of(process.pid())?;
+        Ok(Subject { process, wait: self.wait, credential: credential.transpose()?, _keeper: keeper })
     }
+}
 
+pub(crate) struct Subject {
+    process: LocalProcess,
+    wait: Wait,
+    credential: Option<Credential>,
+    // After the process, so that it is told of its end.
+    _keeper: Keeper,
+}
+
+impl Subject {
     /// A client that waits as the process does.
     pub(crate) fn client(&self) -> Result<Client> {
         self.connect(mode(self.wait))
@@ -90,12 +172,18 @@ impl Subject {
     }
 
     fn connect(&self, wait: WaitMode) -> Result<Client> {
-        let config = ClientConfig { wait, deadline: BLOCK_DEADLINE, ..ClientConfig::default() };
+        let credential = self.credential.clone();
+        let config = ClientConfig { wait, deadline: BLOCK_DEADLINE, credential, ..ClientConfig::default() };
         Client::connect(self.process.addr(), &config).context("connect to the process under test")
     }
 
     pub(crate) fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// What the process waits with, as it says.
+    pub(crate) fn reactor(&self) -> Option<String> {
+        Some(self.process.reactor().to_owned()).filter(|reactor| !reactor.is_empty())
     }
 
     /// Waits until nobody of the process spins any more.
@@ -104,6 +192,11 @@ impl Subject {
             std::thread::sleep(SETTLE);
         }
     }
+}
+
+/// A day from now: longer than any run.
+fn expiry() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() + 86_400
 }
 
 /// Runs one block of local calls inside the process.

@@ -1,7 +1,8 @@
 //! `praas-bench` as its users meet it: a command with rows, a report and exit codes.
 
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 fn bench(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_praas-bench")).args(arguments).output().expect("praas-bench runs")
@@ -104,6 +105,109 @@ fn b1_b3_every_experiment_runs_and_its_rows_make_a_report_with_floors_and_publis
     std::fs::remove_dir_all(folder).expect("cleaned up");
 }
 
+fn rows_of(arguments: &[&str]) -> (Vec<serde_json::Value>, Output) {
+    let done = bench(&[arguments, &["--json", "-"]].concat());
+    assert!(done.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
+    let text = String::from_utf8_lossy(&done.stdout).into_owned();
+    let rows = text.lines().map(|line| serde_json::from_str(line).expect("an object a line")).collect();
+    (rows, done)
+}
+
+/// B2, B3: every peer answers, messages long and short, and our call stands beside each of them and the fastest raw one.
+#[test]
+fn b3_a_remote_call_stands_beside_every_peer_and_the_fastest_raw_one() {
+    let brief = ["--repetitions", "40", "--runs", "1", "--run-limit", "0.01"];
+    for (wait, sizes, peers) in [("efficient", "64,100KiB", 6), ("latency", "64", 8)] {
+        if wait == "latency" && std::thread::available_parallelism().map_or(1, usize::from) < 2 {
+            println!("skipped: needs two cores");
+            continue;
+        }
+        let (rows, _) = rows_of(&[&["peers", "--wait", wait, "--sizes", sizes], &brief[..]].concat());
+        let of = |experiment: &str| rows.iter().filter(|row| row["experiment"] == experiment).collect::<Vec<_>>();
+        let sizes = sizes.split(',').count();
+        assert_eq!(of("peer").len(), sizes * peers, "{wait}");
+        assert!(of("peer").iter().all(|row| row["count"].as_u64() >= Some(40) && row["p50_us"].as_f64() > Some(0.0)));
+        let beside = of("beside_peer");
+        assert_eq!(beside.len(), sizes * (peers + 1));
+        assert!(beside.iter().all(|row| row["ratio_p50"].as_f64() > Some(0.0) && row["reactor"].is_string()));
+        let floors =
+            beside.iter().filter(|row| row["floor"].as_str().is_some_and(|floor| floor.starts_with("best_raw_tcp (")));
+        assert!(
+            floors.clone().count() == sizes && floors.clone().any(|row| row["verdict"].is_string()),
+            "64 B is owed"
+        );
+    }
+}
+
+/// B2, B3: a closed and an open loop over several connections, on ours and on a raw peer; the rows tell what was due, what came
+/// of it and what it cost, and make pictures.
+#[test]
+fn b3_a_load_tells_what_was_due_what_came_of_it_and_what_it_cost() {
+    let folder = scratch("load");
+    let file = folder.join("rows.jsonl");
+    let file = file.to_str().expect("UTF-8");
+    let load = ["load", "--wait", "efficient", "--connections", "3", "--in-flight", "4", "--rates", "20%,50%"];
+    let brief = ["--sizes", "64", "--seconds", "0.1", "--runs", "1", "--peers", "epoll", "--json", file];
+    let done = bench(&[&load[..], &brief[..]].concat());
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let text = std::fs::read_to_string(file).expect("rows");
+    let rows: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).expect("an object")).collect();
+    for path in ["remote", "raw"] {
+        let mine: Vec<_> = rows.iter().filter(|row| row["path"] == path).collect();
+        let closed: Vec<_> = mine.iter().filter(|row| row["loop"] == "closed").collect();
+        let open: Vec<_> = mine.iter().filter(|row| row["loop"] == "open").collect();
+        assert_eq!((closed.len(), open.len() >= 2), (2, true), "one in flight and 3 x 4; two rates");
+        assert!(closed.iter().all(|row| row["rate"].as_f64() > Some(0.0) && row["client_cpu_us"].as_f64() > Some(0.0)));
+        for row in &open {
+            let (due, rate) = (row["rate_due"].as_f64().expect("due"), row["rate"].as_f64().expect("rate"));
+            let answered = row["count"].as_u64().expect("count") as f64 / 0.1;
+            // Arrivals are random: some tens of a few hundred calls more or less.
+            assert!(rate > 0.0 && (answered / due - 1.0).abs() < 0.5, "{row}");
+            assert_eq!(row["floor"], "one in flight");
+        }
+    }
+    assert!(
+        rows.iter()
+            .any(|row| row["path"] == "remote" && row["of_peak"].as_f64().is_some_and(|of| (of - 0.5).abs() < 0.01))
+    );
+    let out = folder.join("out");
+    let report = bench(&["report", "--rows", file, "--out", out.to_str().expect("UTF-8")]);
+    assert!(report.status.success(), "{}", String::from_utf8_lossy(&report.stderr));
+    for picture in ["load_p50", "load_p99", "load_p999", "load_throughput"] {
+        let picture = std::fs::read_to_string(out.join(format!("{picture}_efficient_64_loopback.svg"))).expect(picture);
+        assert!(picture.contains("peer epoll") && picture.contains("remote ring"));
+    }
+    std::fs::remove_dir_all(folder).expect("cleaned up");
+}
+
+/// Calls between two network namespaces, and nothing of them left behind.
+#[test]
+fn calls_cross_namespaces_that_are_gone_afterwards() {
+    let links = || std::fs::read_to_string("/proc/net/dev").expect("links of this host").lines().count();
+    let before = links();
+    let arguments =
+        ["peers", "--place", "netns", "--wait", "efficient", "--sizes", "64", "--peers", "blocking,uring,http"];
+    let done = bench(&[&arguments[..], &["--repetitions", "40", "--runs", "1", "--json", "-"]].concat());
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    if said.contains("skipped: ") {
+        return println!("{}", said.lines().find(|line| line.starts_with("skipped: ")).unwrap_or_default());
+    }
+    assert!(done.status.success(), "{said}");
+    let text = String::from_utf8_lossy(&done.stdout).into_owned();
+    assert!(text.lines().count() >= 3 && text.lines().all(|line| line.contains("\"place\":\"netns\"")), "{text}");
+    assert_eq!(links(), before);
+}
+
+/// Silent connections are counted, answer in the end, and stand beside a busy one.
+#[test]
+fn b3_silent_connections_have_a_price_each_and_a_busy_one_beside_them() {
+    let (rows, _) = rows_of(&["idle-connections", "--connections", "50", "--runs", "1", "--repetitions", "200"]);
+    assert_eq!(rows.len(), 3);
+    assert!(rows[0]["unit"] == "KiB each" && rows[0]["value"].as_f64() >= Some(0.0) && rows[0]["verdict"].is_string());
+    assert!(rows[2]["floor"] == "without them" && rows[2]["ratio_p50"].as_f64() > Some(0.0));
+}
+
 #[test]
 fn wrong_usage_is_exit_code_2_and_says_what_to_write() {
     for (arguments, expected) in [
@@ -112,12 +216,52 @@ fn wrong_usage_is_exit_code_2_and_says_what_to_write() {
         (&["invoke", "--via", "pigeon"], "exchange"),
         (&["invoke", "--in-flight", "97"], "2 to 96"),
         (&["invoke", "--in-flight", "1"], "2 to 96"),
+        (&["invoke", "--reactor", "steam"], "uring"),
+        (&["load", "--rates", "0%"], "150%"),
+        (&["load", "--rate", "100", "--rates", "50%"], "cannot be used with"),
+        (&["load", "--peers", "http"], "blocking, epoll, uring"),
+        (&["load", "--connections", "0"], "1..="),
+        (&["peers", "--place", "moon"], "netns"),
         (&[], "floors"),
     ] {
         let done = bench(arguments);
         assert_eq!(done.status.code(), Some(2), "{arguments:?}");
         let text = String::from_utf8_lossy(&done.stderr).into_owned();
         assert!(text.contains(expected), "{arguments:?}: {text}");
+    }
+}
+
+/// A benchmark that was killed left its process running, and with it the port and the namespace.
+#[test]
+fn a_benchmark_that_is_killed_leaves_no_process_behind() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_praas-bench"));
+    command.args(["load", "--wait", "efficient", "--seconds", "60", "--peers", "none"]);
+    let mut bench = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("praas-bench runs");
+    let until = Instant::now() + Duration::from_secs(10);
+    let under_test = loop {
+        assert!(Instant::now() < until, "no process under test");
+        let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", bench.id())).unwrap_or_default();
+        let is_process = |pid: &&str| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "praas-process")
+        };
+        // Its keeper is there once the process serves.
+        if children.split_whitespace().count() >= 2
+            && let Some(pid) = children.split_whitespace().find(is_process)
+        {
+            break pid.to_owned();
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    std::thread::sleep(Duration::from_millis(100));
+    bench.kill().expect("SIGKILL");
+    bench.wait().expect("it ends");
+    let is_alive = || {
+        let stat = std::fs::read_to_string(format!("/proc/{under_test}/stat")).unwrap_or_default();
+        !stat.is_empty() && !stat.contains(") Z ")
+    };
+    while is_alive() {
+        assert!(Instant::now() < until, "the process under test outlives its benchmark");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -1,4 +1,4 @@
-//! The price of a frame before and after the kernel: encode, decode, and a whole frame through both halves.
+//! The price of a frame before and after the kernel: seal, open, and a whole frame through both halves.
 //!
 //! Question  What do the header, its checksum and its checks cost per frame, beside a 7 µs loopback round trip?
 //!           And what does a message cost on a POSIX queue against the bare system calls under it?
@@ -8,7 +8,7 @@
 //!           bare mq calls is what `praas-bench` measures as its floor, not this file.
 //! Load      closed loop, one frame in flight. Says nothing about queueing, wake-ups or two cores.
 //! Excludes  the network between hosts, sleeping and waking, payload generation, the owner's arena.
-//! Checks    decoded headers equal the encoded ones; every echo compares length, call number and last byte.
+//! Checks    opened headers equal the sealed ones; every echo compares length, call number and last byte.
 //! Baseline  `crc32_64_bytes`: the checksum alone, computed twice per frame (writer and reader).
 //! Run       cargo bench -p praas-transport --bench frame
 
@@ -17,9 +17,10 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use praas_transport::frame::{Seal, Transit};
 use praas_transport::queue::{Buffer, Message, Queue, QueueConfig, Receiver, Sender, create};
 use praas_transport::tcp::{Connection, HeapBodies, Received, TcpConfig};
-use praas_transport::{Flush, Frame, Header, Key, Limits};
+use praas_transport::{Flush, Frame, Header, Key, Limits, Scratch, Terms};
 
 fn header() -> Header {
     Header { kind: 3, function: 7, call: 0x1234_5678, budget_ns: 1_000_000, payload_bytes: 64, ..Header::default() }
@@ -27,17 +28,23 @@ fn header() -> Header {
 
 fn frame(criterion: &mut Criterion) {
     let limits = Limits::default();
-    let (header, bytes) = (header(), header().encode());
-    assert_eq!(Header::decode(&bytes, &limits), Ok(header));
+    let (header, transit) = (header(), Transit::default());
+    let bytes = header.seal(transit, &mut Seal::default());
+    assert_eq!(Header::open(&bytes, &mut Seal::default(), &limits), Ok((header, transit)));
     let mut group = criterion.benchmark_group("frame");
     group.bench_function("crc32_64_bytes", |bencher| bencher.iter(|| crc32fast::hash(black_box(&bytes))));
-    group.bench_function("encode", |bencher| bencher.iter(|| black_box(&header).encode()));
-    group.bench_function("decode", |bencher| {
-        bencher.iter(|| Header::decode(black_box(&bytes), &limits).expect("encoded above"));
+    for (name, key) in [("", None), ("_keyed", Some([7; 32]))] {
+        let seal = || key.map_or_else(Seal::default, Seal::keyed);
+        group.bench_function(format!("seal{name}"), |bencher| {
+            bencher.iter_batched_ref(seal, |seal| black_box(&header).seal(transit, seal), BatchSize::SmallInput);
+        });
+    }
+    group.bench_function("open", |bencher| {
+        bencher.iter(|| Header::open(black_box(&bytes), &mut Seal::default(), &limits).expect("sealed above"));
     });
-    group.bench_function("decode_garbage", |bencher| {
+    group.bench_function("open_garbage", |bencher| {
         let garbage = [0x55; 64];
-        bencher.iter(|| Header::decode(black_box(&garbage), &limits).expect_err("garbage"));
+        bencher.iter(|| Header::open(black_box(&garbage), &mut Seal::default(), &limits).expect_err("garbage"));
     });
     for len in [0, 16, 1024] {
         let bytes = vec![7; len];
@@ -55,7 +62,7 @@ fn connections() -> (Heap, Heap) {
     let connection = |stream: std::net::TcpStream| {
         stream.set_nonblocking(true).expect("a socket");
         let stream = mio::net::TcpStream::from_std(stream);
-        Connection::new(stream, Limits::default(), TcpConfig::default()).expect("a connection")
+        Connection::new(stream, Limits::default(), TcpConfig::default(), Terms::default()).expect("a connection")
     };
     (connection(client), connection(server))
 }
@@ -65,7 +72,9 @@ fn pass(from: &mut Heap, to: &mut Heap, header: &Header, body: Vec<u8>) -> (Head
     from.send(header, b"", body).expect("nothing waits");
     loop {
         let flushed = from.flush(&mut drop).expect("a live peer");
-        if let Some(Frame { header, body: Received::Whole(body), .. }) = to.receive(&mut HeapBodies).expect("a peer") {
+        if let Some(Frame { header, body: Received::Whole(body), .. }) =
+            to.receive(&mut Scratch::default(), &mut HeapBodies).expect("a peer")
+        {
             assert_eq!(flushed, Flush::Done);
             return (header, body);
         }

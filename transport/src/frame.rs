@@ -1,7 +1,10 @@
 //! The frame: a fixed 64-byte header, then the key, then the payload.
 //!
 //! A frame means something only to whoever chose `kind`; this file knows lengths and marks. Nothing here
-//! allocates, and [`Header::decode`] is total: any 64 bytes give a header or a [`FrameError`].
+//! allocates, and [`Header::open`] is total: any 64 bytes give a header or a [`FrameError`].
+//!
+//! A long payload travels in pieces, so that short frames pass between them: the frame that opens it has the whole
+//! length, its key and no payload; each piece is a frame of its own that names the same stream.
 
 #![forbid(unsafe_code)]
 
@@ -17,13 +20,18 @@ pub const HEADER_BYTES: usize = 64;
 pub const KEY_BYTES_MAX: u32 = 1024;
 /// Version of the layout below. A reader refuses every other one.
 pub const VERSION: u8 = 1;
-/// First two bytes of every frame, `PR`. Two are enough: the header's checksum tells a stranger apart.
+/// First two bytes of every frame, `PR`. Two are enough: the header's check tells a stranger apart.
 pub const MAGIC: [u8; 2] = *b"PR";
 /// Longest payload a frame may claim, bytes, unless [`Limits::payload_bytes_max`] is larger: one TiB.
 ///
 /// A payload over the *limit* is an honest sender's mistake: it is read, discarded and answered. A claim over
 /// the *ceiling* is noise or malice: nobody reads a TiB to stay in step, the connection is closed.
 pub const PAYLOAD_CEILING_BYTES: u64 = 1 << 40;
+/// Longest payload that travels in one frame, bytes; a longer one goes in pieces of this length, the last one shorter.
+/// What a short frame waits for at most, once it is the next in line: 30 us of loopback, 200 us of 10 Gbit/s.
+pub const PIECE_BYTES: u64 = 256 << 10;
+/// Most payloads in pieces under way at a time, one direction of one connection.
+pub const STREAMS_MAX: u16 = 8;
 
 /// What a receiver takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,9 +49,12 @@ impl Default for Limits {
 /// A frame's header, decoded. Integers of the machine; no field has been interpreted beyond the two lengths.
 ///
 /// ```
-/// use praas_transport::frame::{Header, Limits};
+/// use praas_transport::frame::{Header, Limits, Seal, Transit};
 /// let header = Header { kind: 3, call: 7, payload_bytes: 5, ..Header::default() };
-/// assert_eq!(Header::decode(&header.encode(), &Limits::default()), Ok(header));
+/// let (mut writer, mut reader) = (Seal::default(), Seal::default());
+/// let bytes = header.seal(Transit::default(), &mut writer);
+/// assert_eq!(Header::open(&bytes, &mut reader, &Limits::default()), Ok((header, Transit::default())));
+/// assert!(Header::open(&bytes, &mut reader, &Limits::default()).is_err(), "the same bytes again are no second frame");
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Header {
@@ -61,7 +72,7 @@ pub struct Header {
     pub budget_ns: u64,
     /// One more word of the layer above.
     pub aux: u64,
-    /// The sender's incarnation, so that a stale sender is refused.
+    /// The sender's incarnation, so that a stale sender is refused. Connections fill it in.
     pub incarnation: u64,
     /// Bytes of key that follow the header: at most [`KEY_BYTES_MAX`].
     pub key_bytes: u32,
@@ -78,11 +89,11 @@ pub struct Header {
 /// |      3 |     1 | `kind`          |                                                                  |
 /// |      4 |     2 | `flags`         |                                                                  |
 /// |      6 |     2 | `function`      |                                                                  |
-/// |      8 |     4 | `header_crc32`  | CRC-32 (IEEE) of the 64 bytes, this field taken as zero           |
-/// |     12 |     4 | `payload_crc32` | reserved, zero: place of a payload checksum on links that need it |
+/// |      8 |     4 | `check`         | of the 64 bytes with this field zero, then the frame's number: see [`Seal`] |
+/// |     12 |     4 | `payload_crc32` | CRC-32 (IEEE) of the payload that follows; zero on links without  |
 /// |     16 |     4 | `status`        |                                                                  |
 /// |     20 |     2 | `key_bytes`     | at most [`KEY_BYTES_MAX`]                                        |
-/// |     22 |     2 | `_reserved`     | zero                                                             |
+/// |     22 |     2 | `stream`        | see [`Transit::stream`]                                          |
 /// |     24 |     8 | `payload_bytes` |                                                                  |
 /// |     32 |     8 | `call`          |                                                                  |
 /// |     40 |     8 | `budget_ns`     |                                                                  |
@@ -96,11 +107,11 @@ struct WireHeader {
     kind: u8,
     flags: U16,
     function: U16,
-    header_crc32: U32,
+    check: U32,
     payload_crc32: U32,
     status: I32,
     key_bytes: U16,
-    _reserved: U16,
+    stream: U16,
     payload_bytes: U64,
     call: U64,
     budget_ns: U64,
@@ -111,9 +122,9 @@ struct WireHeader {
 const _: () = assert!(size_of::<WireHeader>() == HEADER_BYTES && align_of::<WireHeader>() == 1);
 const _: () = assert!(offset_of!(WireHeader, magic) == 0 && offset_of!(WireHeader, version) == 2);
 const _: () = assert!(offset_of!(WireHeader, kind) == 3 && offset_of!(WireHeader, flags) == 4);
-const _: () = assert!(offset_of!(WireHeader, function) == 6 && offset_of!(WireHeader, header_crc32) == 8);
+const _: () = assert!(offset_of!(WireHeader, function) == 6 && offset_of!(WireHeader, check) == 8);
 const _: () = assert!(offset_of!(WireHeader, payload_crc32) == 12 && offset_of!(WireHeader, status) == 16);
-const _: () = assert!(offset_of!(WireHeader, key_bytes) == 20 && offset_of!(WireHeader, _reserved) == 22);
+const _: () = assert!(offset_of!(WireHeader, key_bytes) == 20 && offset_of!(WireHeader, stream) == 22);
 const _: () = assert!(offset_of!(WireHeader, payload_bytes) == 24 && offset_of!(WireHeader, call) == 32);
 const _: () = assert!(offset_of!(WireHeader, budget_ns) == 40 && offset_of!(WireHeader, aux) == 48);
 const _: () = assert!(offset_of!(WireHeader, incarnation) == 56);
@@ -139,17 +150,36 @@ pub enum FrameError {
         /// Ours.
         expected: u8,
     },
-    /// The header changed on its way, or was never one.
-    #[error("header checksum {found:#010x}, its bytes give {computed:#010x}")]
-    Checksum {
+    /// The header changed on its way, is not the one whose turn it is, or was never one. Not said: what would have been right.
+    #[error("the header's check {found:#010x} is wrong: it was changed, lost, repeated, or written with another key")]
+    Check {
+        /// As stated in the header.
+        found: u32,
+    },
+    /// The payload changed on its way.
+    #[error("the payload's checksum is {computed:#010x}, its header says {found:#010x}")]
+    PayloadCheck {
         /// As stated in the header.
         found: u32,
         /// As computed from its bytes.
         computed: u32,
     },
-    /// A field that must be zero is not: the sender knows something that this build does not.
-    #[error("a reserved field of the header is not zero")]
-    Reserved,
+    /// The sender is not the one that was greeted.
+    #[error("a frame of incarnation {found}, the connection is with {expected}")]
+    Stale {
+        /// The frame's.
+        found: u64,
+        /// The peer's, as it said in its hello.
+        expected: u64,
+    },
+    /// A payload in pieces breaks its own rules.
+    #[error("stream {stream:#06x}: {what}")]
+    Stream {
+        /// As stated in the header.
+        stream: u16,
+        /// Which rule.
+        what: &'static str,
+    },
     /// A key longer than any key.
     #[error("header claims a key of {claimed_bytes} bytes, at most {max_bytes} are allowed")]
     KeyTooLong {
@@ -168,15 +198,71 @@ pub enum FrameError {
     },
 }
 
+/// What a header carries besides its meaning: connections write and check it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Transit {
+    /// 0: the payload follows, all of it. `1..=STREAMS_MAX`: opens a payload that comes in pieces. The same with
+    /// [`Transit::PIECE`]: the next piece of it follows.
+    pub stream: u16,
+    /// CRC-32 of the payload that follows, on links that have one.
+    pub payload_crc32: u32,
+}
+
+impl Transit {
+    /// The bit of `stream` that tells a piece from the frame that opened its payload.
+    pub const PIECE: u16 = 0x8000;
+}
+
+/// Checks headers of one direction of a connection, each with its number in the stream: a header that is changed, left out,
+/// repeated or moved does not fit. One end has it to write, the other one to read.
+///
+/// Without a key the check is a CRC-32: it finds accidents. With one it is the first 32 bits of a BLAKE3 keyed hash, and each wrong
+/// guess costs the guesser its connection.
+#[derive(Default)]
+pub struct Seal {
+    key: Option<[u8; 32]>,
+    sequence: u64,
+}
+
+impl Seal {
+    /// A seal with a key that only the two ends know.
+    #[must_use]
+    pub fn keyed(key: [u8; 32]) -> Seal {
+        Seal { key: Some(key), sequence: 0 }
+    }
+
+    /// Of a header whose check field is zero.
+    #[inline]
+    fn check(&self, header: &[u8; HEADER_BYTES]) -> u32 {
+        let mut bytes = [0; HEADER_BYTES + 8];
+        bytes[..HEADER_BYTES].copy_from_slice(header);
+        bytes[HEADER_BYTES..].copy_from_slice(&self.sequence.to_le_bytes());
+        match &self.key {
+            None => crc32fast::hash(&bytes),
+            Some(key) => {
+                let [a, b, c, d, ..] = *blake3::keyed_hash(key, &bytes).as_bytes();
+                u32::from_le_bytes([a, b, c, d])
+            }
+        }
+    }
+}
+
+/// Says whether there is a key, not which.
+impl fmt::Debug for Seal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Seal").field("keyed", &self.key.is_some()).field("sequence", &self.sequence).finish()
+    }
+}
+
 impl Header {
-    /// The 64 bytes of this header, checksum included.
+    /// The 64 bytes of this header as the next one of its direction.
     ///
     /// # Panics
     /// When `key_bytes` is over [`KEY_BYTES_MAX`]: senders check before they come here.
     #[inline]
     #[must_use]
-    pub fn encode(&self) -> [u8; HEADER_BYTES] {
-        assert!(self.key_bytes <= KEY_BYTES_MAX, "a key is checked before its header is encoded");
+    pub fn seal(&self, transit: Transit, seal: &mut Seal) -> [u8; HEADER_BYTES] {
+        assert!(self.key_bytes <= KEY_BYTES_MAX, "a key is checked before its header is sealed");
         #[expect(clippy::cast_possible_truncation, reason = "asserted above to be at most KEY_BYTES_MAX")]
         let key_bytes = self.key_bytes as u16;
         let mut wire = WireHeader {
@@ -185,46 +271,47 @@ impl Header {
             kind: self.kind,
             flags: U16::new(self.flags),
             function: U16::new(self.function),
-            header_crc32: U32::ZERO,
-            payload_crc32: U32::ZERO,
+            check: U32::ZERO,
+            payload_crc32: U32::new(transit.payload_crc32),
             status: I32::new(self.status),
             key_bytes: U16::new(key_bytes),
-            _reserved: U16::ZERO,
+            stream: U16::new(transit.stream),
             payload_bytes: U64::new(self.payload_bytes),
             call: U64::new(self.call),
             budget_ns: U64::new(self.budget_ns),
             aux: U64::new(self.aux),
             incarnation: U64::new(self.incarnation),
         };
-        wire.header_crc32 = U32::new(crc32fast::hash(wire.as_bytes()));
+        let bytes: [u8; HEADER_BYTES] = zerocopy::transmute!(wire);
+        wire.check = U32::new(seal.check(&bytes));
+        seal.sequence += 1;
         zerocopy::transmute!(wire)
     }
 
-    /// Reads a header. Allocates nothing; every check is done before the caller can allocate by its lengths.
+    /// Reads a header that should be the next one of its direction. Allocates nothing; every check is done before the caller
+    /// can allocate by its lengths.
     ///
     /// A payload over `limits.payload_bytes_max` is *not* an error here: the receiver discards it and says so.
     ///
     /// # Errors
-    /// Every [`FrameError`]: the stream cannot be followed any further.
+    /// Every [`FrameError`] but those of a payload: the stream cannot be followed any further.
     #[inline]
-    pub fn decode(bytes: &[u8; HEADER_BYTES], limits: &Limits) -> Result<Header, FrameError> {
+    pub fn open(bytes: &[u8; HEADER_BYTES], seal: &mut Seal, limits: &Limits) -> Result<(Header, Transit), FrameError> {
         let mut wire: WireHeader = zerocopy::transmute!(*bytes);
         if wire.magic != MAGIC {
             return Err(FrameError::NotAFrame { found: u16::from_be_bytes(wire.magic) });
         }
-        // Before the checksum: another version may keep its checksum elsewhere.
+        // Before the check: another version may keep it elsewhere.
         if wire.version != VERSION {
             return Err(FrameError::Version { found: wire.version, expected: VERSION });
         }
-        let found = wire.header_crc32.get();
-        wire.header_crc32 = U32::ZERO;
-        let computed = crc32fast::hash(wire.as_bytes());
-        if found != computed {
-            return Err(FrameError::Checksum { found, computed });
+        let found = wire.check.get();
+        wire.check = U32::ZERO;
+        // Not compared in constant time: who finds one good check by its timing has sent a wrong one first, and lost the connection.
+        if found != seal.check(&zerocopy::transmute!(wire)) {
+            return Err(FrameError::Check { found });
         }
-        if wire.payload_crc32.get() != 0 || wire._reserved.get() != 0 {
-            return Err(FrameError::Reserved);
-        }
+        seal.sequence += 1;
         let key_bytes = u32::from(wire.key_bytes.get());
         if key_bytes > KEY_BYTES_MAX {
             return Err(FrameError::KeyTooLong { claimed_bytes: key_bytes, max_bytes: KEY_BYTES_MAX });
@@ -234,7 +321,11 @@ impl Header {
         if payload_bytes > ceiling_bytes {
             return Err(FrameError::PayloadTooLong { claimed_bytes: payload_bytes, ceiling_bytes });
         }
-        Ok(Header {
+        let stream = wire.stream.get();
+        if stream & !Transit::PIECE > STREAMS_MAX || stream == Transit::PIECE {
+            return Err(FrameError::Stream { stream, what: "there is none of this number" });
+        }
+        let header = Header {
             kind: wire.kind,
             flags: wire.flags.get(),
             function: wire.function.get(),
@@ -245,7 +336,8 @@ impl Header {
             incarnation: wire.incarnation.get(),
             key_bytes,
             payload_bytes,
-        })
+        };
+        Ok((header, Transit { stream, payload_crc32: wire.payload_crc32.get() }))
     }
 
     /// Bytes of the key that follows.
@@ -369,19 +461,32 @@ mod tests {
         }
     }
 
-    /// A header with fields that `encode` would not write, its checksum made right again.
-    fn forged(change: impl FnOnce(&mut [u8; HEADER_BYTES])) -> [u8; HEADER_BYTES] {
-        let mut bytes = sample().encode();
-        change(&mut bytes);
+    /// The first header of a stream.
+    fn first(header: Header) -> [u8; HEADER_BYTES] {
+        header.seal(Transit::default(), &mut Seal::default())
+    }
+
+    fn open(bytes: &[u8; HEADER_BYTES]) -> Result<Header, FrameError> {
+        Header::open(bytes, &mut Seal::default(), &LIMITS).map(|(header, _)| header)
+    }
+
+    fn make_fit(bytes: &mut [u8; HEADER_BYTES]) {
         bytes[8..12].fill(0);
-        let checksum = crc32fast::hash(&bytes);
-        bytes[8..12].copy_from_slice(&checksum.to_le_bytes());
+        let check = Seal::default().check(bytes);
+        bytes[8..12].copy_from_slice(&check.to_le_bytes());
+    }
+
+    /// A header with fields that `seal` would not write, its check made right again.
+    fn forged(change: impl FnOnce(&mut [u8; HEADER_BYTES])) -> [u8; HEADER_BYTES] {
+        let mut bytes = first(sample());
+        change(&mut bytes);
+        make_fit(&mut bytes);
         bytes
     }
 
     #[test]
     fn golden_bytes_of_version_1() {
-        let bytes = sample().encode();
+        let bytes = first(sample());
         #[rustfmt::skip]
         let golden = [
             b'P', b'R', 1, 0x11, 0x33, 0x22, 0x55, 0x44, bytes[8], bytes[9], bytes[10], bytes[11], 0, 0, 0, 0,
@@ -394,51 +499,79 @@ mod tests {
         assert_eq!(checksum, GOLDEN_CRC32, "{checksum:#010x}");
     }
 
-    /// Computed once by another implementation of the IEEE CRC-32 (Python's zlib) over the bytes above.
-    const GOLDEN_CRC32: u32 = 0x76f9_ab98;
+    /// Computed once by another implementation of the IEEE CRC-32 (Python's zlib) over the bytes above, check zero, and eight
+    /// zero bytes of sequence.
+    const GOLDEN_CRC32: u32 = 0x98e4_aa07;
 
     #[test]
     fn n6_every_flip_of_one_or_two_bits_is_noticed() {
-        let bytes = sample().encode();
+        let bytes = first(sample());
         let flip = |bytes: &mut [u8; 64], bit: usize| bytes[bit / 8] ^= 1 << (bit % 8);
         for first in 0..512 {
             let mut one = bytes;
             flip(&mut one, first);
-            assert!(Header::decode(&one, &LIMITS).is_err(), "bit {first}");
+            assert!(open(&one).is_err(), "bit {first}");
             for second in first + 1..512 {
                 let mut two = one;
                 flip(&mut two, second);
-                assert!(Header::decode(&two, &LIMITS).is_err(), "bits {first} and {second}");
+                assert!(open(&two).is_err(), "bits {first} and {second}");
             }
         }
     }
 
     #[test]
     fn n5_strangers_are_told_by_their_first_bytes() {
-        let decode = |start: &[u8]| {
-            let mut bytes = sample().encode();
+        let start_with = |start: &[u8]| {
+            let mut bytes = first(sample());
             bytes[..start.len()].copy_from_slice(start);
-            Header::decode(&bytes, &LIMITS)
+            open(&bytes)
         };
-        assert_eq!(decode(b"GET / HTTP/1.1"), Err(FrameError::NotAFrame { found: 0x4745 }));
-        assert_eq!(decode(b"PR\x02"), Err(FrameError::Version { found: 2, expected: 1 }));
-        assert_eq!(decode(b"PR\x00"), Err(FrameError::Version { found: 0, expected: 1 }));
-        assert!(matches!(decode(b"PR\x01\x12"), Err(FrameError::Checksum { .. })));
-        assert!(matches!(Header::decode(&[0; 64], &LIMITS), Err(FrameError::NotAFrame { found: 0 })));
+        assert_eq!(start_with(b"GET / HTTP/1.1"), Err(FrameError::NotAFrame { found: 0x4745 }));
+        assert_eq!(start_with(b"PR\x02"), Err(FrameError::Version { found: 2, expected: 1 }));
+        assert_eq!(start_with(b"PR\x00"), Err(FrameError::Version { found: 0, expected: 1 }));
+        assert!(matches!(start_with(b"PR\x01\x12"), Err(FrameError::Check { .. })));
+        assert!(matches!(open(&[0; 64]), Err(FrameError::NotAFrame { found: 0 })));
     }
 
     #[test]
-    fn n5_reserved_bits_are_refused_though_the_checksum_fits() {
-        for bit in (12 * 8..16 * 8).chain(22 * 8..24 * 8) {
-            let bytes = forged(|bytes| bytes[bit / 8] |= 1 << (bit % 8));
-            assert_eq!(Header::decode(&bytes, &LIMITS), Err(FrameError::Reserved), "bit {bit}");
+    fn n5_streams_that_do_not_exist_are_refused_though_the_check_fits() {
+        for stream in 0..=u16::MAX {
+            let bytes = forged(|bytes| bytes[22..24].copy_from_slice(&stream.to_le_bytes()));
+            let known = stream == 0 || (1..=STREAMS_MAX).contains(&(stream & !Transit::PIECE));
+            assert_eq!(open(&bytes).is_ok(), known, "{stream:#x}");
         }
+    }
+
+    /// A2, N6: repeated, left out, exchanged, or of another key: every one is noticed, and at the first header.
+    #[test]
+    fn a2_n6_only_the_header_whose_turn_it_is_fits() {
+        for key in [None, Some([7; 32])] {
+            let mut writer = Seal { key, sequence: 0 };
+            let sent: Vec<_> = (0..4).map(|_| sample().seal(Transit::default(), &mut writer)).collect();
+            for (at, bytes) in sent.iter().enumerate() {
+                for sequence in 0..4 {
+                    let mut reader = Seal { key, sequence };
+                    let fits = Header::open(bytes, &mut reader, &LIMITS).is_ok();
+                    assert_eq!(fits, at as u64 == sequence);
+                    assert_eq!(reader.sequence, sequence + u64::from(fits));
+                }
+                let other_key = key.map_or([1; 32], |_| [8; 32]);
+                let mut reader = Seal { key: Some(other_key), sequence: at as u64 };
+                assert!(Header::open(bytes, &mut reader, &LIMITS).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn a5_a_seal_does_not_show_its_key() {
+        let shown = format!("{:?}", Seal::keyed([0xAB; 32]));
+        assert!(!shown.contains("171") && !shown.to_lowercase().contains("ab, ab"), "{shown}");
     }
 
     #[test]
     fn n5_lengths_at_and_beyond_every_boundary() {
         let payload = |claimed: u64| {
-            Header::decode(&forged(|bytes| bytes[24..32].copy_from_slice(&claimed.to_le_bytes())), &LIMITS)
+            open(&forged(|bytes| bytes[24..32].copy_from_slice(&claimed.to_le_bytes())))
                 .map(|header| header.payload_bytes)
         };
         for fine in [0, 1, 1 << 20, (1 << 20) + 1, 1 << 31, 1 << 32, PAYLOAD_CEILING_BYTES] {
@@ -449,8 +582,7 @@ mod tests {
             assert_eq!(payload(claimed_bytes), Err(FrameError::PayloadTooLong { claimed_bytes, ceiling_bytes }));
         }
         let key = |claimed: u16| {
-            Header::decode(&forged(|bytes| bytes[20..22].copy_from_slice(&claimed.to_le_bytes())), &LIMITS)
-                .map(|header| header.key_bytes)
+            open(&forged(|bytes| bytes[20..22].copy_from_slice(&claimed.to_le_bytes()))).map(|header| header.key_bytes)
         };
         assert_eq!((key(0), key(1024)), (Ok(0), Ok(1024)));
         assert_eq!(key(1025), Err(FrameError::KeyTooLong { claimed_bytes: 1025, max_bytes: 1024 }));
@@ -469,7 +601,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn decode_undoes_encode(
+        fn open_undoes_seal(
             (kind, flags, function, status) in any::<(u8, u16, u16, i32)>(),
             (call, budget_ns, aux, incarnation) in any::<(u64, u64, u64, u64)>(),
             key_bytes in 0..=KEY_BYTES_MAX,
@@ -478,25 +610,23 @@ mod tests {
             let header = Header {
                 kind, flags, function, status, call, budget_ns, aux, incarnation, key_bytes, payload_bytes,
             };
-            prop_assert_eq!(Header::decode(&header.encode(), &LIMITS), Ok(header));
+            prop_assert_eq!(open(&first(header)), Ok(header));
         }
 
         /// N5: any bytes, with and without a fitting checksum: an answer, and lengths within their bounds.
         #[test]
-        fn n5_decode_is_total(mut bytes in any::<[[u8; 32]; 2]>(), fit in any::<bool>()) {
+        fn n5_open_is_total(mut bytes in any::<[[u8; 32]; 2]>(), fit in any::<bool>()) {
             if fit {
                 bytes[0][..3].copy_from_slice(b"PR\x01");
             }
             let mut bytes: [u8; 64] = zerocopy::transmute!(bytes);
             if fit {
-                bytes[8..12].fill(0);
-                let checksum = crc32fast::hash(&bytes);
-                bytes[8..12].copy_from_slice(&checksum.to_le_bytes());
+                make_fit(&mut bytes);
             }
-            if let Ok(header) = Header::decode(&bytes, &LIMITS) {
+            if let Ok((header, transit)) = Header::open(&bytes, &mut Seal::default(), &LIMITS) {
                 prop_assert!(header.key_bytes <= KEY_BYTES_MAX);
                 prop_assert!(header.payload_bytes <= PAYLOAD_CEILING_BYTES);
-                prop_assert_eq!(header.encode(), bytes);
+                prop_assert_eq!(header.seal(transit, &mut Seal::default()), bytes);
             }
         }
     }

@@ -5,17 +5,21 @@
 //! | what arrives                              | reads                      | copied in user space            |
 //! |-------------------------------------------|----------------------------|---------------------------------|
 //! | one frame, payload <= [`SPARE_BYTES`]      | 1: head to the carry buffer, payload to the spare body | nothing |
-//! | one frame, longer payload                 | 1 + as many as the kernel needs, straight into its body | <= [`SPARE_BYTES`] |
+//! | a longer payload after a short one        | 1 + as many as the kernel needs, straight into its body | <= [`SPARE_BYTES`] |
+//! | a longer payload after another, a piece   | 1 for the head, then straight into its body | nothing |
 //! | many frames at once (the peer pipelines)  | 1 per [`CARRY_BYTES`]      | each payload once               |
 //!
 //! The spare body is loaned *ahead of* the read, which is how a small payload can be received in place before
-//! anybody knows that it comes. The key's length is guessed to be the last one; a wrong guess costs one copy.
+//! anybody knows that it comes. The key's length is guessed to be the last one; a wrong guess costs one copy. After a long
+//! payload another is expected: then only the head is read, so that nothing of its body lands elsewhere.
+//!
+//! A connection with nothing under way holds no buffer: both belong to the reader's [`Scratch`], one for all its connections.
 
 #![forbid(unsafe_code)]
 
 use std::io::{self, IoSliceMut, Read};
 
-use crate::frame::{HEADER_BYTES, Header, KEY_BYTES_MAX, Key, Limits};
+use crate::frame::{FrameError, HEADER_BYTES, Header, KEY_BYTES_MAX, Key, Limits, PIECE_BYTES, Seal, Transit};
 use crate::tcp::{Bodies, ConnectionError, Frame, Received, Refusal};
 
 /// Length of the body loaned ahead, bytes: the longest payload that is received in place by a single read.
@@ -23,6 +27,32 @@ pub(crate) const SPARE_BYTES: usize = 4096;
 /// Length of the carry buffer, bytes: a head and its key, and what one read brought beyond the first frame.
 pub(crate) const CARRY_BYTES: usize = 16 << 10;
 const _: () = assert!(HEADER_BYTES + KEY_BYTES_MAX as usize + SPARE_BYTES <= CARRY_BYTES);
+
+/// Memory that a reader of connections needs while it reads, and no connection keeps.
+#[derive(Debug)]
+pub struct Scratch<In> {
+    carry: Option<Box<[u8]>>,
+    spare: Option<In>,
+}
+
+impl<In> Default for Scratch<In> {
+    fn default() -> Self {
+        Scratch { carry: None, spare: None }
+    }
+}
+
+impl<In> Scratch<In> {
+    fn carry(&mut self) -> Box<[u8]> {
+        self.carry.take().unwrap_or_else(|| vec![0; CARRY_BYTES].into_boxed_slice())
+    }
+
+    /// Gives back the body loaned ahead. To be called before the owner of bodies goes.
+    pub fn abandon<B: Bodies<Body = In>>(&mut self, bodies: &mut B) {
+        if let Some(spare) = self.spare.take() {
+            bodies.give_back(spare);
+        }
+    }
+}
 
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct InboundStats {
@@ -36,32 +66,71 @@ pub(crate) struct InboundStats {
 
 #[derive(Debug)]
 enum State<In> {
-    /// The head of a frame is in the carry buffer, in part or not at all.
+    /// A head is next, or the rest of one.
     Head,
     /// The payload goes to `body`; `filled` of its bytes are there.
-    Body { header: Header, key: Key, body: In, filled: usize },
-    /// The payload goes nowhere; `left` of its bytes are still to come.
-    Discard { header: Header, key: Key, left: u64, why: Refusal },
+    Body { header: Header, key: Key, body: In, filled: usize, payload_crc32: u32 },
+    /// A piece goes to the body of a stream, up to byte `until` of it.
+    Piece { at: usize, from: usize, until: usize, payload_crc32: u32 },
+    /// Bytes go nowhere; `left` of them are still to come. Then a frame is told of, unless it was before.
+    Discard { left: u64, refused: Option<(Header, Key, Refusal)> },
 }
 
-enum Fill {
+/// A payload that comes in pieces.
+#[derive(Debug)]
+struct Stream<In> {
+    number: u16,
+    header: Header,
+    key: Key,
+    /// None: refused, and its owner was told.
+    body: Option<In>,
+    filled: u64,
+}
+
+/// What was read and not looked at yet.
+#[derive(Debug)]
+struct Carry {
+    bytes: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+enum Fill<In> {
+    Frame(Frame<In>),
     Some,
     WouldBlock,
+}
+
+/// Where the next bytes of the stream should go, for a reader that cannot wait to ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wants {
+    /// Anywhere: then to [`Inbound::feed`].
+    Any,
+    /// Anywhere, but not more than this.
+    AtMost(usize),
+    /// To [`Inbound::room`].
+    Room,
 }
 
 #[derive(Debug)]
 pub(crate) struct Inbound<In> {
     limits: Limits,
+    seal: Seal,
+    payload_checksums: bool,
+    peer_incarnation: u64,
     bytes_per_call_max: u64,
     state: State<In>,
-    carry: Box<[u8]>,
-    // Unread bytes of the carry buffer. Not empty outside `receive` only while `state` is `Head`,
-    // or while whole frames wait in it.
-    start: usize,
-    end: usize,
-    /// Bytes of head and key to read before the payload begins, as known or guessed.
-    head_bytes: usize,
-    spare: Option<In>,
+    /// A header whose key is not whole yet.
+    head: Option<(Header, Transit)>,
+    /// The beginning of what is next: of a header, or of the key after it.
+    partial: Vec<u8>,
+    streams: Vec<Stream<In>>,
+    /// Frames that came with the last one.
+    carry: Option<Carry>,
+    /// Bytes of the last key: the guess for the next.
+    key_guess: usize,
+    /// The last payload did not fit the spare body, so that the next one is expected not to.
+    long: bool,
     /// The peer pipelines: read into the carry buffer only.
     batch: bool,
     frames_since_read: u32,
@@ -72,16 +141,26 @@ pub(crate) struct Inbound<In> {
 }
 
 impl<In: AsRef<[u8]> + AsMut<[u8]>> Inbound<In> {
-    pub(crate) fn new(limits: Limits, bytes_per_call_max: u64) -> Self {
+    pub(crate) fn new(
+        limits: Limits,
+        bytes_per_call_max: u64,
+        seal: Seal,
+        payload_checksums: bool,
+        peer_incarnation: u64,
+    ) -> Self {
         Inbound {
             limits,
+            seal,
+            payload_checksums,
+            peer_incarnation,
             bytes_per_call_max,
             state: State::Head,
-            carry: vec![0; CARRY_BYTES].into_boxed_slice(),
-            start: 0,
-            end: 0,
-            head_bytes: HEADER_BYTES,
-            spare: None,
+            head: None,
+            partial: Vec::new(),
+            streams: Vec::new(),
+            carry: None,
+            key_guess: 0,
+            long: false,
             batch: false,
             frames_since_read: 0,
             drained: false,
@@ -93,7 +172,7 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>> Inbound<In> {
 
     /// The last read came back short: the kernel's buffer was empty a moment ago.
     pub(crate) fn drained(&self) -> bool {
-        self.drained && self.start == self.end
+        self.drained && self.carry.is_none()
     }
 
     /// The last `receive` stopped because it had done enough for one call.
@@ -104,9 +183,10 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>> Inbound<In> {
     pub(crate) fn receive<B: Bodies<Body = In>>(
         &mut self,
         stream: &mut impl Read,
+        scratch: &mut Scratch<In>,
         bodies: &mut B,
     ) -> Result<Option<Frame<In>>, ConnectionError> {
-        self.receive_within(u32::MAX, stream, bodies)
+        self.receive_within(u32::MAX, stream, scratch, bodies)
     }
 
     /// The next frame, from what is here and at most so many reads.
@@ -114,12 +194,13 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>> Inbound<In> {
         &mut self,
         reads_max: u32,
         stream: &mut impl Read,
+        scratch: &mut Scratch<In>,
         bodies: &mut B,
     ) -> Result<Option<Frame<In>>, ConnectionError> {
         if self.ended {
             return Err(ConnectionError::Closed { mid_frame: self.mid_frame() });
         }
-        let result = self.receive_open(reads_max, stream, bodies);
+        let result = self.receive_open(reads_max, stream, scratch, bodies);
         self.ended = result.is_err();
         result
     }
@@ -128,17 +209,16 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>> Inbound<In> {
         &mut self,
         reads_max: u32,
         stream: &mut impl Read,
+        scratch: &mut Scratch<In>,
         bodies: &mut B,
     ) -> Result<Option<Frame<In>>, ConnectionError> {
         self.unfinished = false;
+        if let Some(frame) = self.take_carried(scratch, bodies)? {
+            return Ok(Some(frame));
+        }
         let stop_bytes = self.stats.bytes.saturating_add(self.bytes_per_call_max);
         let mut reads = 0;
         loop {
-            if let Some(frame) = self.advance(bodies)? {
-                self.frames_since_read += 1;
-                self.stats.frames += 1;
-                return Ok(Some(frame));
-            }
             if self.stats.bytes >= stop_bytes {
                 self.unfinished = true;
                 return Ok(None);
@@ -147,10 +227,102 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>> Inbound<In> {
                 return Ok(None);
             }
             reads += 1;
-            match self.fill(stream, bodies)? {
+            match self.fill(stream, scratch, bodies)? {
+                Fill::Frame(frame) => return Ok(Some(frame)),
                 Fill::Some => {}
                 Fill::WouldBlock => return Ok(None),
             }
+        }
+    }
+
+    /// A frame that came with an earlier one.
+    #[inline]
+    fn take_carried<B: Bodies<Body = In>>(
+        &mut self,
+        scratch: &mut Scratch<In>,
+        bodies: &mut B,
+    ) -> Result<Option<Frame<In>>, ConnectionError> {
+        let Some(Carry { bytes, start, end }) = self.carry.take() else { return Ok(None) };
+        self.advance_through(bytes, start, end, scratch, bodies)
+    }
+
+    /// Consumes `bytes[start..end]` up to the end of a frame. What is left is kept for the next call.
+    fn advance_through<B: Bodies<Body = In>>(
+        &mut self,
+        bytes: Box<[u8]>,
+        start: usize,
+        end: usize,
+        scratch: &mut Scratch<In>,
+        bodies: &mut B,
+    ) -> Result<Option<Frame<In>>, ConnectionError> {
+        let mut input = &bytes[start..end];
+        let advanced = self.advance(&mut input, bodies);
+        let left = input.len();
+        if left > 0 && advanced.is_ok() {
+            self.carry = Some(Carry { bytes, start: end - left, end });
+        } else {
+            scratch.carry = Some(bytes);
+        }
+        advanced
+    }
+
+    /// Takes bytes that somebody else has read, up to the end of a frame; `input` is what is left of them. Copies payloads.
+    pub(crate) fn feed<B: Bodies<Body = In>>(
+        &mut self,
+        input: &mut &[u8],
+        bodies: &mut B,
+    ) -> Result<Option<Frame<In>>, ConnectionError> {
+        let result = self.advance(input, bodies);
+        self.ended = result.is_err();
+        result
+    }
+
+    /// So many bytes were fed.
+    pub(crate) fn count(&mut self, bytes: usize) {
+        self.stats.reads += 1;
+        self.stats.bytes += bytes as u64;
+    }
+
+    /// Where the next bytes should go.
+    pub(crate) fn wants(&self) -> Wants {
+        match &self.state {
+            State::Body { .. } | State::Piece { .. } => Wants::Room,
+            State::Head if self.expects_long() => Wants::AtMost(self.head_left(0)),
+            State::Head | State::Discard { .. } => Wants::Any,
+        }
+    }
+
+    /// The memory that [`Wants::Room`] is about. Stays where it is until [`Inbound::filled`].
+    pub(crate) fn room(&mut self) -> &mut [u8] {
+        match &mut self.state {
+            State::Body { body, filled, .. } => &mut body.as_mut()[*filled..],
+            State::Piece { at, until, .. } => {
+                let stream = &mut self.streams[*at];
+                let from = to_len(stream.filled);
+                &mut stream.body.as_mut().expect("refused pieces are discarded").as_mut()[from..*until]
+            }
+            State::Head | State::Discard { .. } => &mut [],
+        }
+    }
+
+    /// So many bytes were put into [`Inbound::room`].
+    pub(crate) fn filled<B: Bodies<Body = In>>(
+        &mut self,
+        count: usize,
+        bodies: &mut B,
+    ) -> Result<Option<Frame<In>>, ConnectionError> {
+        self.move_on(count);
+        self.count(count);
+        let result = self.advance(&mut &[][..], bodies);
+        self.ended = result.is_err();
+        result
+    }
+
+    fn move_on(&mut self, count: usize) {
+        match &mut self.state {
+            State::Body { filled, .. } => *filled += count,
+            State::Piece { at, .. } => self.streams[*at].filled += count as u64,
+            State::Head | State::Discard { .. } => unreachable!("only bodies have room"),
         }
     }
 
@@ -160,238 +332,473 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>> Inbound<In> {
         if let State::Body { body, .. } = std::mem::replace(&mut self.state, State::Head) {
             bodies.give_back(body);
         }
-        if let Some(spare) = self.spare.take() {
-            bodies.give_back(spare);
+        for stream in self.streams.drain(..) {
+            if let Some(body) = stream.body {
+                bodies.give_back(body);
+            }
         }
     }
 
     pub(crate) fn mid_frame(&self) -> bool {
-        self.start != self.end || !matches!(self.state, State::Head)
+        self.carry.is_some()
+            || self.head.is_some()
+            || !self.partial.is_empty()
+            || !self.streams.is_empty()
+            || !matches!(self.state, State::Head)
     }
 
-    /// Consumes the carry buffer until a frame is whole or more bytes are needed.
+    /// Whether the next payload may be one that the spare body does not hold.
+    pub(crate) fn expects_long(&self) -> bool {
+        self.long || !self.streams.is_empty()
+    }
+
+    /// Bytes to read before the payload begins, if the next key has so many.
+    fn head_left(&self, key_guess: usize) -> usize {
+        let whole = match &self.head {
+            Some((header, _)) => header.key_len(),
+            None => HEADER_BYTES + key_guess,
+        };
+        // A header of which a part is here may be followed by a key that was not guessed.
+        whole - self.partial.len()
+    }
+
+    /// Consumes bytes until a frame is whole or more are needed.
     #[inline]
-    fn advance<B: Bodies<Body = In>>(&mut self, bodies: &mut B) -> Result<Option<Frame<In>>, ConnectionError> {
+    fn advance<B: Bodies<Body = In>>(
+        &mut self,
+        input: &mut &[u8],
+        bodies: &mut B,
+    ) -> Result<Option<Frame<In>>, ConnectionError> {
         loop {
-            let carried = self.end - self.start;
-            match &mut self.state {
+            let frame = match &mut self.state {
                 State::Head => {
-                    let Some(head) = self.carry[self.start..self.end].first_chunk::<HEADER_BYTES>() else {
-                        return Ok(None);
-                    };
-                    let header = Header::decode(head, &self.limits)?;
-                    self.head_bytes = HEADER_BYTES + header.key_len();
-                    if carried < self.head_bytes {
-                        return Ok(None);
-                    }
-                    let key = self.take_key(self.start);
-                    self.start += self.head_bytes;
-                    self.state = open(&self.limits, header, key, bodies);
+                    let Some((header, transit, key)) = self.take_head(input)? else { return Ok(None) };
+                    self.begin(header, transit, key, bodies)?
                 }
                 State::Body { body, filled, .. } => {
                     let body = body.as_mut();
-                    let count = carried.min(body.len() - *filled);
-                    if count > 0 {
-                        body[*filled..*filled + count].copy_from_slice(&self.carry[self.start..self.start + count]);
-                        self.start += count;
-                        *filled += count;
-                        self.stats.copied_bytes += count as u64;
-                    }
+                    let count = input.len().min(body.len() - *filled);
+                    body[*filled..*filled + count].copy_from_slice(&input[..count]);
+                    *input = &input[count..];
+                    *filled += count;
+                    self.stats.copied_bytes += count as u64;
                     if *filled < body.len() {
                         return Ok(None);
                     }
-                    let State::Body { header, key, body, .. } = std::mem::replace(&mut self.state, State::Head) else {
-                        unreachable!("matched above");
-                    };
-                    return Ok(Some(Frame { header, key, body: Received::Whole(body) }));
+                    Some(self.finish_body()?)
                 }
-                State::Discard { left, .. } => {
-                    let count = usize::try_from(*left).unwrap_or(usize::MAX).min(carried);
-                    self.start += count;
+                State::Piece { at, until, .. } => {
+                    let (at, until) = (*at, *until);
+                    let stream = &mut self.streams[at];
+                    let from = to_len(stream.filled);
+                    let count = input.len().min(until - from);
+                    let body = stream.body.as_mut().expect("refused pieces are discarded").as_mut();
+                    body[from..from + count].copy_from_slice(&input[..count]);
+                    *input = &input[count..];
+                    stream.filled += count as u64;
+                    self.stats.copied_bytes += count as u64;
+                    if from + count < until {
+                        return Ok(None);
+                    }
+                    self.finish_piece()?
+                }
+                State::Discard { left, refused } => {
+                    let count = to_len(*left).min(input.len());
+                    *input = &input[count..];
                     *left -= count as u64;
                     self.stats.discarded_bytes += count as u64;
                     if *left > 0 {
                         return Ok(None);
                     }
-                    self.stats.refused_frames += 1;
-                    let State::Discard { header, key, why, .. } = std::mem::replace(&mut self.state, State::Head)
-                    else {
-                        unreachable!("matched above");
-                    };
-                    let body = Received::Refused { bytes: header.payload_bytes, why };
-                    return Ok(Some(Frame { header, key, body }));
+                    let refused = refused.take();
+                    self.state = State::Head;
+                    refused.map(|(header, key, why)| self.refuse(header, key, why))
                 }
+            };
+            if frame.is_some() {
+                self.frames_since_read += 1;
+                self.stats.frames += 1;
+                return Ok(frame);
             }
         }
     }
 
-    /// One read from the stream, to where the next bytes belong. The carry buffer holds at most a partial head.
+    /// A header and its key, once both are whole.
     #[inline]
-    fn fill<B: Bodies<Body = In>>(&mut self, stream: &mut impl Read, bodies: &mut B) -> Result<Fill, ConnectionError> {
-        if self.start > 0 {
-            self.carry.copy_within(self.start..self.end, 0);
-            self.end -= self.start;
-            self.start = 0;
+    fn take_head(&mut self, input: &mut &[u8]) -> Result<Option<(Header, Transit, Key)>, FrameError> {
+        let (header, transit) = match self.head.take() {
+            Some(head) => head,
+            None => {
+                let Some(bytes) = gather(&mut self.partial, input, HEADER_BYTES) else { return Ok(None) };
+                let bytes = bytes.first_chunk().expect("as many were asked for");
+                let (header, transit) = Header::open(bytes, &mut self.seal, &self.limits)?;
+                self.partial.clear();
+                if header.incarnation != self.peer_incarnation {
+                    return Err(FrameError::Stale { found: header.incarnation, expected: self.peer_incarnation });
+                }
+                (header, transit)
+            }
+        };
+        if header.key_bytes == 0 {
+            return Ok(Some((header, transit, Key::EMPTY)));
         }
+        let Some(key) = gather(&mut self.partial, input, header.key_len()) else {
+            self.head = Some((header, transit));
+            return Ok(None);
+        };
+        let key = Key::new(key).expect("open refuses a key that is too long");
+        self.partial.clear();
+        Ok(Some((header, transit, key)))
+    }
+
+    /// Decides where what follows a head goes. A frame comes at once only when it is refused.
+    fn begin<B: Bodies<Body = In>>(
+        &mut self,
+        header: Header,
+        transit: Transit,
+        key: Key,
+        bodies: &mut B,
+    ) -> Result<Option<Frame<In>>, FrameError> {
+        let Transit { stream, payload_crc32 } = transit;
+        if stream & Transit::PIECE != 0 {
+            return self.begin_piece(&header, stream, payload_crc32).map(|()| None);
+        }
+        self.key_guess = header.key_len();
+        if stream == 0 {
+            // What the peer does after a payload in pieces is for its next frame to tell.
+            self.long = header.payload_bytes > SPARE_BYTES as u64;
+            self.state = match self.place(&header, bodies) {
+                Ok(body) => State::Body { header, key, body, filled: 0, payload_crc32 },
+                Err(why) => State::Discard { left: header.payload_bytes, refused: Some((header, key, why)) },
+            };
+            return Ok(None);
+        }
+        let broken = |what| Err(FrameError::Stream { stream, what });
+        if self.streams.iter().any(|open| open.number == stream) {
+            return broken("opened while it is open");
+        }
+        if header.payload_bytes <= PIECE_BYTES {
+            return broken("a payload that would fit one frame");
+        }
+        self.long = true;
+        let placed = self.place(&header, bodies);
+        let refused = placed.as_ref().err().map(|why| self.refuse(header, key.clone(), *why));
+        self.streams.push(Stream { number: stream, header, key, body: placed.ok(), filled: 0 });
+        Ok(refused)
+    }
+
+    fn begin_piece(&mut self, header: &Header, number: u16, payload_crc32: u32) -> Result<(), FrameError> {
+        let broken = |what| Err(FrameError::Stream { stream: number, what });
+        let Some(at) = self.streams.iter().position(|open| open.number == number & !Transit::PIECE) else {
+            return broken("a piece of a payload that was not opened");
+        };
+        let stream = &mut self.streams[at];
+        let left = stream.header.payload_bytes - stream.filled;
+        if header.payload_bytes != left.min(PIECE_BYTES) || header.key_bytes != 0 {
+            return broken("a piece of another length than its turn");
+        }
+        if stream.body.is_some() {
+            let from = to_len(stream.filled);
+            let until = from + header.payload_len();
+            self.state = State::Piece { at, from, until, payload_crc32 };
+            return Ok(());
+        }
+        stream.filled += header.payload_bytes;
+        if stream.filled == stream.header.payload_bytes {
+            self.streams.swap_remove(at);
+        }
+        self.state = State::Discard { left: header.payload_bytes, refused: None };
+        Ok(())
+    }
+
+    /// Memory for a payload. The limit comes before the loan: a length that is refused allocates nothing.
+    fn place<B: Bodies<Body = In>>(&self, header: &Header, bodies: &mut B) -> Result<In, Refusal> {
+        if header.payload_bytes > self.limits.payload_bytes_max {
+            return Err(Refusal::TooLarge);
+        }
+        let mut body = bodies.loan(header.payload_len()).ok_or(Refusal::NoSpace)?;
+        assert_eq!(body.as_mut().len(), header.payload_len(), "a loan is as long as it was asked for");
+        Ok(body)
+    }
+
+    fn refuse(&mut self, header: Header, key: Key, why: Refusal) -> Frame<In> {
+        self.stats.refused_frames += 1;
+        Frame { header, key, body: Received::Refused { bytes: header.payload_bytes, why } }
+    }
+
+    fn finish_body(&mut self) -> Result<Frame<In>, FrameError> {
+        let State::Body { header, key, body, payload_crc32, .. } = std::mem::replace(&mut self.state, State::Head)
+        else {
+            unreachable!("the caller saw a body");
+        };
+        if let Err(error) = self.check_payload(body.as_ref(), payload_crc32) {
+            // Back to where `abandon` finds it.
+            let filled = body.as_ref().len();
+            self.state = State::Body { header, key, body, filled, payload_crc32 };
+            return Err(error);
+        }
+        Ok(Frame { header, key, body: Received::Whole(body) })
+    }
+
+    fn finish_piece(&mut self) -> Result<Option<Frame<In>>, FrameError> {
+        let State::Piece { at, from, until, payload_crc32 } = std::mem::replace(&mut self.state, State::Head) else {
+            unreachable!("the caller saw a piece");
+        };
+        let stream = &self.streams[at];
+        let body = stream.body.as_ref().expect("refused pieces are discarded");
+        self.check_payload(&body.as_ref()[from..until], payload_crc32)?;
+        if stream.filled < stream.header.payload_bytes {
+            return Ok(None);
+        }
+        let Stream { header, key, body, .. } = self.streams.swap_remove(at);
+        Ok(Some(Frame { header, key, body: Received::Whole(body.expect("seen above")) }))
+    }
+
+    #[inline]
+    fn check_payload(&self, payload: &[u8], found: u32) -> Result<(), FrameError> {
+        if !self.payload_checksums {
+            return Ok(());
+        }
+        let computed = crc32fast::hash(payload);
+        if computed == found { Ok(()) } else { Err(FrameError::PayloadCheck { found, computed }) }
+    }
+
+    /// One read from the stream, to where the next bytes belong.
+    #[inline]
+    fn fill<B: Bodies<Body = In>>(
+        &mut self,
+        stream: &mut impl Read,
+        scratch: &mut Scratch<In>,
+        bodies: &mut B,
+    ) -> Result<Fill<In>, ConnectionError> {
         if self.batch && self.frames_since_read < 2 {
             self.batch = false;
         }
         self.frames_since_read = 0;
 
-        match &mut self.state {
-            State::Body { body, filled, .. } => {
-                let room = &mut body.as_mut()[*filled..];
+        match self.wants() {
+            Wants::Room => {
+                let room = self.room();
                 let room_bytes = room.len();
-                match read(|| stream.read(room))? {
-                    None => self.would_block(),
-                    Some(count) => {
-                        *filled += count;
-                        self.account(count, room_bytes)
-                    }
-                }
+                assert!(room_bytes > 0, "a payload that is whole is a frame, and a read of nothing looks like the end");
+                let Some(count) = read(|| stream.read(room))? else { return self.would_block() };
+                self.account(count, room_bytes)?;
+                self.move_on(count);
+                let frame = self.advance(&mut &[][..], bodies)?;
+                Ok(frame.map_or(Fill::Some, Fill::Frame))
             }
-            State::Head if !self.batch => {
-                if self.spare.is_none() {
-                    self.spare = bodies.loan(SPARE_BYTES);
-                }
-                if self.spare.is_some() { self.fill_in_place(stream, bodies) } else { self.fill_carry(stream) }
+            Wants::AtMost(bytes) => self.fill_carry(bytes, stream, scratch, bodies),
+            Wants::Any if self.batch || !matches!(self.state, State::Head) => {
+                self.fill_carry(CARRY_BYTES, stream, scratch, bodies)
             }
-            State::Head | State::Discard { .. } => self.fill_carry(stream),
-        }
-    }
-
-    fn fill_carry(&mut self, stream: &mut impl Read) -> Result<Fill, ConnectionError> {
-        let room = &mut self.carry[self.end..];
-        let room_bytes = room.len();
-        match read(|| stream.read(room))? {
-            None => self.would_block(),
-            Some(count) => {
-                self.end += count;
-                self.account(count, room_bytes)
+            Wants::Any => {
+                let spare = scratch.spare.take().or_else(|| bodies.loan(SPARE_BYTES));
+                match spare {
+                    Some(spare) => self.fill_in_place(spare, stream, scratch, bodies),
+                    None => self.fill_carry(CARRY_BYTES, stream, scratch, bodies),
+                }
             }
         }
     }
 
-    /// Reads head and key into the carry buffer and what follows into the spare body; when the payload begins
-    /// exactly there and fits, the spare body becomes the payload.
+    fn fill_carry<B: Bodies<Body = In>>(
+        &mut self,
+        bytes_max: usize,
+        stream: &mut impl Read,
+        scratch: &mut Scratch<In>,
+        bodies: &mut B,
+    ) -> Result<Fill<In>, ConnectionError> {
+        let mut carry = scratch.carry();
+        let room = &mut carry[..bytes_max];
+        let outcome = read(|| stream.read(room)).map_err(ConnectionError::from).and_then(|count| match count {
+            None => Ok(None),
+            Some(count) => self.account(count, bytes_max).map(|()| Some(count)),
+        });
+        match outcome {
+            Ok(Some(count)) => {
+                let frame = self.advance_through(carry, 0, count, scratch, bodies)?;
+                Ok(frame.map_or(Fill::Some, Fill::Frame))
+            }
+            Ok(None) => {
+                scratch.carry = Some(carry);
+                self.would_block()
+            }
+            Err(error) => {
+                scratch.carry = Some(carry);
+                Err(error)
+            }
+        }
+    }
+
+    /// Reads the head into the carry buffer and what follows into the spare body; when the payload begins exactly there
+    /// and fits, the spare body becomes the payload.
     fn fill_in_place<B: Bodies<Body = In>>(
         &mut self,
+        mut spare: In,
         stream: &mut impl Read,
+        scratch: &mut Scratch<In>,
         bodies: &mut B,
-    ) -> Result<Fill, ConnectionError> {
-        let mut spare = self.spare.take().expect("the caller saw a spare body");
-        // Exact once the header is here (`advance` saw it), else the last frame's, which is the guess.
-        let head_room = self.head_bytes - self.end;
+    ) -> Result<Fill<In>, ConnectionError> {
+        let mut carry = scratch.carry();
+        let head_room = self.head_left(self.key_guess);
         let room_bytes = head_room + SPARE_BYTES;
         let outcome = {
             let spare = spare.as_mut();
             assert_eq!(spare.len(), SPARE_BYTES, "a loan is as long as it was asked for");
-            let mut slices = [IoSliceMut::new(&mut self.carry[self.end..self.head_bytes]), IoSliceMut::new(spare)];
+            let mut slices = [IoSliceMut::new(&mut carry[..head_room]), IoSliceMut::new(spare)];
             read(|| stream.read_vectored(&mut slices))
         };
+        let outcome = outcome.map_err(ConnectionError::from).and_then(|count| match count {
+            None => Ok(None),
+            Some(count) => self.account(count, room_bytes).map(|()| Some(count)),
+        });
         let count = match outcome {
             Ok(Some(count)) => count,
-            Ok(None) => {
-                self.spare = Some(spare);
-                return self.would_block();
-            }
-            Err(error) => {
-                self.spare = Some(spare);
-                return Err(error.into());
+            other => {
+                scratch.carry = Some(carry);
+                scratch.spare = Some(spare);
+                return match other {
+                    Err(error) => Err(error),
+                    _ => self.would_block(),
+                };
             }
         };
-        if count <= head_room {
-            self.spare = Some(spare);
-            self.end += count;
-            return self.account(count, room_bytes);
+        let mut head = &carry[..count.min(head_room)];
+        let in_spare = count - head.len();
+        // A short read of a head is the last of it, and one that brought more may be a payload in its place.
+        let taken = if in_spare == 0 { Ok(None) } else { self.take_head(&mut head) };
+        match taken {
+            Ok(None) => {}
+            Ok(Some((header, transit, key))) => {
+                let fits = header.payload_bytes <= self.limits.payload_bytes_max
+                    && (1..=SPARE_BYTES).contains(&header.payload_len());
+                if head.is_empty() && transit.stream == 0 && fits {
+                    return self.take_in_place(header, transit, key, spare, in_spare, carry, scratch, bodies);
+                }
+                // The key was guessed wrong, the payload is empty or long, or these are the next frames' bytes.
+                match self.begin(header, transit, key, bodies) {
+                    Ok(None) => {}
+                    Ok(Some(frame)) => {
+                        self.stats.frames += 1;
+                        let unread = head.len();
+                        let (start, end) = join(&mut carry, count - in_spare, unread, &spare.as_ref()[..in_spare]);
+                        self.carry = Some(Carry { bytes: carry, start, end });
+                        scratch.spare = Some(spare);
+                        return Ok(Fill::Frame(frame));
+                    }
+                    Err(error) => {
+                        scratch.spare = Some(spare);
+                        return Err(error.into());
+                    }
+                }
+            }
+            Err(error) => {
+                scratch.spare = Some(spare);
+                return Err(error.into());
+            }
         }
-        self.end = self.head_bytes;
-        let in_spare = count - head_room;
-        let head = self.carry.first_chunk::<HEADER_BYTES>().expect("the carry buffer is longer than a header");
-        let header = match Header::decode(head, &self.limits) {
-            Ok(header) => header,
-            Err(error) => {
-                self.spare = Some(spare);
-                return Err(error.into());
+        let unread = head.len();
+        if unread == 0 && in_spare > 0 {
+            // All of it is in the spare body: from there to where it belongs.
+            let mut input = &spare.as_ref()[..in_spare];
+            let advanced = self.advance(&mut input, bodies);
+            let left = input.len();
+            if left > 0 && advanced.is_ok() {
+                self.stats.copied_bytes += left as u64;
+                carry[..left].copy_from_slice(input);
+                self.carry = Some(Carry { bytes: carry, start: 0, end: left });
+            } else {
+                scratch.carry = Some(carry);
             }
-        };
-        let head_is_exact = HEADER_BYTES + header.key_len() == self.head_bytes;
-        let fits_limit = header.payload_bytes <= self.limits.payload_bytes_max;
-        let payload_bytes = header.payload_len();
-        if head_is_exact && fits_limit && (1..=SPARE_BYTES).contains(&payload_bytes) {
-            let key = self.take_key(0);
-            let filled = in_spare.min(payload_bytes);
-            // The next frames' bytes leave before the loan is cut to this payload.
-            let rest = &spare.as_ref()[filled..in_spare];
-            self.carry[..rest.len()].copy_from_slice(rest);
-            self.end = rest.len();
-            self.stats.copied_bytes += rest.len() as u64;
-            self.batch = !rest.is_empty();
-            let body = bodies.truncate(spare, payload_bytes);
-            self.state = State::Body { header, key, body, filled };
-        } else if head_is_exact && header.payload_bytes > SPARE_BYTES as u64 {
-            // All that was read is the beginning of this payload, which is longer than the spare body.
-            let key = self.take_key(0);
-            self.end = 0;
-            self.state = open(&self.limits, header, key, bodies);
-            match &mut self.state {
-                State::Body { body, filled, .. } => {
-                    body.as_mut()[..in_spare].copy_from_slice(&spare.as_ref()[..in_spare]);
-                    *filled = in_spare;
-                    self.stats.copied_bytes += in_spare as u64;
-                }
-                State::Discard { left, .. } => {
-                    *left -= in_spare as u64;
-                    self.stats.discarded_bytes += in_spare as u64;
-                }
-                State::Head => unreachable!("open never gives it"),
-            }
-            self.spare = Some(spare);
+            scratch.spare = Some(spare);
+            return Ok(advanced?.map_or(Fill::Some, Fill::Frame));
+        }
+        self.stats.copied_bytes += in_spare as u64;
+        let (start, end) = join(&mut carry, count - in_spare, unread, &spare.as_ref()[..in_spare]);
+        scratch.spare = Some(spare);
+        let frame = self.advance_through(carry, start, end, scratch, bodies)?;
+        Ok(frame.map_or(Fill::Some, Fill::Frame))
+    }
+
+    /// The spare body, whose first bytes are this payload's, becomes the payload.
+    #[expect(clippy::too_many_arguments, reason = "all of what one read brought")]
+    fn take_in_place<B: Bodies<Body = In>>(
+        &mut self,
+        header: Header,
+        transit: Transit,
+        key: Key,
+        spare: In,
+        in_spare: usize,
+        mut carry: Box<[u8]>,
+        scratch: &mut Scratch<In>,
+        bodies: &mut B,
+    ) -> Result<Fill<In>, ConnectionError> {
+        let filled = in_spare.min(header.payload_len());
+        // The next frames' bytes leave before the loan is cut to this payload.
+        let rest = &spare.as_ref()[filled..in_spare];
+        let end = rest.len();
+        carry[..end].copy_from_slice(rest);
+        self.stats.copied_bytes += end as u64;
+        self.batch = end > 0;
+        self.key_guess = header.key_len();
+        self.long = false;
+        if end > 0 {
+            self.carry = Some(Carry { bytes: carry, start: 0, end });
         } else {
-            // The key was guessed wrong, or the payload is empty and these are the next frame's bytes.
-            self.carry[self.end..self.end + in_spare].copy_from_slice(&spare.as_ref()[..in_spare]);
-            self.end += in_spare;
-            self.stats.copied_bytes += in_spare as u64;
-            self.spare = Some(spare);
+            scratch.carry = Some(carry);
         }
-        self.account(count, room_bytes)
+        let body = bodies.truncate(spare, header.payload_len());
+        self.state = State::Body { header, key, body, filled, payload_crc32: transit.payload_crc32 };
+        if filled < header.payload_len() {
+            return Ok(Fill::Some);
+        }
+        let frame = self.finish_body()?;
+        self.frames_since_read += 1;
+        self.stats.frames += 1;
+        Ok(Fill::Frame(frame))
     }
 
-    fn take_key(&self, start: usize) -> Key {
-        let bytes = &self.carry[start + HEADER_BYTES..start + self.head_bytes];
-        Key::new(bytes).expect("decode refuses a key that is too long")
-    }
-
-    fn would_block(&mut self) -> Result<Fill, ConnectionError> {
+    fn would_block(&mut self) -> Result<Fill<In>, ConnectionError> {
         self.stats.reads += 1;
         self.drained = true;
         Ok(Fill::WouldBlock)
     }
 
-    fn account(&mut self, count: usize, room_bytes: usize) -> Result<Fill, ConnectionError> {
+    /// Counts a read. One that brought nothing is the end.
+    pub(crate) fn account(&mut self, count: usize, room_bytes: usize) -> Result<(), ConnectionError> {
         self.stats.reads += 1;
         self.stats.bytes += count as u64;
         self.drained = count < room_bytes;
         if count == 0 {
             return Err(ConnectionError::Closed { mid_frame: self.mid_frame() });
         }
-        Ok(Fill::Some)
+        Ok(())
     }
 }
 
-/// Where a payload goes. The limit comes before the loan: a length that is refused allocates nothing.
-fn open<B: Bodies>(limits: &Limits, header: Header, key: Key, bodies: &mut B) -> State<B::Body> {
-    let discard = |key, why| State::Discard { header, key, left: header.payload_bytes, why };
-    if header.payload_bytes > limits.payload_bytes_max {
-        return discard(key, Refusal::TooLarge);
+/// Puts what is left of a head (the last `unread` of the first `head` bytes) and what came after it in one row.
+fn join(carry: &mut [u8], head: usize, unread: usize, after: &[u8]) -> (usize, usize) {
+    carry[head..head + after.len()].copy_from_slice(after);
+    (head - unread, head + after.len())
+}
+
+/// `bytes` bytes in a row: from the input where they are whole there, else gathered in `partial`.
+#[inline]
+fn gather<'a, 'i: 'a>(partial: &'a mut Vec<u8>, input: &mut &'i [u8], bytes: usize) -> Option<&'a [u8]> {
+    if partial.is_empty() && input.len() >= bytes {
+        let (whole, rest) = input.split_at(bytes);
+        *input = rest;
+        return Some(whole);
     }
-    match bodies.loan(header.payload_len()) {
-        None => discard(key, Refusal::NoSpace),
-        Some(mut body) => {
-            assert_eq!(body.as_mut().len(), header.payload_len(), "a loan is as long as it was asked for");
-            State::Body { header, key, body, filled: 0 }
-        }
-    }
+    let count = input.len().min(bytes - partial.len());
+    partial.extend_from_slice(&input[..count]);
+    *input = &input[count..];
+    (partial.len() == bytes).then_some(&partial[..])
+}
+
+/// A length that is within a limit, or a bound for one.
+fn to_len(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 
 /// One read; `None` would block. An interrupted read is done again.
@@ -412,7 +819,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::frame::FrameError;
 
     /// A stream cut where the test wants: each read brings bytes up to the next cut; with `blocks`, the first read
     /// at each cut would block.
@@ -504,6 +910,10 @@ mod tests {
     type Sent = (Vec<u8>, Vec<u8>);
 
     fn frames(lengths: &[(usize, usize)]) -> (Vec<Sent>, Vec<u8>) {
+        frames_after(&mut Seal::default(), lengths)
+    }
+
+    fn frames_after(seal: &mut Seal, lengths: &[(usize, usize)]) -> (Vec<Sent>, Vec<u8>) {
         let mut stream = Vec::new();
         let mut sent = Vec::new();
         for (call, &(key_bytes, payload_bytes)) in lengths.iter().enumerate() {
@@ -514,12 +924,16 @@ mod tests {
                 payload_bytes: payload_bytes as u64,
                 ..Header::default()
             };
-            stream.extend_from_slice(&header.encode());
+            stream.extend_from_slice(&header.seal(Transit::default(), seal));
             stream.extend_from_slice(&key);
             stream.extend_from_slice(&payload);
             sent.push((key, payload));
         }
         (sent, stream)
+    }
+
+    fn plain(limits: Limits, bytes_per_call_max: u64) -> Inbound<Vec<u8>> {
+        Inbound::new(limits, bytes_per_call_max, Seal::default(), false, 0)
     }
 
     const LIMITS: Limits = Limits { payload_bytes_max: 100_000 };
@@ -530,9 +944,21 @@ mod tests {
         stream: &mut Cut<'_>,
         bodies: &mut Counted,
     ) -> Result<Vec<Frame<Vec<u8>>>, ConnectionError> {
+        let mut scratch = Scratch::default();
+        let result = receive_all_with(inbound, stream, &mut scratch, bodies);
+        scratch.abandon(bodies);
+        result
+    }
+
+    fn receive_all_with(
+        inbound: &mut Inbound<Vec<u8>>,
+        stream: &mut Cut<'_>,
+        scratch: &mut Scratch<Vec<u8>>,
+        bodies: &mut Counted,
+    ) -> Result<Vec<Frame<Vec<u8>>>, ConnectionError> {
         let mut received = Vec::new();
         loop {
-            match inbound.receive(stream, bodies)? {
+            match inbound.receive(stream, scratch, bodies)? {
                 Some(frame) => received.push(frame),
                 None if stream.at < stream.bytes.len() => {}
                 None => return Ok(received),
@@ -543,7 +969,7 @@ mod tests {
     fn check(lengths: &[(usize, usize)], cuts: &[usize], blocks: bool, mut bodies: Counted) {
         let (sent, bytes) = frames(lengths);
         let mut stream = Cut::new(&bytes, cuts, blocks);
-        let mut inbound = Inbound::new(LIMITS, u64::MAX);
+        let mut inbound = plain(LIMITS, u64::MAX);
         let received = receive_all(&mut inbound, &mut stream, &mut bodies).expect("a good stream");
         assert_eq!(received.len(), sent.len(), "cuts {cuts:?}");
         let mut whole = 0;
@@ -628,13 +1054,17 @@ mod tests {
     #[test]
     fn a_small_frame_is_one_read_and_no_copy() {
         let mut bodies = Counted::default();
-        let mut inbound = Inbound::new(LIMITS, u64::MAX);
-        // The key's length is guessed to be the last one's; a wrong guess costs two copies of the payload.
-        for (key_bytes, copied_bytes) in [(0, 0), (6, 206), (6, 0), (6, 0), (0, 194), (0, 0)] {
-            let (_, bytes) = frames(&[(key_bytes, 100)]);
+        let mut inbound = plain(LIMITS, u64::MAX);
+        // The key's length is guessed to be the last one's; a wrong guess costs copies of the payload.
+        let mut seal = Seal::default();
+        for (key_bytes, copied_bytes) in [(0, 0), (6, 100), (6, 0), (6, 0), (0, 194), (0, 0)] {
+            let (_, bytes) = frames_after(&mut seal, &[(key_bytes, 100)]);
             let before = inbound.stats;
             let mut stream = Cut::new(&bytes, &[], false);
-            let frame = inbound.receive(&mut stream, &mut bodies).expect("a good stream").expect("a frame");
+            let frame = inbound
+                .receive(&mut stream, &mut Scratch::default(), &mut bodies)
+                .expect("a good stream")
+                .expect("a frame");
             assert_eq!(frame.key.len(), key_bytes);
             assert!(inbound.drained() && !inbound.mid_frame());
             assert_eq!(inbound.stats.reads - before.reads, 1);
@@ -645,9 +1075,12 @@ mod tests {
     #[test]
     fn a_long_frame_copies_no_more_than_the_spare_body() {
         let (_, bytes) = frames(&[(0, 90_000)]);
-        let mut inbound = Inbound::new(LIMITS, u64::MAX);
+        let mut inbound = plain(LIMITS, u64::MAX);
         let mut stream = Cut::new(&bytes, &[], false);
-        inbound.receive(&mut stream, &mut Counted::default()).expect("a good stream").expect("a frame");
+        inbound
+            .receive(&mut stream, &mut Scratch::default(), &mut Counted::default())
+            .expect("a good stream")
+            .expect("a frame");
         assert_eq!((inbound.stats.reads, inbound.stats.copied_bytes), (2, SPARE_BYTES as u64));
     }
 
@@ -659,7 +1092,7 @@ mod tests {
             bytes[at] ^= 0x40;
             for cuts in [&[][..], &[1], &[63], &[64]] {
                 let mut bodies = Counted::default();
-                let mut inbound = Inbound::new(LIMITS, u64::MAX);
+                let mut inbound = plain(LIMITS, u64::MAX);
                 let mut stream = Cut::new(&bytes, cuts, false);
                 let error = receive_all(&mut inbound, &mut stream, &mut bodies).expect_err("garbage");
                 assert!(matches!(error, ConnectionError::Frame(_)), "{error}");
@@ -678,10 +1111,10 @@ mod tests {
     fn n5_a_length_over_the_ceiling_closes_and_one_under_it_is_refused_without_a_loan() {
         for (claimed, closes) in [(1u64 << 31, false), (1 << 40, false), ((1 << 40) + 1, true), (1 << 63, true)] {
             let header = Header { payload_bytes: claimed, ..Header::default() };
-            let bytes = header.encode();
+            let bytes = header.seal(Transit::default(), &mut Seal::default());
             let mut bodies = Counted::default();
-            let mut inbound = Inbound::new(LIMITS, u64::MAX);
-            let outcome = inbound.receive(&mut Cut::new(&bytes, &[], false), &mut bodies);
+            let mut inbound = plain(LIMITS, u64::MAX);
+            let outcome = inbound.receive(&mut Cut::new(&bytes, &[], false), &mut Scratch::default(), &mut bodies);
             assert_eq!(matches!(outcome, Err(ConnectionError::Frame(FrameError::PayloadTooLong { .. }))), closes);
             assert_eq!(bodies.longest, SPARE_BYTES);
         }
@@ -701,12 +1134,12 @@ mod tests {
         for at_end in [End::Closes, End::Resets] {
             for length in 0..=bytes.len() {
                 let mut bodies = Counted::default();
-                let mut inbound = Inbound::new(LIMITS, u64::MAX);
+                let (mut inbound, mut scratch) = (plain(LIMITS, u64::MAX), Scratch::default());
                 let mut stream = Cut::new(&bytes[..length], &[], false);
                 stream.at_end = at_end;
                 let mut whole = 0;
                 let error = loop {
-                    match inbound.receive(&mut stream, &mut bodies) {
+                    match inbound.receive(&mut stream, &mut scratch, &mut bodies) {
                         Ok(frame) => whole += usize::from(frame.is_some()),
                         Err(error) => break error,
                     }
@@ -719,6 +1152,7 @@ mod tests {
                     ConnectionError::Frame(error) => panic!("{error}"),
                 }
                 inbound.abandon(&mut bodies);
+                scratch.abandon(&mut bodies);
                 assert_eq!(bodies.on_loan, whole);
             }
         }
@@ -727,14 +1161,19 @@ mod tests {
     #[test]
     fn one_call_reads_no_more_than_it_may() {
         let header = Header { payload_bytes: 1 << 30, ..Header::default() };
-        let mut bytes = header.encode().to_vec();
+        let mut bytes = header.seal(Transit::default(), &mut Seal::default()).to_vec();
         bytes.resize(1 << 20, 7);
-        let mut inbound = Inbound::new(LIMITS, 100_000);
+        let mut inbound = plain(LIMITS, 100_000);
         let mut stream = Cut::new(&bytes, &[], false);
         let mut calls = 0;
         while stream.at < bytes.len() {
             let before = stream.at;
-            assert!(inbound.receive(&mut stream, &mut Counted::default()).expect("a good stream").is_none());
+            assert!(
+                inbound
+                    .receive(&mut stream, &mut Scratch::default(), &mut Counted::default())
+                    .expect("a good stream")
+                    .is_none()
+            );
             assert!(stream.at - before < 100_000 + CARRY_BYTES);
             assert!(inbound.unfinished() || stream.at == bytes.len());
             calls += 1;

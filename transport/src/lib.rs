@@ -4,15 +4,20 @@
 #[allow(unsafe_code, reason = "one getsockopt that no library wraps, into a struct of ours")]
 mod acknowledged;
 pub mod frame;
+#[cfg(test)]
+mod halves;
+pub mod hello;
 mod inbound;
 mod outbound;
 #[allow(unsafe_code, reason = "the mq_* calls have no safe wrapper; each is one call on one live slice")]
 pub mod queue;
+pub mod reactor;
 pub mod tcp;
 
 pub use acknowledged::Acknowledged;
-pub use frame::{HEADER_BYTES, Header, KEY_BYTES_MAX, Key, Limits};
-pub use tcp::{Bodies, Connection, Frame, Received, TcpConfig};
+pub use frame::{HEADER_BYTES, Header, KEY_BYTES_MAX, Key, Limits, Seal};
+pub use hello::{Credential, Role, Secret, Session};
+pub use tcp::{Bodies, Connection, Frame, Received, Scratch, TcpConfig, Terms};
 
 /// What a flush achieved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,18 +2,31 @@
 //!
 //! Knows `Write`, not sockets. A frame is written from where it lies: its 64 bytes, its key and its body are
 //! three slices of one `writev`; nothing is gathered in user space.
+//!
+//! Frames begin in the order they were given, short ones before the next piece of a long one: a body over [`PIECE_BYTES`]
+//! is opened at once and follows piece by piece, in turns with others of its kind. What is begun stands in `line`, in the order
+//! of the wire, with its number in the stream in its header.
 
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Write};
+use std::ops::Range;
 
 use crate::Flush;
-use crate::frame::{HEADER_BYTES, Header, KEY_BYTES_MAX, Key, PAYLOAD_CEILING_BYTES};
+use crate::frame::{
+    HEADER_BYTES, Header, KEY_BYTES_MAX, Key, PAYLOAD_CEILING_BYTES, PIECE_BYTES, STREAMS_MAX, Seal, Transit,
+};
 use crate::tcp::{ConnectionError, SendError};
 
 /// Frames written by one `writev`. Three slices each; Linux takes 1024 slices, 192 already cover 16 KiB of heads.
-const FRAMES_PER_WRITE_MAX: usize = 64;
+pub(crate) const FRAMES_PER_WRITE_MAX: usize = 64;
+/// Bytes begun before the kernel has taken what was begun before: all that a short frame may find in its way, with one piece.
+const LINE_BYTES_MAX: u64 = PIECE_BYTES;
+const PIECE_LEN: usize = 256 << 10;
+const _: () = assert!(PIECE_LEN as u64 == PIECE_BYTES);
+/// Short frames that may begin one after another while a piece waits.
+const SHORTS_PER_PIECE_MAX: usize = 64;
 
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct OutboundStats {
@@ -22,41 +35,151 @@ pub(crate) struct OutboundStats {
     pub(crate) frames: u64,
 }
 
+/// A frame that waits for its turn.
 #[derive(Debug)]
-struct Pending<Out> {
-    head: [u8; HEADER_BYTES],
+struct Waiting<Out> {
+    header: Header,
     key: Key,
     body: Out,
 }
 
-impl<Out: AsRef<[u8]>> Pending<Out> {
-    fn len(&self) -> usize {
-        HEADER_BYTES + self.key.len() + self.body.as_ref().len()
-    }
+/// A body that leaves in pieces.
+#[derive(Debug)]
+struct Stream<Out> {
+    header: Header,
+    body: Out,
+    /// Bytes of it in `line` or beyond.
+    begun: usize,
+    number: u16,
+}
+
+/// Bytes in the order of the wire.
+#[derive(Debug)]
+struct Begun<Out> {
+    head: [u8; HEADER_BYTES],
+    key: Key,
+    load: Load<Out>,
+}
+
+#[derive(Debug)]
+enum Load<Out> {
+    Body(Out),
+    /// Opens a stream: nothing follows.
+    Nothing,
+    /// A piece of the stream of this number.
+    Piece {
+        number: u16,
+        range: Range<usize>,
+    },
+}
+
+/// What is under way, apart from what waits: the part that a write looks at.
+#[derive(Debug)]
+struct Wire<Out> {
+    line: VecDeque<Begun<Out>>,
+    /// Bytes of all of `line`.
+    line_bytes: u64,
+    /// Bytes of the first of `line` that the kernel already has.
+    written: usize,
+    /// Bodies that leave in pieces, until their last byte is with the kernel.
+    streams: Vec<Stream<Out>>,
 }
 
 #[derive(Debug)]
 pub(crate) struct Outbound<Out> {
+    seal: Seal,
+    payload_checksums: bool,
+    incarnation: u64,
     frames_max: usize,
     bytes_max: u64,
-    queue: VecDeque<Pending<Out>>,
-    /// Bytes of the first frame that the kernel already has.
-    written: usize,
-    /// Bytes of all queued frames, `written` included.
-    queued_bytes: u64,
+    /// Frames that go in one piece.
+    short: VecDeque<Waiting<Out>>,
+    /// Frames whose body goes in pieces, not opened yet.
+    long: VecDeque<Waiting<Out>>,
+    wire: Wire<Out>,
+    /// The stream whose turn it is, by its place.
+    turn: usize,
+    shorts_in_a_row: usize,
+    /// Frames that are not with the kernel, all of them, and their bytes.
+    frames: usize,
+    unsent_bytes: u64,
     sent: VecDeque<Out>,
     broken: bool,
     pub(crate) stats: OutboundStats,
 }
 
+impl<Out: AsRef<[u8]>> Wire<Out> {
+    fn body(&self, number: u16) -> &[u8] {
+        let stream = self.streams.iter().find(|stream| stream.number == number);
+        stream.expect("a stream stays until its last piece is written").body.as_ref()
+    }
+
+    /// The bytes of one entry of `line`.
+    fn slices<'a>(&'a self, begun: &'a Begun<Out>) -> [&'a [u8]; 3] {
+        let load = match &begun.load {
+            Load::Body(body) => body.as_ref(),
+            Load::Nothing => &[],
+            Load::Piece { number, range } => &self.body(*number)[range.clone()],
+        };
+        [&begun.head, begun.key.as_slice(), load]
+    }
+
+    fn push(&mut self, begun: Begun<Out>) {
+        self.line_bytes += self.slices(&begun).iter().map(|slice| slice.len() as u64).sum::<u64>();
+        self.line.push_back(begun);
+    }
+
+    /// The bytes to write next, into `slices`; gives how many of them are used.
+    fn next<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        let mut used = 0;
+        let mut skip = self.written;
+        for begun in self.line.iter().take(slices.len() / 3) {
+            for piece in self.slices(begun) {
+                // Only the first frame is partly written; what is left of `skip` ends inside it.
+                let piece_skip = skip.min(piece.len());
+                skip -= piece_skip;
+                if piece_skip < piece.len() {
+                    slices[used] = IoSlice::new(&piece[piece_skip..]);
+                    used += 1;
+                }
+            }
+        }
+        used
+    }
+
+    /// The first of `line`, once it is written whole.
+    fn pop_written(&mut self) -> Option<Begun<Out>> {
+        let first_bytes = self.slices(self.line.front()?).iter().map(|slice| slice.len()).sum::<usize>();
+        if self.written < first_bytes {
+            return None;
+        }
+        self.written -= first_bytes;
+        self.line_bytes -= first_bytes as u64;
+        self.line.pop_front()
+    }
+}
+
 impl<Out: AsRef<[u8]>> Outbound<Out> {
-    pub(crate) fn new(frames_max: usize, bytes_max: u64) -> Self {
+    pub(crate) fn new(
+        frames_max: usize,
+        bytes_max: u64,
+        seal: Seal,
+        payload_checksums: bool,
+        incarnation: u64,
+    ) -> Self {
         Outbound {
+            seal,
+            payload_checksums,
+            incarnation,
             frames_max,
             bytes_max,
-            queue: VecDeque::new(),
-            written: 0,
-            queued_bytes: 0,
+            short: VecDeque::new(),
+            long: VecDeque::new(),
+            wire: Wire { line: VecDeque::new(), line_bytes: 0, written: 0, streams: Vec::new() },
+            turn: 0,
+            shorts_in_a_row: 0,
+            frames: 0,
+            unsent_bytes: 0,
             sent: VecDeque::new(),
             broken: false,
             stats: OutboundStats::default(),
@@ -64,12 +187,12 @@ impl<Out: AsRef<[u8]>> Outbound<Out> {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.queue.is_empty()
+        self.frames == 0
     }
 
     /// Frames and bytes that wait for the kernel.
     pub(crate) fn backlog(&self) -> (usize, u64) {
-        (self.queue.len(), self.queued_bytes - self.written as u64)
+        (self.frames, self.unsent_bytes)
     }
 
     pub(crate) fn take_sent(&mut self) -> Option<Out> {
@@ -84,62 +207,129 @@ impl<Out: AsRef<[u8]>> Outbound<Out> {
         key: &[u8],
         body: Out,
     ) -> Result<(), SendError<Out>> {
-        let body_bytes = body.as_ref().len();
+        let body_bytes = body.as_ref().len() as u64;
         if key.len() > KEY_BYTES_MAX as usize {
             return Err(SendError::KeyTooLong(body));
         }
-        if body_bytes as u64 > PAYLOAD_CEILING_BYTES {
+        if body_bytes > PAYLOAD_CEILING_BYTES {
             return Err(SendError::PayloadTooLong(body));
         }
         if self.broken {
             return Err(SendError::Closed(body));
         }
-        let frame_bytes = HEADER_BYTES + key.len() + body_bytes;
-        let full = !self.queue.is_empty() && self.queued_bytes + frame_bytes as u64 > self.bytes_max;
-        if full || self.queue.len() + self.sent.len() >= self.frames_max {
+        let frame_bytes = (HEADER_BYTES + key.len()) as u64 + body_bytes;
+        let full = self.frames > 0 && self.unsent_bytes + frame_bytes > self.bytes_max;
+        if full || self.frames + self.sent.len() >= self.frames_max {
             return Err(SendError::Backlogged(body));
         }
         #[expect(clippy::cast_possible_truncation, reason = "checked above to be at most KEY_BYTES_MAX")]
-        let head = Header { key_bytes: key.len() as u32, payload_bytes: body_bytes as u64, ..*header }.encode();
-
+        let key_bytes = key.len() as u32;
+        let header = Header { key_bytes, payload_bytes: body_bytes, incarnation: self.incarnation, ..*header };
+        let owned = |key| Key::new(key).expect("its length was checked above");
+        let is_long = body_bytes > PIECE_BYTES;
         let mut written = 0;
-        if self.queue.is_empty()
-            && let Some(stream) = stream
-        {
-            let slices = [IoSlice::new(&head), IoSlice::new(key), IoSlice::new(body.as_ref())];
-            match write(stream, &slices, &mut self.stats) {
-                Ok(count) => written = count,
-                Err(_) => {
-                    // Said once, here; `receive` and `flush` fail from now on as well.
-                    self.broken = true;
-                    return Err(SendError::Closed(body));
+        match stream {
+            Some(stream) if self.frames == 0 && !is_long => {
+                let head = self.seal(&header, 0, body.as_ref());
+                let slices = [IoSlice::new(&head), IoSlice::new(key), IoSlice::new(body.as_ref())];
+                match write(stream, &slices, &mut self.stats) {
+                    Ok(count) => written = count,
+                    Err(_) => {
+                        // Said once, here; `receive` and `flush` fail from now on as well.
+                        self.broken = true;
+                        return Err(SendError::Closed(body));
+                    }
                 }
+                if written as u64 == frame_bytes {
+                    self.stats.frames += 1;
+                    self.sent.push_back(body);
+                    return Ok(());
+                }
+                self.wire.push(Begun { head, key: owned(key), load: Load::Body(body) });
+                self.wire.written = written;
+            }
+            _ => {
+                let queue = if is_long { &mut self.long } else { &mut self.short };
+                queue.push_back(Waiting { header, key: owned(key), body });
             }
         }
-        if written == frame_bytes {
-            self.stats.frames += 1;
-            self.sent.push_back(body);
-            return Ok(());
-        }
-        if self.queue.is_empty() {
-            self.written = written;
-        }
-        self.queued_bytes += frame_bytes as u64;
-        let key = Key::new(key).expect("its length was checked above");
-        self.queue.push_back(Pending { head, key, body });
+        self.frames += 1;
+        self.unsent_bytes += frame_bytes - written as u64;
         Ok(())
     }
 
     /// Takes a frame back of which nothing is written yet: its body.
     pub(crate) fn withdraw(&mut self, kind: u8, call: u64) -> Option<Out> {
-        let begun = usize::from(self.written > 0);
-        let at = self.queue.iter().skip(begun).position(|pending| {
-            let header = Header::decode(&pending.head, &crate::Limits::default()).expect("written by us");
-            header.kind == kind && header.call == call
-        })?;
-        let pending = self.queue.remove(begun + at)?;
-        self.queued_bytes -= pending.len() as u64;
-        Some(pending.body)
+        for queue in [&mut self.short, &mut self.long] {
+            let found = queue.iter().position(|waiting| waiting.header.kind == kind && waiting.header.call == call);
+            if let Some(Waiting { header, body, .. }) = found.and_then(|at| queue.remove(at)) {
+                self.frames -= 1;
+                self.unsent_bytes -= (HEADER_BYTES + header.key_len()) as u64 + header.payload_bytes;
+                return Some(body);
+            }
+        }
+        None
+    }
+
+    #[inline]
+    fn seal(&mut self, header: &Header, stream: u16, payload: &[u8]) -> [u8; HEADER_BYTES] {
+        let payload_crc32 = if self.payload_checksums { crc32fast::hash(payload) } else { 0 };
+        header.seal(Transit { stream, payload_crc32 }, &mut self.seal)
+    }
+
+    /// Begins what has its turn, up to what one write takes.
+    fn top_up(&mut self) {
+        while self.wire.line.len() < FRAMES_PER_WRITE_MAX && self.wire.line_bytes < LINE_BYTES_MAX {
+            let piece_waits = self.wire.streams.iter().any(|stream| stream.begun < stream.body.as_ref().len());
+            if (self.shorts_in_a_row < SHORTS_PER_PIECE_MAX || !piece_waits)
+                && let Some(Waiting { header, key, body }) = self.short.pop_front()
+            {
+                self.shorts_in_a_row += 1;
+                let head = self.seal(&header, 0, body.as_ref());
+                self.wire.push(Begun { head, key, load: Load::Body(body) });
+            } else if self.wire.streams.len() < usize::from(STREAMS_MAX)
+                && let Some(Waiting { header, key, body }) = self.long.pop_front()
+            {
+                let is_free = |number: &u16| self.wire.streams.iter().all(|stream| stream.number != *number);
+                let number = (1..=STREAMS_MAX).find(is_free).expect("fewer are open than there are");
+                let head = self.seal(&header, number, &[]);
+                self.wire.push(Begun { head, key, load: Load::Nothing });
+                self.wire.streams.push(Stream { header, body, begun: 0, number });
+            } else if piece_waits {
+                self.shorts_in_a_row = 0;
+                self.begin_piece();
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// The next piece of the stream whose turn it is.
+    fn begin_piece(&mut self) {
+        let places = self.wire.streams.len();
+        let waits = |at: &usize| {
+            let stream = &self.wire.streams[*at];
+            stream.begun < stream.body.as_ref().len()
+        };
+        let at = (self.turn..self.turn + places).map(|at| at % places).find(waits).expect("the caller saw one");
+        self.turn = at + 1;
+        let stream = &mut self.wire.streams[at];
+        let payload = stream.body.as_ref();
+        let end = payload.len().min(stream.begun + PIECE_LEN);
+        let range = stream.begun..end;
+        stream.begun = end;
+        let payload_crc32 = if self.payload_checksums { crc32fast::hash(&payload[range.clone()]) } else { 0 };
+        let header = Header {
+            kind: stream.header.kind,
+            call: stream.header.call,
+            incarnation: self.incarnation,
+            payload_bytes: range.len() as u64,
+            ..Header::default()
+        };
+        let number = stream.number;
+        let head = header.seal(Transit { stream: number | Transit::PIECE, payload_crc32 }, &mut self.seal);
+        self.unsent_bytes += HEADER_BYTES as u64;
+        self.wire.push(Begun { head, key: Key::EMPTY, load: Load::Piece { number, range } });
     }
 
     pub(crate) fn flush(
@@ -147,13 +337,12 @@ impl<Out: AsRef<[u8]>> Outbound<Out> {
         stream: &mut dyn Write,
         done: &mut dyn FnMut(Out),
     ) -> Result<Flush, ConnectionError> {
-        while let Some(body) = self.sent.pop_front() {
-            done(body);
-        }
+        self.give_sent(done);
         if self.broken {
-            return Err(ConnectionError::Closed { mid_frame: self.written > 0 });
+            return Err(ConnectionError::Closed { mid_frame: self.wire.written > 0 });
         }
-        while !self.queue.is_empty() {
+        while self.frames > 0 {
+            self.top_up();
             let count = match self.write_some(stream) {
                 Ok(count) => count,
                 Err(error) => {
@@ -164,24 +353,43 @@ impl<Out: AsRef<[u8]>> Outbound<Out> {
             if count == 0 {
                 return Ok(Flush::Blocked);
             }
-            self.written += count;
-            while let Some(first) = self.queue.front()
-                && self.written >= first.len()
-            {
-                let first_bytes = first.len();
-                self.written -= first_bytes;
-                self.queued_bytes -= first_bytes as u64;
-                self.stats.frames += 1;
-                let first = self.queue.pop_front().expect("seen above");
-                done(first.body);
-            }
+            self.account(count, done);
         }
         Ok(Flush::Done)
     }
 
+    fn give_sent(&mut self, done: &mut dyn FnMut(Out)) {
+        while let Some(body) = self.sent.pop_front() {
+            done(body);
+        }
+    }
+
+    /// The kernel has taken so many bytes of the line.
+    fn account(&mut self, count: usize, done: &mut dyn FnMut(Out)) {
+        self.wire.written += count;
+        self.unsent_bytes -= count as u64;
+        while let Some(begun) = self.wire.pop_written() {
+            let body = match begun.load {
+                Load::Body(body) => body,
+                Load::Nothing => continue,
+                Load::Piece { number, range } => {
+                    let at = self.wire.streams.iter().position(|stream| stream.number == number);
+                    let at = at.expect("a stream stays until its last piece is written");
+                    if range.end < self.wire.streams[at].body.as_ref().len() {
+                        continue;
+                    }
+                    self.wire.streams.remove(at).body
+                }
+            };
+            self.stats.frames += 1;
+            self.frames -= 1;
+            done(body);
+        }
+    }
+
     fn write_some(&mut self, stream: &mut dyn Write) -> io::Result<usize> {
         // One frame is the usual case, and clearing room for 64 of them (3 KiB) costs more than writing its three slices.
-        if self.queue.len() == 1 {
+        if self.wire.line.len() == 1 {
             self.write_frames::<3>(stream)
         } else {
             self.write_frames::<{ 3 * FRAMES_PER_WRITE_MAX }>(stream)
@@ -190,29 +398,43 @@ impl<Out: AsRef<[u8]>> Outbound<Out> {
 
     fn write_frames<const SLICES: usize>(&mut self, stream: &mut dyn Write) -> io::Result<usize> {
         let mut slices = [IoSlice::new(&[]); SLICES];
-        let mut used = 0;
-        let mut skip = self.written;
-        for frame in self.queue.iter().take(SLICES / 3) {
-            for piece in [&frame.head[..], frame.key.as_slice(), frame.body.as_ref()] {
-                // Only the first frame is partly written; what is left of `skip` ends inside it.
-                let piece_skip = skip.min(piece.len());
-                skip -= piece_skip;
-                if piece_skip < piece.len() {
-                    slices[used] = IoSlice::new(&piece[piece_skip..]);
-                    used += 1;
-                }
-            }
-        }
+        let used = self.wire.next(&mut slices);
         write(stream, &slices[..used], &mut self.stats)
+    }
+
+    /// What an owner writes by itself: the slices, which stay where they are until [`Outbound::wrote`].
+    pub(crate) fn prepare<'a>(&'a mut self, slices: &mut [IoSlice<'a>]) -> usize {
+        self.top_up();
+        self.wire.next(slices)
+    }
+
+    /// The kernel took so many bytes of what [`Outbound::prepare`] gave.
+    pub(crate) fn wrote(&mut self, count: usize, done: &mut dyn FnMut(Out)) {
+        self.stats.writes += 1;
+        self.stats.bytes += count as u64;
+        self.account(count, done);
+    }
+
+    /// Nothing can be written any more.
+    pub(crate) fn fail(&mut self) {
+        self.broken = true;
     }
 
     /// Hands out every body still held: sent, half sent or waiting. Only before the connection is dropped.
     pub(crate) fn abandon(&mut self, done: &mut dyn FnMut(Out)) {
         self.broken = true;
-        self.sent.drain(..).for_each(&mut *done);
-        self.queue.drain(..).for_each(|pending| done(pending.body));
-        self.queued_bytes = 0;
-        self.written = 0;
+        self.give_sent(done);
+        for begun in self.wire.line.drain(..) {
+            if let Load::Body(body) = begun.load {
+                done(body);
+            }
+        }
+        self.wire.streams.drain(..).for_each(|stream| done(stream.body));
+        self.short.drain(..).chain(self.long.drain(..)).for_each(|waiting| done(waiting.body));
+        self.wire.written = 0;
+        self.wire.line_bytes = 0;
+        self.frames = 0;
+        self.unsent_bytes = 0;
     }
 }
 
@@ -237,6 +459,10 @@ fn write(stream: &mut dyn Write, slices: &[IoSlice<'_>], stats: &mut OutboundSta
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn plain(frames_max: usize, bytes_max: u64) -> Outbound<Vec<u8>> {
+        Outbound::new(frames_max, bytes_max, Seal::default(), false, 0)
+    }
 
     /// A kernel that takes at most `most` bytes a call, and nothing at every other call if `blocks`.
     struct Miser {
@@ -274,9 +500,11 @@ mod tests {
 
     fn expected() -> Vec<u8> {
         let mut bytes = Vec::new();
+        let mut seal = Seal::default();
         for (call, (key, payload)) in LENGTHS.into_iter().enumerate() {
             let key_bytes = u32::try_from(key).expect("a short key");
-            bytes.extend_from_slice(&Header { key_bytes, payload_bytes: payload as u64, ..header(call) }.encode());
+            let header = Header { key_bytes, payload_bytes: payload as u64, ..header(call) };
+            bytes.extend_from_slice(&header.seal(Transit::default(), &mut seal));
             bytes.resize(bytes.len() + key, 1);
             bytes.resize(bytes.len() + payload, 2);
         }
@@ -289,7 +517,7 @@ mod tests {
         for most in 1..=expected.len() {
             for (blocks, at_once) in [(false, false), (false, true), (true, false), (true, true)] {
                 let mut kernel = Miser { taken: Vec::new(), most, blocks, calls: 0 };
-                let mut outbound = Outbound::new(100, 1 << 20);
+                let mut outbound = plain(100, 1 << 20);
                 let mut done = Vec::new();
                 for (call, (key, payload)) in LENGTHS.into_iter().enumerate() {
                     let stream = if at_once { Some(&mut kernel as &mut dyn Write) } else { None };
@@ -316,7 +544,7 @@ mod tests {
                 Ok(())
             }
         }
-        let mut outbound = Outbound::new(100, 1 << 20);
+        let mut outbound = plain(100, 1 << 20);
         outbound.send(None, &header(0), b"", vec![0]).expect("room");
         outbound.send(None, &header(1), b"", vec![1]).expect("room");
         assert!(matches!(outbound.flush(&mut Broken, &mut drop), Err(ConnectionError::Io(_))));

@@ -15,8 +15,10 @@ use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags
 use socket2::SockRef;
 
 pub use crate::Flush;
-use crate::frame::{FrameError, Header, Key, Limits};
+use crate::frame::{FrameError, Header, Key, Limits, Seal};
+use crate::hello::Session;
 use crate::inbound::Inbound;
+pub use crate::inbound::Scratch;
 use crate::outbound::Outbound;
 
 /// Where received payloads live: an arena, or the heap.
@@ -125,6 +127,39 @@ impl Default for TcpConfig {
     }
 }
 
+/// What the two ends of a connection agreed on before their first frame. The default is plaintext between nobody in particular.
+#[derive(Debug, Default)]
+pub struct Terms {
+    /// Of the headers we write.
+    pub send: Seal,
+    /// Of the headers we read.
+    pub receive: Seal,
+    /// Payloads carry a checksum, both ways. TCP has one of 16 bits, which lets one damaged segment in 65536 pass.
+    pub payload_checksums: bool,
+    /// Goes with every frame we write.
+    pub incarnation: u64,
+    /// Comes with every frame we read, or the connection ends.
+    pub peer_incarnation: u64,
+}
+
+impl Terms {
+    /// What follows from a hello for the end that is `incarnation`. Where payloads have checksums, off the loopback, headers are keyed, too.
+    #[must_use]
+    pub fn of(session: &Session, incarnation: u64) -> Terms {
+        let seal = |key: Option<[u8; 32]>| match key {
+            Some(key) if session.payload_checksums => Seal::keyed(key),
+            _ => Seal::default(),
+        };
+        Terms {
+            send: seal(session.send_key),
+            receive: seal(session.receive_key),
+            payload_checksums: session.payload_checksums,
+            incarnation,
+            peer_incarnation: session.peer.incarnation,
+        }
+    }
+}
+
 /// Why a connection is of no more use.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -213,7 +248,7 @@ pub struct Stats {
 /// is edge-triggered, calls `receive` until it gives `None`, and `flush` when told writable.
 ///
 /// ```
-/// use praas_transport::tcp::{Connection, HeapBodies, Received, TcpConfig};
+/// use praas_transport::tcp::{Connection, HeapBodies, Received, Scratch, TcpConfig, Terms};
 /// use praas_transport::{Header, Limits};
 /// # fn connect(to: std::net::SocketAddr) -> std::io::Result<mio::net::TcpStream> {
 /// let stream = std::net::TcpStream::connect(to)?; // connected first: `new` asks who the peer is
@@ -226,11 +261,12 @@ pub struct Stats {
 /// # server.set_nonblocking(true)?;
 /// # let server = mio::net::TcpStream::from_std(server);
 /// let (limits, config) = (Limits::default(), TcpConfig::default());
-/// let mut client: Connection<Vec<u8>, Vec<u8>> = Connection::new(client, limits, config)?;
-/// let mut server: Connection<Vec<u8>, Vec<u8>> = Connection::new(server, limits, config)?;
+/// let mut client: Connection<Vec<u8>, Vec<u8>> = Connection::new(client, limits, config, Terms::default())?;
+/// let mut server: Connection<Vec<u8>, Vec<u8>> = Connection::new(server, limits, config, Terms::default())?;
+/// let mut scratch = Scratch::default(); // one for all connections of a thread
 /// client.send(&Header { kind: 1, ..Header::default() }, b"key", b"payload".to_vec())?;
 /// let frame = loop {
-///     if let Some(frame) = server.receive(&mut HeapBodies)? {
+///     if let Some(frame) = server.receive(&mut scratch, &mut HeapBodies)? {
 ///         break frame;
 ///     }
 /// };
@@ -303,7 +339,7 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>, Out: AsRef<[u8]>> Connection<In, Out> {
     /// # Errors
     /// The socket's; `NotConnected` while a connect is still under way; `NotFound` for a congestion control
     /// that this kernel does not offer.
-    pub fn new(stream: TcpStream, limits: Limits, config: TcpConfig) -> io::Result<Self> {
+    pub fn new(stream: TcpStream, limits: Limits, config: TcpConfig, terms: Terms) -> io::Result<Self> {
         let peer_addr = stream.peer_addr()?;
         stream.set_nodelay(true)?;
         let socket = SockRef::from(&stream);
@@ -320,8 +356,20 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>, Out: AsRef<[u8]>> Connection<In, Out> {
             socket.set_tcp_user_timeout(Some(config.user_timeout))?;
         }
         Ok(Connection {
-            inbound: Inbound::new(limits, config.read_bytes_per_call_max),
-            outbound: Outbound::new(config.backlog_frames_max, config.backlog_bytes_max),
+            inbound: Inbound::new(
+                limits,
+                config.read_bytes_per_call_max,
+                terms.receive,
+                terms.payload_checksums,
+                terms.peer_incarnation,
+            ),
+            outbound: Outbound::new(
+                config.backlog_frames_max,
+                config.backlog_bytes_max,
+                terms.send,
+                terms.payload_checksums,
+                terms.incarnation,
+            ),
             peer_addr,
             stream,
             blocks: false,
@@ -335,11 +383,15 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>, Out: AsRef<[u8]>> Connection<In, Out> {
     /// # Errors
     /// Every error is final. The bodies still held come back through [`Connection::abandon`].
     #[inline]
-    pub fn receive<B: Bodies<Body = In>>(&mut self, bodies: &mut B) -> Result<Option<Frame<In>>, ConnectionError> {
+    pub fn receive<B: Bodies<Body = In>>(
+        &mut self,
+        scratch: &mut Scratch<In>,
+        bodies: &mut B,
+    ) -> Result<Option<Frame<In>>, ConnectionError> {
         if self.blocks {
-            self.inbound.receive(&mut AtOnce(&self.stream), bodies)
+            self.inbound.receive(&mut AtOnce(&self.stream), scratch, bodies)
         } else {
-            self.inbound.receive(&mut self.stream, bodies)
+            self.inbound.receive(&mut self.stream, scratch, bodies)
         }
     }
 
@@ -363,10 +415,11 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>, Out: AsRef<[u8]>> Connection<In, Out> {
     #[inline]
     pub fn receive_waiting<B: Bodies<Body = In>>(
         &mut self,
+        scratch: &mut Scratch<In>,
         bodies: &mut B,
     ) -> Result<Option<Frame<In>>, ConnectionError> {
         // One read: a peer that sends a byte now and then must not hold the caller past a deadline of its own.
-        self.inbound.receive_within(1, &mut Waiting(&self.stream), bodies)
+        self.inbound.receive_within(1, &mut Waiting(&self.stream), scratch, bodies)
     }
 
     /// Sends a frame: written at once when nothing waits before it, else queued. Never blocks.
@@ -492,18 +545,27 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>, Out: AsRef<[u8]>> Connection<In, Out> {
     /// What the connection did so far.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let (inbound, outbound) = (&self.inbound.stats, &self.outbound.stats);
-        Stats {
-            received_bytes: inbound.bytes,
-            sent_bytes: outbound.bytes,
-            received_frames: inbound.frames,
-            sent_frames: outbound.frames,
-            reads: inbound.reads,
-            writes: outbound.writes,
-            copied_bytes: inbound.copied_bytes,
-            refused_frames: inbound.refused_frames,
-            discarded_bytes: inbound.discarded_bytes,
-        }
+        stats(&self.inbound, &self.outbound)
+    }
+
+    /// The socket and the two halves, for a reactor that drives them in its own way.
+    pub(crate) fn into_parts(self) -> (TcpStream, Inbound<In>, Outbound<Out>, SocketAddr) {
+        (self.stream, self.inbound, self.outbound, self.peer_addr)
+    }
+}
+
+pub(crate) fn stats<In, Out>(inbound: &Inbound<In>, outbound: &Outbound<Out>) -> Stats {
+    let (inbound, outbound) = (&inbound.stats, &outbound.stats);
+    Stats {
+        received_bytes: inbound.bytes,
+        sent_bytes: outbound.bytes,
+        received_frames: inbound.frames,
+        sent_frames: outbound.frames,
+        reads: inbound.reads,
+        writes: outbound.writes,
+        copied_bytes: inbound.copied_bytes,
+        refused_frames: inbound.refused_frames,
+        discarded_bytes: inbound.discarded_bytes,
     }
 }
 

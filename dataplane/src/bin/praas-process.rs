@@ -1,16 +1,15 @@
 //! `praas-process`: one cloud process on this machine.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use praas_dataplane::{Ipc, Pin, Process, ProcessConfig, ProcessError, WaitMode};
+use praas_dataplane::{Ipc, Pin, Process, ProcessConfig, ProcessError, ReactorChoice, WaitMode};
 
 /// Runs one cloud process: a controller and the workers that run your functions.
 ///
 /// Prints one line on stdout when clients can connect:
-///   ready process=NAME listen=ADDRESS workers=N ipc=ring|mq wait=MODE reactor=epoll
+///   ready process=NAME listen=ADDRESS workers=N ipc=ring|mq wait=MODE reactor=uring|epoll
 /// and serves until SIGTERM, SIGINT or SIGHUP (running calls may finish; a second signal ends at once).
 #[derive(Debug, Parser)]
 #[command(
@@ -20,6 +19,7 @@ Examples:
   praas-process --worker target/release/praas-worker
   praas-process --worker ./my-worker --workers 4 --wait latency --listen 127.0.0.1:4000
   praas-process --config process.toml
+  praas key new app.key && praas-process --worker ./my-worker --listen 0.0.0.0:4000 --key-file app.key
 
 Exit codes:
   0  ended by SIGTERM, SIGINT or SIGHUP, whether or not running calls finished in time
@@ -42,9 +42,22 @@ struct Arguments {
     /// Name of the process [default: random]
     #[arg(long, value_name = "NAME")]
     process: Option<String>,
-    /// Where clients connect; loopback only and not authenticated, port 0 takes a free one [default: 127.0.0.1:0]
-    #[arg(long, value_name = "ADDRESS")]
-    listen: Option<SocketAddr>,
+    /// Where clients connect: address or name, and port; [::1]:0 and localhost:4000 will do. Other than loopback only with a
+    /// key; port 0 takes a free one [default: 127.0.0.1:0]
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<String>,
+    /// File with the application key, mode 0600 (`praas key new FILE` makes one): clients then need a credential (`praas token`)
+    #[arg(long, value_name = "FILE", conflicts_with = "key_fd")]
+    key_file: Option<PathBuf>,
+    /// The application key from an inherited descriptor, read to its end
+    #[arg(long, value_name = "N")]
+    key_fd: Option<u32>,
+    /// With a key: let loopback connections do without one
+    #[arg(long)]
+    plaintext: bool,
+    /// Connections in the middle of their hello; one more takes the place of the oldest [default: 1024]
+    #[arg(long, value_name = "N")]
+    unauthenticated_max: Option<u32>,
     /// Workers kept running, 1 to 63 [default: 2]
     #[arg(long, value_name = "N")]
     workers: Option<u8>,
@@ -57,6 +70,9 @@ struct Arguments {
     /// How to wait: latency (spin), balanced (spin, yield, then sleep) or efficient (sleep) [default: balanced]
     #[arg(long, value_name = "MODE")]
     wait: Option<WaitMode>,
+    /// What carries connections: auto (the faster that works here), uring or epoll [default: auto]
+    #[arg(long, value_name = "REACTOR")]
+    reactor: Option<ReactorChoice>,
     /// Cores: auto, none, or a list such as 0,1 (controller first, then workers) [default: auto]
     #[arg(long, value_name = "CORES")]
     pin: Option<Pin>,
@@ -114,10 +130,12 @@ impl Arguments {
         override_with!(
             process,
             listen,
+            unauthenticated_max,
             workers,
             workers_max,
             ipc,
             wait,
+            reactor,
             pin,
             leases,
             payload_bytes_max,
@@ -131,6 +149,10 @@ impl Arguments {
             drain_ms,
             start_ms
         );
+        if self.key_file.is_some() || self.key_fd.is_some() {
+            (config.key_file, config.key_fd) = (self.key_file, self.key_fd);
+        }
+        config.plaintext |= self.plaintext;
         config.workers_max =
             if self.workers_max.is_none() { config.workers_max.max(config.workers) } else { config.workers_max };
         Ok(config)
@@ -156,8 +178,8 @@ fn run(arguments: Arguments) -> Result<(), ProcessError> {
         use std::io::Write;
         let mut out = std::io::stdout();
         let line = format!(
-            "ready process={} listen={} workers={} ipc={ipc} wait={wait} reactor=epoll",
-            ready.process, ready.listen, ready.workers
+            "ready process={} listen={} workers={} ipc={ipc} wait={wait} reactor={}",
+            ready.process, ready.listen, ready.workers, ready.reactor
         );
         // Nobody reads our stdout: no reason not to serve.
         let _ = writeln!(out, "{line}").and_then(|()| out.flush());

@@ -1,9 +1,9 @@
 //! The connection to the process, and the next one when it is lost: connecting, greeting, pausing. Never blocks.
 //!
 //! ```text
-//! Down ──begin──► Connecting ──► Greeting ──► Up
-//!  ▲                  │              │         │
-//!  └──── pause ───────┴──────────────┴── lost ─┘
+//! Down ──begin──► Connecting ──► Hello ──► Welcome ──► Up
+//!  ▲                  │            │          │         │
+//!  └──── pause ───────┴────────────┴──────────┴── lost ─┘
 //! ```
 
 use std::io;
@@ -11,17 +11,18 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use praas_transport::tcp::{Connection, ConnectionError, Received, TcpConfig};
-use praas_transport::{Header, Limits};
+use praas_transport::Limits;
+use praas_transport::hello::{HelloError, Initiator, InitiatorConfig, Purpose, Session};
+use praas_transport::tcp::{Connection, ConnectionError, Received, Scratch, TcpConfig, Terms};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::alarm::Alarm;
 use super::delivery::BackOff;
 use super::payload::{OutgoingBytes, Pool};
-use super::{ClientConfig, ConnectError};
+use super::{Attempts, ClientConfig, ConnectError};
+use crate::clock::unix_s;
 use crate::config::WaitMode;
-use crate::placement::nanoseconds;
-use crate::wire::{PROTOCOL_VERSION, Welcome, frame};
+use crate::wire::{VERSIONS, Welcome, frame};
 
 pub(super) type Socket = Connection<Vec<u8>, OutgoingBytes>;
 
@@ -34,7 +35,8 @@ pub(super) const READ_NS: u64 = 100_000_000;
 pub(super) enum Phase {
     Up(Socket),
     Connecting { stream: mio::net::TcpStream, until_ns: u64 },
-    Greeting { connection: Socket, until_ns: u64 },
+    Hello { stream: mio::net::TcpStream, initiator: Box<Initiator>, until_ns: u64 },
+    Welcome { connection: Socket, until_ns: u64 },
     Down { retry_ns: u64 },
 }
 
@@ -45,10 +47,13 @@ pub(super) struct Link {
     addresses: Vec<SocketAddr>,
     /// Attempts so far; each goes to the next address.
     attempts: usize,
-    session: [u8; 16],
+    session_id: [u8; 16],
+    /// What the last hello agreed on.
+    pub(super) session: Option<Session>,
+    pub(super) scratch: Scratch<Vec<u8>>,
     /// Of the connection that is being made, in the client's count of calls and connections.
     number: u64,
-    /// The process of the first greeting. Nobody else will do.
+    /// The process that was asked for, or answered first. Nobody else will do.
     process: Option<String>,
     back_off: BackOff,
     /// Why there is no connection, or was none.
@@ -58,16 +63,22 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) fn new(addresses: Vec<SocketAddr>, session: [u8; 16], config: &ClientConfig) -> Result<Link, io::Error> {
+    pub(super) fn new(
+        addresses: Vec<SocketAddr>,
+        session_id: [u8; 16],
+        config: &ClientConfig,
+    ) -> Result<Link, io::Error> {
         Ok(Link {
             phase: Phase::Down { retry_ns: 0 },
             alarm: Alarm::new()?,
             addresses,
             attempts: 0,
-            session,
+            session_id,
+            session: None,
+            scratch: Scratch::default(),
             number: 0,
-            process: None,
-            back_off: BackOff::new(session),
+            process: config.expect_process.clone(),
+            back_off: BackOff::new(session_id),
             cause: String::new(),
             watches_writes: false,
             config: config.clone(),
@@ -79,83 +90,142 @@ impl Link {
     }
 
     /// Starts to connect to the next address.
-    pub(super) fn begin(&mut self, now_ns: u64, number: u64) -> Result<(), ConnectError> {
+    pub(super) fn begin(&mut self, now_ns: u64, within_ns: u64, number: u64) -> Result<(), ConnectError> {
         self.attempts += 1;
         self.number = number;
         let address = self.address();
-        let refused = |source| ConnectError::Refused { address, source };
+        if self.config.credential.is_none() && !on_loopback(address) {
+            return Err(ConnectError::KeyWanted { address });
+        }
+        let refused = |error| refused(address, error);
         let stream = mio::net::TcpStream::connect(address).map_err(refused)?;
         self.alarm.watch(&stream, true, true).map_err(refused)?;
         self.watches_writes = true;
-        let until_ns = now_ns.saturating_add(nanoseconds(self.config.connect_within));
-        self.phase = Phase::Connecting { stream, until_ns };
+        self.phase = Phase::Connecting { stream, until_ns: now_ns.saturating_add(within_ns) };
         Ok(())
     }
 
     /// Goes on with what was begun. Gives the greeting when there is a connection.
     pub(super) fn step(&mut self, now_ns: u64, pool: &mut Pool) -> Result<Option<Welcome>, ConnectError> {
         let address = self.address();
-        let refused = |source| ConnectError::Refused { address, source };
-        if let Phase::Connecting { stream, until_ns } = &self.phase {
-            let until_ns = *until_ns;
-            if let Some(error) = stream.take_error().map_err(refused)? {
-                return Err(refused(error));
-            }
-            match stream.peer_addr() {
-                Ok(peer) if stream.local_addr().is_ok_and(|local| local == peer) => {
-                    // A port of the range that clients are given, connected to itself (RFC 9293 3.5, simultaneous open).
-                    return Err(refused(io::ErrorKind::ConnectionRefused.into()));
+        // Whatever fails is over, and is closed on the way out.
+        match std::mem::replace(&mut self.phase, Phase::Down { retry_ns: u64::MAX }) {
+            Phase::Connecting { stream, until_ns } => {
+                let is_connected = is_connected(&stream).map_err(|error| refused(address, error))?;
+                if !is_connected && now_ns >= until_ns {
+                    return Err(refused(address, io::ErrorKind::TimedOut.into()));
                 }
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotConnected => {
-                    return if now_ns >= until_ns { Err(refused(io::ErrorKind::TimedOut.into())) } else { Ok(None) };
+                if !is_connected {
+                    self.phase = Phase::Connecting { stream, until_ns };
+                    return Ok(None);
                 }
-                Err(error) => return Err(refused(error)),
+                let initiator = self.initiator(address, &stream)?;
+                self.phase = Phase::Hello { stream, initiator, until_ns };
+                self.step(now_ns, pool)
             }
-            let Phase::Connecting { stream, .. } = std::mem::replace(&mut self.phase, Phase::Down { retry_ns: 0 })
-            else {
-                unreachable!("seen above");
-            };
-            keep_alive(&stream).map_err(refused)?;
-            let tcp = TcpConfig { backlog_bytes_max: BACKLOG_BYTES_MAX, ..TcpConfig::default() };
-            let limits = Limits { payload_bytes_max: 1 << 30 };
-            let mut connection = Connection::new(stream, limits, tcp).map_err(refused)?;
-            let hello = Header {
-                kind: frame::HELLO,
-                aux: u64::from(PROTOCOL_VERSION),
-                incarnation: self.number,
-                ..Header::default()
-            };
-            let no = |text: &str| ConnectError::NotAProcess { address, text: text.into() };
-            let body = OutgoingBytes::Owned(self.session.to_vec());
-            connection.send(&hello, &[], body).map_err(|_| no("the connection broke"))?;
-            self.phase = Phase::Greeting { connection, until_ns };
+            Phase::Hello { mut stream, mut initiator, until_ns } => {
+                match initiator.advance(&mut stream, unix_s()).map_err(|error| self.not_agreed(address, error))? {
+                    Some(session) => {
+                        let tcp = TcpConfig { backlog_bytes_max: BACKLOG_BYTES_MAX, ..TcpConfig::default() };
+                        let limits = Limits { payload_bytes_max: 1 << 30 };
+                        let terms = Terms::of(&session, self.number);
+                        self.session = Some(session);
+                        let connection = Connection::new(stream, limits, tcp, terms);
+                        let connection = connection.map_err(|error| refused(address, error))?;
+                        self.scratch = Scratch::default();
+                        self.alarm.watch_for(&connection, false);
+                        self.watches_writes = false;
+                        self.phase = Phase::Welcome { connection, until_ns };
+                        self.step(now_ns, pool)
+                    }
+                    None if now_ns >= until_ns => Err(self.too_slow(address)),
+                    None => {
+                        self.watches_writes = !initiator.output().is_empty();
+                        self.alarm.watch_for(&stream, self.watches_writes);
+                        self.phase = Phase::Hello { stream, initiator, until_ns };
+                        Ok(None)
+                    }
+                }
+            }
+            Phase::Welcome { mut connection, until_ns } => match self.welcomed(&mut connection, address, pool)? {
+                Some(welcome) => {
+                    if self.config.wait == WaitMode::Efficient {
+                        let waiting = connection.wait_in_reads(Duration::from_nanos(READ_NS));
+                        waiting.map_err(|error| refused(address, error))?;
+                    }
+                    self.process.get_or_insert_with(|| welcome.process.clone());
+                    self.phase = Phase::Up(connection);
+                    self.mind_writes();
+                    Ok(Some(welcome))
+                }
+                None if now_ns >= until_ns => Err(self.too_slow(address)),
+                None => {
+                    self.phase = Phase::Welcome { connection, until_ns };
+                    Ok(None)
+                }
+            },
+            phase => {
+                self.phase = phase;
+                Ok(None)
+            }
         }
-        if let Phase::Greeting { connection, until_ns } = &mut self.phase {
-            let Some(welcome) = welcomed(connection, address, pool)? else {
-                if now_ns >= *until_ns {
-                    let ms = self.config.connect_within.as_millis();
-                    return Err(ConnectError::NotAProcess { address, text: format!("no greeting within {ms} ms") });
-                }
-                return Ok(None);
-            };
-            let expected = self.process.get_or_insert_with(|| welcome.process.clone());
-            if *expected != welcome.process {
-                let (expected, found) = (expected.clone(), welcome.process);
-                return Err(ConnectError::OtherProcess { address, found, expected });
+    }
+
+    fn initiator(&self, address: SocketAddr, stream: &mio::net::TcpStream) -> Result<Box<Initiator>, ConnectError> {
+        let set_up = stream.set_nodelay(true).and_then(|()| keep_alive(stream));
+        set_up.map_err(|error| refused(address, error))?;
+        let hello = InitiatorConfig {
+            versions: VERSIONS,
+            purpose: Purpose::Invoke,
+            session_id: self.session_id,
+            incarnation: self.number,
+            payload_checksums: !on_loopback(address),
+            // Without a key a name proves nothing, but it still finds mistakes.
+            expect_process: self.process.clone(),
+        };
+        let initiator = Initiator::new(hello, self.config.credential.as_ref());
+        initiator.map(Box::new).map_err(|error| self.not_agreed(address, error))
+    }
+
+    fn not_agreed(&self, address: SocketAddr, error: HelloError) -> ConnectError {
+        match error {
+            HelloError::Refused if self.config.credential.is_none() => ConnectError::KeyWanted { address },
+            HelloError::Refused => ConnectError::CredentialRefused { address },
+            HelloError::Unproven => ConnectError::Unproven { address },
+            HelloError::OtherProcess { expected, found } => ConnectError::OtherProcess { address, expected, found },
+            HelloError::Version { theirs, ours, .. } => ConnectError::Version { address, theirs, ours },
+            HelloError::Closed { begun: false } | HelloError::Io(_) => {
+                ConnectError::NotAProcess { address, text: CLOSED_AT_ONCE.into() }
             }
-            if self.config.wait == WaitMode::Efficient {
-                connection.wait_in_reads(Duration::from_nanos(READ_NS)).map_err(refused)?;
-            }
-            let Phase::Greeting { connection, .. } = std::mem::replace(&mut self.phase, Phase::Down { retry_ns: 0 })
-            else {
-                unreachable!("seen above");
-            };
-            self.phase = Phase::Up(connection);
-            self.mind_writes();
-            return Ok(Some(welcome));
+            error => ConnectError::NotAProcess { address, text: error.to_string() },
         }
-        Ok(None)
+    }
+
+    fn too_slow(&self, address: SocketAddr) -> ConnectError {
+        let text = format!("no greeting within {} ms", self.config.connect_within.as_millis());
+        ConnectError::NotAProcess { address, text }
+    }
+
+    /// The welcome, the first frame, when it is there.
+    fn welcomed(
+        &mut self,
+        connection: &mut Socket,
+        address: SocketAddr,
+        pool: &mut Pool,
+    ) -> Result<Option<Welcome>, ConnectError> {
+        let no = |text: String| ConnectError::NotAProcess { address, text };
+        let received = connection.receive(&mut self.scratch, pool).map_err(|error| match error {
+            // It proved itself before, so it is a process: this is how it says that we did not.
+            _ if self.config.credential.is_some() => ConnectError::CredentialRefused { address },
+            ConnectionError::Frame(error) => no(error.to_string()),
+            _ => no(CLOSED_AT_ONCE.into()),
+        });
+        let Some(frame) = received? else { return Ok(None) };
+        if frame.header.kind != frame::WELCOME {
+            return Err(no(format!("a frame of kind {}", frame.header.kind)));
+        }
+        let Received::Whole(body) = frame.body else { return Err(no("a greeting above every limit".into())) };
+        serde_json::from_slice(&body).map(Some).map_err(|error| no(error.to_string()))
     }
 
     /// An attempt failed: the next one comes after a pause.
@@ -182,7 +252,9 @@ impl Link {
     pub(super) fn due_ns(&self) -> u64 {
         match &self.phase {
             Phase::Up(_) => u64::MAX,
-            Phase::Connecting { until_ns, .. } | Phase::Greeting { until_ns, .. } => *until_ns,
+            Phase::Connecting { until_ns, .. } | Phase::Hello { until_ns, .. } | Phase::Welcome { until_ns, .. } => {
+                *until_ns
+            }
             Phase::Down { retry_ns } => *retry_ns,
         }
     }
@@ -244,20 +316,27 @@ pub(super) fn cause(error: &ConnectionError) -> String {
     }
 }
 
-fn welcomed(connection: &mut Socket, address: SocketAddr, pool: &mut Pool) -> Result<Option<Welcome>, ConnectError> {
-    let no = |text: String| ConnectError::NotAProcess { address, text };
-    let _ = connection.flush(&mut drop).map_err(|error| no(cause(&error)))?;
-    let received = connection.receive(pool).map_err(|error| match error {
-        ConnectionError::Frame(error) => no(error.to_string()),
-        _ => no("it closed the connection at once; its connection limit may be reached, or it is no process".into()),
-    });
-    let Some(frame) = received? else { return Ok(None) };
-    if frame.header.kind != frame::WELCOME {
-        return Err(no(format!("a frame of kind {}", frame.header.kind)));
+const CLOSED_AT_ONCE: &str =
+    "it closed the connection at once; its connection limit may be reached, or it is no process";
+
+fn on_loopback(address: SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
+}
+
+fn refused(address: SocketAddr, error: io::Error) -> ConnectError {
+    ConnectError::Refused { address: address.to_string(), attempts: Attempts(vec![(address, error)]) }
+}
+
+/// Whether a connect is through.
+fn is_connected(stream: &mio::net::TcpStream) -> io::Result<bool> {
+    if let Some(error) = stream.take_error()? {
+        return Err(error);
     }
-    if frame.header.aux != u64::from(PROTOCOL_VERSION) {
-        return Err(ConnectError::Version { address, theirs: frame.header.aux, ours: PROTOCOL_VERSION });
+    match stream.peer_addr() {
+        // A port of the range that clients are given, connected to itself (RFC 9293 3.5, simultaneous open).
+        Ok(peer) if stream.local_addr()? == peer => Err(io::ErrorKind::ConnectionRefused.into()),
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(false),
+        Err(error) => Err(error),
     }
-    let Received::Whole(body) = frame.body else { return Err(no("a greeting above every limit".into())) };
-    serde_json::from_slice(&body).map(Some).map_err(|error| no(error.to_string()))
 }

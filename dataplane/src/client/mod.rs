@@ -14,12 +14,14 @@ pub(crate) mod link;
 mod payload;
 
 use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use praas_transport::tcp::{Connection, ConnectionError, Received, SendError};
+use praas_transport::hello::{Credential, Session, Versions};
+use praas_transport::tcp::{Connection, ConnectionError, Received, Scratch, SendError};
 use praas_transport::{Frame, Header};
 
 use crate::clock::now_ns;
@@ -49,6 +51,12 @@ pub struct ClientConfig {
     /// Whether a lost connection is made again while calls wait for it, until their deadlines. Without it every call ends as
     /// `ConnectionLost` and the client is of no more use. Default true.
     pub reconnect: bool,
+    /// What proves who we are (`praas token` makes one). Without it only processes on loopback that do not ask for one can be called, and
+    /// nothing proves who answers. Default none.
+    pub credential: Option<Credential>,
+    /// The name of the process that has to answer: with a credential any other is refused. Default: whichever does, and from then
+    /// on no other.
+    pub expect_process: Option<String>,
 }
 
 impl Default for ClientConfig {
@@ -59,6 +67,8 @@ impl Default for ClientConfig {
             connect_within: Duration::from_secs(5),
             delivery: Delivery::default(),
             reconnect: true,
+            credential: None,
+            expect_process: None,
         }
     }
 }
@@ -75,16 +85,13 @@ pub enum ConnectError {
         /// What the resolver said.
         source: io::Error,
     },
-    /// The system gives no descriptors or no random numbers.
-    #[error("cannot set up a client: {0}; check `ulimit -n`")]
-    System(io::Error),
-    /// Nobody answers there.
-    #[error("cannot connect to {address}: {source}; is the process running, and is this its `listen=` address?")]
+    /// Nobody answers there, at none of the addresses of a name.
+    #[error("cannot connect to {address}: {attempts}; is the process running, and is this its `listen=` address?")]
     Refused {
-        /// Where we tried.
-        address: SocketAddr,
-        /// What the system said.
-        source: io::Error,
+        /// As given.
+        address: String,
+        /// Each address that was tried.
+        attempts: Attempts,
     },
     /// Whoever answers is not a process, or closed at once (its connection limit, or not yet ready).
     #[error("{address} does not greet as a process: {text}")]
@@ -94,28 +101,72 @@ pub enum ConnectError {
         /// What came instead.
         text: String,
     },
-    /// Another process than before answers there.
-    #[error(
-        "{address} is process `{found}` now, not `{expected}`; a process that is to be found again needs a --process NAME"
-    )]
-    OtherProcess {
-        /// Where we tried.
-        address: SocketAddr,
-        /// Who answers.
-        found: String,
-        /// Who answered first.
-        expected: String,
-    },
-    /// The process speaks another version.
+    /// The process speaks other versions.
     #[error("the process at {address} speaks protocol version {theirs}, this client {ours}: use matching builds")]
     Version {
         /// Where we tried.
         address: SocketAddr,
-        /// Its version.
-        theirs: u64,
-        /// Our version.
-        ours: u32,
+        /// Its versions.
+        theirs: Versions,
+        /// Our versions.
+        ours: Versions,
     },
+    /// The process serves nobody without a credential, or is on another machine, where we say nothing without one.
+    #[error(
+        "{address} takes connections with a credential only: make one with `praas token`, give it as ClientConfig::credential"
+    )]
+    KeyWanted {
+        /// Where we tried.
+        address: SocketAddr,
+    },
+    /// The process refused our credential.
+    #[error(
+        "{address} refused our credential (of another key, expired, or not of a role that may do this: it does not say which, nor whether it has a key at all); make a new one with `praas token`"
+    )]
+    CredentialRefused {
+        /// Where we tried.
+        address: SocketAddr,
+    },
+    /// Whoever answers does not know the key that our credential was made from.
+    #[error(
+        "{address} does not prove that it knows the key of our credential: it has another key, or it is somebody else's process"
+    )]
+    Unproven {
+        /// Where we tried.
+        address: SocketAddr,
+    },
+    /// A process of ours, but another one.
+    #[error(
+        "process `{found}` answers at {address}, not `{expected}`: the address may have a new owner, or the process was restarted without its name (`--process`)"
+    )]
+    OtherProcess {
+        /// Where we tried.
+        address: SocketAddr,
+        /// [`ClientConfig::expect_process`], or who answered first.
+        expected: String,
+        /// Its name.
+        found: String,
+    },
+    /// The system gives no random numbers.
+    #[error("no random numbers: {0}")]
+    NoRandom(io::Error),
+    /// The system gives no descriptors.
+    #[error("no descriptors for a client: {0}; check `ulimit -n`")]
+    NoDescriptors(io::Error),
+}
+
+/// Addresses that were tried in turn, and what the system said of each.
+#[derive(Debug)]
+pub struct Attempts(pub Vec<(SocketAddr, io::Error)>);
+
+impl fmt::Display for Attempts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, (address, error)) in self.0.iter().enumerate() {
+            let comma = if at == 0 { "" } else { ", " };
+            write!(f, "{comma}{address}: {error}")?;
+        }
+        Ok(())
+    }
 }
 
 /// A call in flight on one client.
@@ -213,7 +264,7 @@ struct Letter {
 }
 
 /// [`Connection::receive`] or [`Connection::receive_waiting`].
-type Receive = fn(&mut Socket, &mut Pool) -> Result<Option<Frame<Vec<u8>>>, ConnectionError>;
+type Receive = fn(&mut Socket, &mut Scratch<Vec<u8>>, &mut Pool) -> Result<Option<Frame<Vec<u8>>>, ConnectionError>;
 
 /// A client of one process: its connection, made again when it is lost, and the calls in flight.
 ///
@@ -264,32 +315,42 @@ const LATENCY_SPIN_NS: u64 = 1_000_000;
 const REST_NS: u64 = 100_000_000;
 
 impl Client {
-    /// Connects and greets. A name is resolved once; each address it has is tried in turn, now and when reconnecting.
+    /// Connects, proves itself if it has a credential, and greets. A name is resolved once; its addresses are tried in turn, each for its
+    /// share of the time, until a process answers at one, and again when the connection is lost.
     ///
     /// # Errors
     /// [`ConnectError`]. Nothing stays behind.
     pub fn connect(address: impl ToString, config: &ClientConfig) -> Result<Client, ConnectError> {
         let address = address.to_string();
-        let resolved: Vec<SocketAddr> = match address.to_socket_addrs() {
-            Ok(addresses) => addresses.collect(),
-            Err(source) => return Err(ConnectError::Address { address, source }),
-        };
-        if resolved.is_empty() {
-            let source = io::Error::new(io::ErrorKind::NotFound, "it resolves to nothing");
-            return Err(ConnectError::Address { address, source });
-        }
-        let mut session = [0; 16];
-        getrandom::fill(&mut session).map_err(|error| ConnectError::System(io::Error::other(error)))?;
-        let attempts = resolved.len() as u64;
-        let mut link = Link::new(resolved, session, config).map_err(ConnectError::System)?;
+        let resolved = address.to_socket_addrs().map(Vec::from_iter).and_then(|addresses| match addresses.is_empty() {
+            true => Err(io::Error::new(io::ErrorKind::NotFound, "it resolves to nothing")),
+            false => Ok(addresses),
+        });
+        let resolved = resolved.map_err(|source| ConnectError::Address { address: address.clone(), source })?;
+        let mut session_id = [0; 16];
+        getrandom::fill(&mut session_id).map_err(|error| ConnectError::NoRandom(io::Error::other(error)))?;
+        let addresses = resolved.len() as u64;
+        let mut link = Link::new(resolved, session_id, config).map_err(ConnectError::NoDescriptors)?;
         let mut pool = Pool::default();
-        let mut number = 1;
-        let welcome = loop {
-            match Client::connect_once(&mut link, &mut pool, number) {
-                Ok(welcome) => break welcome,
-                Err(error) if number == attempts => return Err(error),
-                Err(_) => number += 1,
+        let until_ns = now_ns().saturating_add(nanoseconds(config.connect_within));
+        let (mut attempted, mut stranger, mut welcomed) = (Vec::new(), None, None);
+        // Connections are numbered from 1: 0 says that there is no session.
+        let mut number = 0;
+        while welcomed.is_none() && number < addresses {
+            number += 1;
+            let left_ns = until_ns.saturating_sub(now_ns()) / (addresses - number + 1);
+            match Client::connect_once(&mut link, &mut pool, left_ns, number) {
+                Ok(welcome) => welcomed = Some(welcome),
+                Err(ConnectError::Refused { attempts: Attempts(attempts), .. }) => attempted.extend(attempts),
+                // Another service, at the port that ours has at another address.
+                Err(error @ ConnectError::NotAProcess { .. }) => stranger = Some(error),
+                Err(error) => return Err(error),
             }
+        }
+        let welcome = match (welcomed, stranger) {
+            (Some(welcome), _) => welcome,
+            (None, Some(stranger)) => return Err(stranger),
+            (None, None) => return Err(ConnectError::Refused { address, attempts: Attempts(attempted) }),
         };
         let mut functions = Functions::default();
         functions.learn(&welcome.functions);
@@ -311,8 +372,8 @@ impl Client {
         })
     }
 
-    fn connect_once(link: &mut Link, pool: &mut Pool, number: u64) -> Result<Welcome, ConnectError> {
-        link.begin(now_ns(), number)?;
+    fn connect_once(link: &mut Link, pool: &mut Pool, within_ns: u64, number: u64) -> Result<Welcome, ConnectError> {
+        link.begin(now_ns(), within_ns, number)?;
         loop {
             let now = now_ns();
             if let Some(welcome) = link.step(now, pool)? {
@@ -326,6 +387,15 @@ impl Client {
     #[must_use]
     pub fn welcome(&self) -> &Welcome {
         &self.welcome
+    }
+
+    /// What the last hello agreed on, and who the process proved to be.
+    ///
+    /// # Panics
+    /// Never: there is no client without a hello.
+    #[must_use]
+    pub fn session(&self) -> &Session {
+        self.link.session.as_ref().expect("a client has said hello")
     }
 
     /// Looks a function up.
@@ -529,6 +599,11 @@ impl Client {
         let Phase::Up(connection) = &mut self.link.phase else { return Ok(Posted::Broken(letter(body))) };
         match connection.send(&header, &[], body) {
             Ok(()) => {
+                if connection.wants_write() {
+                    // A long input is only queued. What breaks here is found when it is looked at next.
+                    let pool = &self.pool;
+                    let _ = connection.flush(&mut |sent| pool.take_back(sent));
+                }
                 self.collect_sent();
                 self.link.mind_writes();
                 Ok(Posted::Sent)
@@ -693,12 +768,15 @@ impl Client {
             Phase::Down { .. } => {
                 let number = self.next_number;
                 self.next_number += 1;
-                self.link.begin(now, number).map(|()| None)
+                let within_ns = nanoseconds(self.config.connect_within);
+                self.link.begin(now, within_ns, number).map(|()| None)
             }
-            Phase::Connecting { .. } | Phase::Greeting { .. } => match self.link.step(now, &mut self.pool) {
-                Ok(None) => return false,
-                stepped => stepped,
-            },
+            Phase::Connecting { .. } | Phase::Hello { .. } | Phase::Welcome { .. } => {
+                match self.link.step(now, &mut self.pool) {
+                    Ok(None) => return false,
+                    stepped => stepped,
+                }
+            }
         };
         match stepped {
             Ok(None) => {}
@@ -755,7 +833,7 @@ impl Client {
             self.send_outbox();
         }
         let Phase::Up(connection) = &mut self.link.phase else { return true };
-        match receive(connection, &mut self.pool) {
+        match receive(connection, &mut self.link.scratch, &mut self.pool) {
             Ok(None) => false,
             Ok(Some(frame)) => {
                 if let Err(text) = self.take(frame) {

@@ -51,7 +51,7 @@ impl Process {
             }
         }
         let mut sent = std::mem::take(&mut self.sent);
-        let gone = self.clients.flush(&mut self.store, &mut sent);
+        let gone = self.clients.flush(&mut self.reactor, &mut self.store, &mut sent);
         for bytes in sent.drain(..) {
             self.release(bytes);
         }

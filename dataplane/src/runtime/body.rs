@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use praas_shm::{Arena, Block, BlockView, Inline};
 use praas_transport::Bodies;
 use praas_transport::queue::Buffer;
+use praas_transport::reactor::Owned;
 
 use crate::controller::{Keep, WorkerId};
 
@@ -178,12 +179,22 @@ impl From<Landing> for Bytes {
     }
 }
 
+// SAFETY: an inline landing is part of the value; a block is the arena's, which nobody maps elsewhere or frees while the block is
+// out; a buffer is the value's own heap. None of them moves while the value does not.
+unsafe impl Owned for Landing {}
+
+// SAFETY: inline bytes and texts are the value's own, and what is kept it holds a count of; a block is the arena's, a foreign one in a mapping that its view keeps; nobody
+// frees one of them before the value goes. What a worker writes meanwhile in memory that it lent is read by the kernel alone.
+unsafe impl Owned for Bytes {}
+
 /// The controller's payload memory.
 #[derive(Debug)]
 pub(crate) struct Store {
     /// Ring channel; without it payloads live on the heap.
     pub(crate) arena: Option<Arena>,
     pub(crate) heap: Quota,
+    /// A payload from a client found no room, since somebody last asked.
+    pub(crate) was_short: bool,
 }
 
 impl Bodies for Store {

@@ -1,35 +1,37 @@
-//! Connections from clients: hello, requests in, answers out. Knows frames; knows nothing of workers.
+//! Connections from clients: requests in, answers out. Knows frames; knows nothing of workers.
 
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
-use mio::net::TcpListener;
-use mio::{Interest, Registry, Token};
-use praas_transport::tcp::{Connection, Received, Refusal, TcpConfig};
-use praas_transport::{Frame, Header, Limits};
+use praas_transport::hello::ResponderConfig;
+use praas_transport::reactor::{Interest, Reactor, Socket};
+use praas_transport::tcp::{Received, Refusal, Scratch, TcpConfig, Terms};
+use praas_transport::{Frame, Header, Limits, Session};
 use slab::Slab;
 
 use super::body::{Bytes, Landing, Payload, Store};
 use super::error::ProcessError;
+use super::greeting::{Greeted, Greetings};
 use crate::clock::now_ns;
 use crate::config::ProcessConfig;
-use crate::controller::{Once, SessionId, Terms};
-use crate::wire::{Code, PROTOCOL_VERSION, Welcome, frame};
+use crate::controller::{Once, SessionId, Terms as Wishes};
+use crate::wire::{Code, Welcome, frame};
 
 /// Answers that may wait for a client that does not read them; beyond, its requests are not read either.
 const UNREAD_MAX: usize = 1024;
 /// Requests taken from one connection before the next one's turn.
 const FRAMES_PER_TURN: usize = 256;
 
-/// How long a connection may take to say hello.
-const HELLO_NS: u64 = 2_000_000_000;
+/// Connections that may wait to be accepted: a thousand clients that come at once.
+const LISTEN_BACKLOG: i32 = 4096;
 /// Whoever is in the middle of a frame sends at least so much in this time, or holds memory for nothing (N2).
 const STALL_NS: u64 = 2_000_000_000;
 const STALL_BYTES: u64 = 128 << 10;
 /// Whoever's kernel acknowledges nothing for so long, asked again and again, is gone. Found within two looks more: 5 s (N1).
 const MUTE: Duration = Duration::from_millis(2500);
-/// How often connections are looked at for those.
+/// How often connections are looked at for this, and those that have not said hello for that.
 const SWEEP_NS: u64 = 500_000_000;
 /// How often the log is told of the same trouble.
 const LOG_NS: u64 = 1_000_000_000;
@@ -42,7 +44,7 @@ pub(super) enum Event {
         call: u64,
         function: u16,
         budget_ns: u64,
-        terms: Terms,
+        terms: Wishes,
         payload: Payload,
     },
     /// There was no room for the payload of a call that may have come before.
@@ -52,12 +54,6 @@ pub(super) enum Event {
         once: Once,
         code: Code,
         text: String,
-    },
-    /// Says whose it is.
-    Greeted {
-        connection: u64,
-        session: SessionId,
-        number: u64,
     },
     Cancel {
         connection: u64,
@@ -70,21 +66,26 @@ pub(super) enum Event {
     Sent(Bytes),
 }
 
+/// What carries the bytes of all connections.
+pub(super) type Carrier = Reactor<Landing, Bytes>;
+
 #[derive(Debug)]
 struct Client {
-    connection: Connection<Landing, Bytes>,
+    socket: Socket<Landing, Bytes>,
     /// Its place in the slab below, a count of connections above: found at once, and not taken for a predecessor there.
     id: u64,
-    greeted: bool,
+    /// Who it is, as its hello proved.
+    session: Session,
     /// The peer sends no more once what is there is read.
     closing: bool,
     /// Has requests that were not read because of a bound.
     paused: bool,
+    /// In `again`, in `dirty`.
+    listed: bool,
     dirty: bool,
-    accepted_ns: u64,
     /// In the middle of a frame since then, with so many frames and bytes received at that time.
     mid_frame: Option<(u64, u64, u64)>,
-    /// Has more unread than it should since then, with so many bytes sent at that time.
+    /// Takes none of what waits for it since then, with so many bytes sent at that time.
     deaf: Option<(u64, u64)>,
     /// Bytes sent that are known to have arrived, and whether the last look found its kernel mute.
     arrived_bytes: u64,
@@ -97,33 +98,54 @@ struct Client {
 pub(super) struct Clients {
     listener: TcpListener,
     address: SocketAddr,
+    greetings: Greetings,
     open: Slab<Client>,
+    scratch: Scratch<Landing>,
+    /// To be written; to be looked at again though no event may say so.
     dirty: Vec<usize>,
+    again: Vec<usize>,
     accepted: u32,
     connections_max: usize,
     calls_max: usize,
     limits: Limits,
     /// Given up for a moment when descriptors run out, to take a connection and close it (X3).
     reserve: Option<std::fs::File>,
+    /// Connections wait to be accepted, and no event will say so.
+    stuck: bool,
     sweep_ns: u64,
     log_ns: u64,
 }
 
 impl Clients {
-    pub(super) fn listen(config: &ProcessConfig, _registry: &Registry) -> Result<Clients, ProcessError> {
-        let failed = |source| ProcessError::Listen { address: config.listen, source };
-        let listener = TcpListener::bind(config.listen).map_err(failed)?;
+    /// Takes the first of the addresses that can be had.
+    pub(super) fn listen(config: &ProcessConfig, hello: ResponderConfig) -> Result<Clients, ProcessError> {
+        let failed = |source| ProcessError::Listen { address: config.listen.clone(), source };
+        let mut bound = Err(ErrorKind::AddrNotAvailable.into());
+        for address in config.listen_addresses()? {
+            bound = TcpListener::bind(address);
+            if bound.is_ok() {
+                break;
+            }
+        }
+        let listener = bound.map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        // std lets 128 wait to be accepted; the kernel cuts this to net.core.somaxconn. The next one waits a second for its second try.
+        rustix::net::listen(&listener, LISTEN_BACKLOG).map_err(|error| failed(error.into()))?;
         let address = listener.local_addr().map_err(failed)?;
         Ok(Clients {
             listener,
             address,
+            greetings: Greetings::new(hello, config.unauthenticated_max as usize),
             open: Slab::new(),
+            scratch: Scratch::default(),
             dirty: Vec::new(),
+            again: Vec::new(),
             accepted: 0,
             connections_max: config.connections_max as usize,
             calls_max: config.connection_calls_max as usize,
             limits: Limits { payload_bytes_max: config.payload_bytes_max },
             reserve: std::fs::File::open("/dev/null").ok(),
+            stuck: false,
             sweep_ns: 0,
             log_ns: 0,
         })
@@ -134,23 +156,24 @@ impl Clients {
     }
 
     /// Lets clients in; until now they waited in the listen queue.
-    pub(super) fn admit(&mut self, registry: &Registry) -> Result<(), ProcessError> {
-        let registered = registry.register(&mut self.listener, super::LISTENER, Interest::READABLE);
-        registered.map_err(super::system("cannot poll the listener"))
+    pub(super) fn admit(&mut self, reactor: &mut Carrier) -> Result<(), ProcessError> {
+        let listening = reactor.listen(&self.listener, super::LISTENER);
+        listening.map_err(super::system("cannot wait for connections"))
     }
 
-    pub(super) fn accept(&mut self, registry: &Registry, base: usize) {
+    pub(super) fn accept(&mut self, reactor: &mut Carrier) {
         loop {
-            let stream = match self.listener.accept() {
-                Ok((stream, _)) => stream,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+            let stream = match reactor.accept(&self.listener, super::LISTENER) {
+                Ok(Some(stream)) => stream,
+                Ok(None) => return,
                 Err(error) if error.kind() == ErrorKind::ConnectionAborted => continue,
                 Err(error) => {
                     self.complain(|| tracing::warn!(%error, "cannot accept connections; those that come are closed"));
                     // Left alone it would wait for ever: the next edge comes with the next connection.
-                    if self.shed() {
+                    if self.give_up_oldest(reactor) || self.shed() {
                         continue;
                     }
+                    self.stuck = true;
                     return;
                 }
             };
@@ -159,10 +182,58 @@ impl Clients {
                 self.complain(|| tracing::warn!("{max} connections are open, the most that may; more are closed"));
                 continue;
             }
-            if let Err(error) = self.enter(stream, registry, base) {
-                tracing::warn!(%error, "cannot set up a connection");
+            if self.greetings.is_full() {
+                self.give_up_oldest(reactor);
+                self.complain(|| tracing::warn!("too many connections wait to say hello; the oldest are closed"));
+            }
+            let watch = |stream: &TcpStream, number: usize| {
+                reactor.watch(stream.as_fd(), super::GREETINGS + number, Interest::Both)
+            };
+            if let Err(error) = self.greetings.enter(stream, now_ns(), watch) {
+                self.complain(|| tracing::warn!(%error, "cannot set up a connection"));
             }
         }
+    }
+
+    fn give_up_oldest(&mut self, reactor: &mut Carrier) -> bool {
+        let Some((number, stream)) = self.greetings.take_oldest() else { return false };
+        reactor.unwatch(stream.as_fd(), super::GREETINGS + number);
+        true
+    }
+
+    /// Goes on with a hello. When it is done the connection becomes a client's, and is welcomed.
+    /// Gives the connection, its client's session and the number that the client gave it, if it gave one.
+    pub(super) fn greet(
+        &mut self,
+        number: usize,
+        reactor: &mut Carrier,
+        welcome: &Welcome,
+    ) -> Option<(u64, SessionId, u64)> {
+        let (stream, ended) = match self.greetings.advance(number) {
+            Greeted::Pending => return None,
+            Greeted::Refused(stream, error) => (stream, Err(error)),
+            Greeted::Done(stream, session) => (stream, Ok(session)),
+        };
+        reactor.unwatch(stream.as_fd(), super::GREETINGS + number);
+        match ended {
+            Err(error) => {
+                let peer = stream.peer_addr().ok();
+                // Not who it said it was: whoever is refused chooses those words.
+                self.complain(|| tracing::warn!(?peer, %error, "a connection was closed before the end of its hello"));
+            }
+            Ok(_) if self.open.len() >= self.connections_max => {
+                let max = self.connections_max;
+                self.complain(|| tracing::warn!("{max} connections are open, the most that may; more are closed"));
+            }
+            Ok(session) => {
+                let (session_id, number) = (session.peer.session_id, session.peer.incarnation);
+                match self.enter(stream, session, reactor, welcome) {
+                    Ok(connection) => return (number > 0).then_some((connection, session_id, number)),
+                    Err(error) => self.complain(|| tracing::warn!(%error, "cannot set up a connection")),
+                }
+            }
+        }
+        None
     }
 
     /// Takes one connection with the reserved descriptor and closes it.
@@ -183,7 +254,13 @@ impl Clients {
         }
     }
 
-    fn enter(&mut self, stream: mio::net::TcpStream, registry: &Registry, base: usize) -> io::Result<()> {
+    fn enter(
+        &mut self,
+        stream: TcpStream,
+        session: Session,
+        reactor: &mut Carrier,
+        welcome: &Welcome,
+    ) -> io::Result<u64> {
         // Room for every answer it is owed: their memory is taken already. Whoever leaves too much unread is not read
         // either, and is closed when it stays so (`look_at_the_clock`).
         let config = TcpConfig {
@@ -191,28 +268,34 @@ impl Clients {
             backlog_bytes_max: u64::MAX,
             ..TcpConfig::default()
         };
-        crate::client::link::keep_alive(&stream)?;
-        let mut connection = Connection::new(stream, self.limits, config)?;
         let entry = self.open.vacant_entry();
-        let token = Token(base + entry.key());
-        registry.register(connection.source(), token, Interest::READABLE | Interest::WRITABLE)?;
+        let index = entry.key();
+        let terms = Terms::of(&session, welcome.incarnation);
+        crate::client::link::keep_alive(&stream)?;
+        let mut socket = reactor.adopt(stream, super::CLIENTS + index, self.limits, config, terms)?;
         self.accepted = self.accepted.wrapping_add(1);
-        let id = (u64::from(self.accepted) << 32) | entry.key() as u64;
+        let id = (u64::from(self.accepted) << 32) | index as u64;
+        let body = serde_json::to_string(welcome).expect("our own messages are serialisable");
+        let header = Header { kind: frame::WELCOME, aux: u64::from(session.version), ..Header::default() };
+        // If it breaks, the event that says so comes.
+        let _ = socket.queue(&header, &[], Bytes::Text(body));
+        tracing::debug!(connection = id, role = %session.peer.role, subject = session.peer.subject, "connected");
+        self.dirty.push(index);
         entry.insert(Client {
-            connection,
+            socket,
             id,
-            greeted: false,
+            session,
             closing: false,
             paused: false,
-            dirty: false,
-            accepted_ns: now_ns(),
+            listed: false,
+            dirty: true,
             mid_frame: None,
             deaf: None,
             arrived_bytes: 0,
             mute: false,
             expired: false,
         });
-        Ok(())
+        Ok(id)
     }
 
     /// The peer has closed its side.
@@ -227,6 +310,9 @@ impl Clients {
         let index = (connection & 0xffff_ffff) as usize;
         if let Some(client) = self.open.get_mut(index).filter(|client| client.id == connection) {
             client.expired = true;
+            if !std::mem::replace(&mut client.listed, true) {
+                self.again.push(index);
+            }
         }
     }
 
@@ -235,30 +321,34 @@ impl Clients {
         &mut self,
         index: usize,
         readable: bool,
+        reactor: &mut Carrier,
         store: &mut Store,
         welcome: &Welcome,
         events: &mut Vec<Event>,
     ) {
         let Some(client) = self.open.get_mut(index) else { return };
         let mut alive =
-            !client.expired && client.connection.flush(&mut |bytes| events.push(Event::Sent(bytes))).is_ok();
+            !client.expired && client.socket.flush(reactor, &mut |bytes| events.push(Event::Sent(bytes))).is_ok();
         if alive && (readable || client.paused) {
-            alive = client.read(store, welcome, events);
+            alive = client.read(reactor, &mut self.scratch, store, welcome, events);
         }
-        if !client.dirty && client.connection.wants_write() {
+        if client.paused && !client.listed {
+            client.listed = true;
+            self.again.push(index);
+        }
+        if !client.dirty && client.socket.wants_write() {
             client.dirty = true;
             self.dirty.push(index);
         }
         if !alive {
             let id = client.id;
-            self.leave(index, store, &mut |bytes| events.push(Event::Sent(bytes)));
+            self.leave(index, reactor, store, &mut |bytes| events.push(Event::Sent(bytes)));
             events.push(Event::Gone { connection: id });
         }
     }
 
-    fn leave(&mut self, index: usize, store: &mut Store, done: &mut dyn FnMut(Bytes)) {
-        let mut client = self.open.remove(index);
-        client.connection.abandon(store, done);
+    fn leave(&mut self, index: usize, reactor: &mut Carrier, store: &mut Store, done: &mut dyn FnMut(Bytes)) {
+        self.open.remove(index).socket.close(reactor, store, done);
     }
 
     /// Queues an answer. Gives the payload back when nobody is there to take it.
@@ -276,10 +366,13 @@ impl Clients {
         };
         let aux = u64::from(payload.is_args);
         let header = Header { kind: frame::REPLY, flags: code as u16, status, call, aux, ..Header::default() };
-        let unsent = client.connection.queue(&header, &[], payload.bytes).err().map(|error| {
+        let unsent = client.socket.queue(&header, &[], payload.bytes).err().map(|error| {
             // Cannot be: there is room for all it may ask for. Better no connection than one that misses an answer.
             tracing::warn!(connection, "closed: a client does not read its answers");
             client.expired = true;
+            if !std::mem::replace(&mut client.listed, true) {
+                self.again.push(index);
+            }
             error.into_body()
         });
         if !client.dirty {
@@ -290,16 +383,16 @@ impl Clients {
     }
 
     /// Writes queued answers, and goes on reading where that had to wait. Returns connections that broke.
-    pub(super) fn flush(&mut self, store: &mut Store, sent: &mut Vec<Bytes>) -> Vec<u64> {
+    pub(super) fn flush(&mut self, reactor: &mut Carrier, store: &mut Store, sent: &mut Vec<Bytes>) -> Vec<u64> {
         let mut gone = Vec::new();
         // Kept, and emptied below: taking it would allocate anew at every answer.
         for at in 0..self.dirty.len() {
             let index = self.dirty[at];
             let Some(client) = self.open.get_mut(index) else { continue };
             client.dirty = false;
-            if client.connection.flush(&mut |bytes| sent.push(bytes)).is_err() {
+            if client.socket.flush(reactor, &mut |bytes| sent.push(bytes)).is_err() {
                 gone.push(client.id);
-                self.leave(index, store, &mut |bytes| sent.push(bytes));
+                self.leave(index, reactor, store, &mut |bytes| sent.push(bytes));
             }
         }
         self.dirty.clear();
@@ -309,68 +402,92 @@ impl Clients {
     /// Whether a connection has requests that were not read yet.
     pub(super) fn unfinished(&self) -> bool {
         let max = self.limits.payload_bytes_max;
-        self.open.iter().any(|(_, client)| client.paused && !client.is_full(max))
+        self.again.iter().any(|index| self.open.get(*index).is_some_and(|client| client.is_ready(max)))
     }
 
     /// Whether answers wait to be written.
     pub(super) fn unsent(&self) -> bool {
-        self.open.iter().any(|(_, client)| client.connection.wants_write())
+        self.open.iter().any(|(_, client)| client.socket.wants_write())
     }
 
     /// Connections to look at though no event says so: to go on reading, or to close.
-    pub(super) fn paused(&mut self, now: u64) -> Vec<usize> {
+    pub(super) fn paused(&mut self, now: u64, reactor: &mut Carrier, store: &mut Store) -> Vec<usize> {
         let max = self.limits.payload_bytes_max;
         if now >= self.sweep_ns {
             self.sweep_ns = now + SWEEP_NS;
-            for (_, client) in &mut self.open {
-                client.look_at_the_clock(now, max);
+            if std::mem::take(&mut self.stuck) {
+                self.accept(reactor);
+            }
+            let memory_is_short = std::mem::take(&mut store.was_short);
+            while let Some((number, stream)) = self.greetings.take_late(now) {
+                reactor.unwatch(stream.as_fd(), super::GREETINGS + number);
+                self.complain(|| tracing::info!("connections that did not say hello in time are closed"));
+            }
+            for (index, client) in &mut self.open {
+                client.look_at_the_clock(now, max, memory_is_short);
+                if client.socket.stats().sent_bytes > client.arrived_bytes || client.socket.wants_write() {
+                    client.look_for_its_host(reactor);
+                }
+                if client.expired && !std::mem::replace(&mut client.listed, true) {
+                    self.again.push(index);
+                }
             }
         }
-        let ready = |client: &Client| client.expired || client.paused && !client.is_full(max);
-        self.open.iter().filter(|(_, client)| ready(client)).map(|(index, _)| index).collect()
+        let mut ready = Vec::new();
+        self.again.retain(|&index| {
+            let Some(client) = self.open.get_mut(index) else { return false };
+            let is_ready = client.is_ready(max);
+            if is_ready {
+                ready.push(index);
+            }
+            // Whoever stays full stays listed.
+            client.listed = client.paused && !is_ready;
+            client.listed
+        });
+        ready
     }
 
     /// The last flush before the end.
-    pub(super) fn goodbye(&mut self) {
+    pub(super) fn goodbye(&mut self, reactor: &mut Carrier) {
         for (_, client) in &mut self.open {
-            let _ = client.connection.flush(&mut drop);
+            let _ = client.socket.flush(reactor, &mut drop);
         }
+        let _ = reactor.wait(&mut Vec::new(), Some(std::time::Duration::ZERO));
     }
 }
 
 impl Client {
     /// Whether it has so much unread that its requests have to wait: a thousand answers, or two of the largest.
     fn is_full(&self, payload_bytes_max: u64) -> bool {
-        let (frames, bytes) = self.connection.backlog();
+        let (frames, bytes) = self.socket.backlog();
         frames >= UNREAD_MAX || bytes > 2 * payload_bytes_max
     }
 
-    /// Finds out whether it takes too long: to say hello, over a frame that we are ready to read, or to read at all.
-    fn look_at_the_clock(&mut self, now: u64, payload_bytes_max: u64) {
-        if self.is_full(payload_bytes_max) {
-            let sent = self.connection.stats().sent_bytes;
+    /// Whether there is something to do with it that no event tells of.
+    fn is_ready(&self, payload_bytes_max: u64) -> bool {
+        self.expired || self.paused && !self.is_full(payload_bytes_max)
+    }
+
+    /// Finds out whether it takes too long: over a frame that we are ready to read, or to read at all.
+    fn look_at_the_clock(&mut self, now: u64, payload_bytes_max: u64, memory_is_short: bool) {
+        if self.socket.wants_write() {
+            let sent = self.socket.stats().sent_bytes;
             let (since, sent_then) = *self.deaf.get_or_insert((now, sent));
             if sent > sent_then {
                 self.deaf = Some((now, sent));
-            } else if now > since + STALL_NS {
+            } else if now > since + STALL_NS && (memory_is_short || self.is_full(payload_bytes_max)) {
+                // Little may wait for as long as it likes, while nobody else needs the memory.
                 tracing::info!(connection = self.id, "closed: it does not read its answers");
                 self.expired = true;
             }
         } else {
             self.deaf = None;
         }
-        if self.connection.stats().sent_bytes > self.arrived_bytes {
-            self.look_for_its_host();
-        }
-        if !self.greeted {
-            self.expired = now > self.accepted_ns + HELLO_NS;
-            return;
-        }
-        if !self.connection.mid_frame() || self.paused {
+        if !self.socket.mid_frame() || self.paused {
             self.mid_frame = None;
             return;
         }
-        let stats = self.connection.stats();
+        let stats = self.socket.stats();
         let (frames, bytes) = (stats.received_frames, stats.received_bytes);
         let (since, frames_then, bytes_then) = *self.mid_frame.get_or_insert((now, frames, bytes));
         if frames > frames_then || bytes >= bytes_then + STALL_BYTES {
@@ -383,11 +500,11 @@ impl Client {
 
     /// Finds out whether its host is still there. One that lives and does not read acknowledges that it has no room; for it there
     /// are other bounds. While nothing is under way, keep-alive does this.
-    fn look_for_its_host(&mut self) {
+    fn look_for_its_host(&mut self, reactor: &Carrier) {
         // What cannot be found out is not held against it.
-        let Ok(acknowledged) = self.connection.acknowledged() else { return };
-        if acknowledged.all && !self.connection.wants_write() {
-            self.arrived_bytes = self.connection.stats().sent_bytes;
+        let Ok(acknowledged) = self.socket.acknowledged(reactor) else { return };
+        if acknowledged.all && !self.socket.wants_write() {
+            self.arrived_bytes = self.socket.stats().sent_bytes;
         }
         // Twice in a row: one question may be under way just now.
         let was_mute = std::mem::replace(&mut self.mute, acknowledged.unanswered && acknowledged.last >= MUTE);
@@ -398,26 +515,34 @@ impl Client {
     }
 
     /// False when the connection is of no more use.
-    fn read(&mut self, store: &mut Store, welcome: &Welcome, events: &mut Vec<Event>) -> bool {
+    fn read(
+        &mut self,
+        reactor: &mut Carrier,
+        scratch: &mut Scratch<Landing>,
+        store: &mut Store,
+        welcome: &Welcome,
+        events: &mut Vec<Event>,
+    ) -> bool {
         self.paused = false;
         for _ in 0..FRAMES_PER_TURN {
             if self.is_full(welcome.payload_bytes_max) {
                 self.paused = true;
                 return true;
             }
-            match self.connection.receive(store) {
+            match self.socket.receive(reactor, scratch, store) {
                 Ok(None) => {
-                    self.paused = self.connection.unfinished();
+                    self.paused = self.socket.unfinished();
                     return true;
                 }
                 Ok(Some(frame)) => {
                     if let Err(text) = self.take(frame, store, welcome, events) {
-                        tracing::warn!(connection = self.id, text, "connection closed");
+                        let peer = &*self.session.peer.subject;
+                        tracing::warn!(connection = self.id, peer, text, "connection closed");
                         return false;
                     }
                     // A short read emptied the socket, and what comes later is an event of its own; only a close that
                     // came with the bytes has to be read to be seen.
-                    if self.connection.drained() && !self.closing {
+                    if self.socket.drained() && !self.closing {
                         return true;
                     }
                 }
@@ -443,40 +568,16 @@ impl Client {
         use praas_transport::Bodies;
         let Frame { header, body, .. } = frame;
         let connection = self.id;
-        if !self.greeted {
-            let session = match &body {
-                Received::Whole(body) if header.kind == frame::HELLO => SessionId::try_from(body.as_ref()).ok(),
-                _ => None,
-            };
-            if let Received::Whole(body) = body {
-                store.give_back(body);
-            }
-            if header.kind != frame::HELLO || header.payload_bytes != 0 && session.is_none() {
-                return Err("the first frame is not a hello");
-            }
-            if let Some(session) = session {
-                events.push(Event::Greeted { connection, session, number: header.incarnation });
-            }
-            self.greeted = true;
-            let body = serde_json::to_string(welcome).expect("our own messages are serialisable");
-            let header = Header { kind: frame::WELCOME, aux: u64::from(PROTOCOL_VERSION), ..Header::default() };
-            let _ = self.connection.send(&header, &[], Bytes::Text(body));
-            // A client of another version reads our version in the welcome, and the connection ends here.
-            return if header_version(&frame.header) == PROTOCOL_VERSION {
-                Ok(())
-            } else {
-                Err("another version of the protocol")
-            };
-        }
         match (header.kind, body) {
             (frame::REQUEST, Received::Whole(body)) => {
                 let is_args = header.flags & frame::FLAG_ARGS != 0;
+                let terms = wishes(&header);
                 events.push(Event::Request {
                     connection,
                     call: header.call,
                     function: header.function,
                     budget_ns: header.budget_ns,
-                    terms: terms(&header),
+                    terms,
                     payload: Payload { bytes: body.into(), is_args, keeps: false },
                 });
                 Ok(())
@@ -487,17 +588,18 @@ impl Client {
                         let max = welcome.payload_bytes_max;
                         (Code::TooLarge, format!("{bytes} bytes of input, the process allows {max}"))
                     }
-                    Refusal::NoSpace => (
-                        Code::NoSpace,
-                        format!("{bytes} bytes of input do not fit the controller's free payload memory"),
-                    ),
+                    Refusal::NoSpace => {
+                        store.was_short = true;
+                        let text = format!("{bytes} bytes of input do not fit the controller's free payload memory");
+                        (Code::NoSpace, text)
+                    }
                 };
-                if let Some(once) = terms(&header).once {
+                if let Some(once) = wishes(&header).once {
                     events.push(Event::Refused { connection, call: header.call, once, code, text });
                     return Ok(());
                 }
                 let header = Header { kind: frame::REPLY, flags: code as u16, call: header.call, ..Header::default() };
-                let _ = self.connection.send(&header, &[], Bytes::Text(text));
+                let _ = self.socket.queue(&header, &[], Bytes::Text(text));
                 Ok(())
             }
             (frame::CANCEL, body) => {
@@ -512,7 +614,7 @@ impl Client {
                     store.give_back(body);
                 }
                 let header = Header { kind: frame::PONG, ..Header::default() };
-                let _ = self.connection.send(&header, &[], Bytes::Text(String::new()));
+                let _ = self.socket.queue(&header, &[], Bytes::Text(String::new()));
                 Ok(())
             }
             (_, body) => {
@@ -526,16 +628,12 @@ impl Client {
 }
 
 /// What a request asks for by its flags.
-fn terms(header: &Header) -> Terms {
+fn wishes(header: &Header) -> Wishes {
     let has = |flag| header.flags & flag != 0;
     let once = Once { known_below: header.aux, again: has(frame::FLAG_AGAIN) };
-    Terms {
+    Wishes {
         idempotent: has(frame::FLAG_IDEMPOTENT),
         fire: has(frame::FLAG_FIRE),
         once: has(frame::FLAG_ONCE).then_some(once),
     }
-}
-
-fn header_version(header: &Header) -> u32 {
-    u32::try_from(header.aux).unwrap_or(u32::MAX)
 }

@@ -1,7 +1,6 @@
 //! Why a process does not start or cannot go on.
 
 use std::io;
-use std::net::SocketAddr;
 
 use crate::exit;
 
@@ -16,7 +15,7 @@ pub enum ProcessError {
     #[error("cannot listen on {address}: {source}; choose another with --listen (port 0 takes a free one)")]
     Listen {
         /// As configured.
-        address: SocketAddr,
+        address: String,
         /// What the system said.
         source: io::Error,
     },
@@ -50,6 +49,9 @@ pub enum ProcessError {
     /// A segment cannot be had.
     #[error("shared memory: {0}")]
     Segment(#[from] praas_shm::SegmentError),
+    /// io_uring was asked for and cannot be had.
+    #[error("{0}; use --reactor auto or --reactor epoll")]
+    NoUring(#[from] praas_transport::reactor::NoUring),
     /// The system refused something else.
     #[error("{what}: {source}")]
     System {
@@ -69,7 +71,10 @@ impl ProcessError {
             ProcessError::Listen { .. } => exit::ADDRESS,
             ProcessError::WorkerMissing { .. } => exit::WORKER_MISSING,
             ProcessError::WorkerSilent { .. } | ProcessError::NoFunctions { .. } => exit::WORKER_SILENT,
-            ProcessError::Queue(_) | ProcessError::Segment(_) | ProcessError::System { .. } => exit::SYSTEM,
+            ProcessError::Queue(_)
+            | ProcessError::Segment(_)
+            | ProcessError::NoUring(_)
+            | ProcessError::System { .. } => exit::SYSTEM,
         }
     }
 }

@@ -5,9 +5,11 @@
 //! sockets, the doorbell, pidfds, control sockets, queues, signals and the next timer.
 
 mod actions;
+#[allow(unsafe_code, reason = "promises that bodies stay where they are")]
 mod body;
 mod clients;
 mod error;
+mod greeting;
 mod records;
 mod seat;
 mod staffing;
@@ -15,19 +17,19 @@ mod staffing;
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token};
 use praas_shm::child::{self, Exit, Spawn};
 use praas_shm::{
     BlockRef, Body, Descriptor, Doorbell, Inline, Link, OwnSegment, ParticipantId, PeerSegment, SegmentConfig,
     SegmentFile, handover,
 };
+use praas_transport::hello::ResponderConfig;
 use praas_transport::queue::{Buffer, QueueConfig, Receiver, Sender};
+use praas_transport::reactor::{self, Interest, Kind, Reactor};
 
 use crate::clock::now_ns;
 use crate::config::{Ipc, ProcessConfig, WaitMode};
@@ -39,20 +41,22 @@ use crate::payload::BlockKey;
 use crate::placement::{Patience, Placement, Yields, quota_cores};
 use crate::wire::{self, Code, FromWorker, PROTOCOL_VERSION, ToWorker, WorkerWelcome, record};
 use body::{Bytes, Foreign, Heap, Payload, Quota, Store};
-use clients::Clients;
+use clients::{Carrier, Clients};
 pub use error::ProcessError;
 use error::system;
 use seat::{Channel, Deaf, Given, Seat};
 
-const DOORBELL: Token = Token(1);
-const SIGNALS: Token = Token(2);
-const LISTENER: Token = Token(3);
+const DOORBELL: usize = 1;
+const SIGNALS: usize = 2;
+const LISTENER: usize = 3;
 /// Worker `n`: its pidfd, control socket, and queues.
 const PIDFDS: usize = 0x1000;
 const CONTROLS: usize = 0x2000;
 const QUEUES_IN: usize = 0x3000;
 const QUEUES_OUT: usize = 0x4000;
 const CLIENTS: usize = 0x10000;
+/// Connections before the end of their hello.
+const GREETINGS: usize = 0x100_0000;
 
 /// Slots of each ring. 256 lines of 64 bytes: 16 KiB a pair, and room for every answer a leased caller may wait for,
 /// with a quarter unpublished and releases beside them (128 sent each release through the controller).
@@ -78,16 +82,23 @@ pub struct Ready {
     pub listen: SocketAddr,
     /// Workers that registered.
     pub workers: usize,
+    /// What carries the connections.
+    pub reactor: Kind,
+    /// Why it is that one.
+    pub reactor_reason: String,
 }
 
 /// A cloud process: its controller and, as children, its workers. Runs on the thread that calls [`Process::run`].
 #[derive(Debug)]
 pub struct Process {
+    /// First, so that it lets go of the memory below before that goes.
+    reactor: Carrier,
+    /// Why it is the kind it is.
+    reactor_reason: String,
     config: ProcessConfig,
     placement: Placement,
     process_id: [u8; 16],
     incarnation: u64,
-    poll: Poll,
     controller: Controller<Payload>,
     seats: Vec<Option<Seat>>,
     seated: Vec<WorkerId>,
@@ -149,19 +160,21 @@ impl Process {
         if let Some(core) = placement.controller() {
             child::pin_current(&[core]).map_err(system("cannot pin the controller; check --pin"))?;
         }
-        let poll = Poll::new().map_err(system("no epoll"))?;
-        let clients = Clients::listen(&config, poll.registry())?;
-        let signals = watch_signals(poll.registry()).map_err(system("cannot watch for signals"))?;
+        let (kind, reactor_reason) = reactor::choose(config.reactor)?;
+        let mut reactor: Carrier = Reactor::new(kind).map_err(system("no reactor; try --reactor epoll"))?;
+        tracing::info!(reactor = %kind, reason = reactor_reason, "reactor");
+        let incarnation = now_ns();
+        let hello = responder(&config, incarnation)?;
+        let clients = Clients::listen(&config, hello)?;
+        let signals = watch_signals(&mut reactor).map_err(system("cannot watch for signals"))?;
         // Grandchildren that a dead worker leaves behind become ours, so that we can end them.
         child::become_subreaper().map_err(system("cannot become the reaper of workers' children"))?;
-        let incarnation = now_ns();
         let (shared, arena) = match config.ipc {
             Ipc::Queue => (None, None),
             Ipc::Ring => {
                 let shared = share(&config, process_id, incarnation)?;
-                let fd = shared.doorbell.fd().as_raw_fd();
-                poll.registry()
-                    .register(&mut SourceFd(&fd), DOORBELL, Interest::READABLE)
+                reactor
+                    .watch(shared.doorbell.fd(), DOORBELL, Interest::Read)
                     .map_err(system("cannot poll the doorbell"))?;
                 let arena = shared.own.arena()?;
                 (Some(shared), Some(arena))
@@ -179,16 +192,17 @@ impl Process {
             results_bytes_max: usize::try_from(config.results_bytes_max).unwrap_or(usize::MAX),
         };
         Ok(Process {
+            reactor,
+            reactor_reason,
             _awake: (config.wait == WaitMode::Latency).then(stay_awake).flatten(),
             placement,
             process_id,
             incarnation,
-            poll,
             controller: Controller::new(bounds),
             seats: (0..praas_shm::PARTICIPANTS_MAX).map(|_| None).collect(),
             seated: Vec::new(),
             incarnations: incarnation,
-            store: Store { arena, heap: Quota::new(config.arena_bytes) },
+            store: Store { arena, heap: Quota::new(config.arena_bytes), was_short: false },
             shared,
             lent_on: HashMap::new(),
             lease_ends: HashMap::new(),
@@ -229,7 +243,7 @@ impl Process {
 
     fn serve(&mut self, ready: impl FnOnce(&Ready)) -> Result<(), ProcessError> {
         let mut ready = Some(ready);
-        let mut events = Events::with_capacity(256);
+        let mut events = Vec::new();
         // Read once a turn, after the wait: a turn is short, and a look at the clock is 2 % of it.
         let mut now = now_ns();
         let mut idle_since_ns = now;
@@ -249,16 +263,18 @@ impl Process {
             if !self.announced && self.controller.ready_count() >= usize::from(self.config.workers) {
                 self.announced = true;
                 self.welcome.functions = self.controller.functions().to_vec();
-                self.clients.admit(self.poll.registry())?;
+                self.clients.admit(&mut self.reactor)?;
                 if let Some(ready) = ready.take() {
                     ready(&Ready {
                         process: self.config.process.clone(),
                         listen: self.clients.address(),
                         workers: self.controller.ready_count(),
+                        reactor: self.reactor.kind(),
+                        reactor_reason: self.reactor_reason.clone(),
                     });
                 }
             }
-            for index in self.clients.paused(now) {
+            for index in self.clients.paused(now, &mut self.reactor, &mut self.store) {
                 self.on_client(now, index, true);
             }
             if self.drained(now) {
@@ -282,7 +298,7 @@ impl Process {
             let found = self.wait(now, idle_since_ns, worked, &mut events)?;
             now = now_ns();
             if found {
-                for event in &events {
+                for &event in &events {
                     self.on_event(now, event)?;
                 }
                 idle_since_ns = now;
@@ -293,7 +309,13 @@ impl Process {
     // ---- waiting ----------------------------------------------------------------------------------------------
 
     /// Waits for something to happen. True when `events` has some.
-    fn wait(&mut self, now: u64, idle_since_ns: u64, worked: bool, events: &mut Events) -> Result<bool, ProcessError> {
+    fn wait(
+        &mut self,
+        now: u64,
+        idle_since_ns: u64,
+        worked: bool,
+        events: &mut Vec<reactor::Event>,
+    ) -> Result<bool, ProcessError> {
         let wanted = self.core_is_wanted();
         let patience = if !wanted {
             self.placement.controller_patience()
@@ -338,7 +360,9 @@ impl Process {
                 rustix::thread::sched_yield();
             }
         }
+        // With io_uring a look at everything costs no system call.
         if spin
+            && self.reactor.kind() == Kind::Epoll
             && self.looks < LOOKS_PER_POLL
             && let Some(client) = self.last_caller
         {
@@ -347,15 +371,14 @@ impl Process {
             return Ok(self.on_client(now, client, true));
         }
         self.looks = 0;
-        let polled = self.poll.poll(events, Some(timeout));
+        let waited = self.reactor.wait(events, Some(timeout));
         if let (false, Some(shared)) = (spin, &self.shared) {
             shared.doorbell.disarm();
         }
-        match polled {
-            Ok(()) => Ok(events.iter().any(|event| event.token() != DOORBELL)),
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Ok(false),
-            Err(source) => Err(ProcessError::System { what: "epoll failed", source }),
-        }
+        waited.map_err(system("waiting failed"))?;
+        // Released with the next turn's.
+        self.reactor.reclaim(&mut self.store, &mut |bytes| self.sent.push(bytes));
+        Ok(events.iter().any(|event| event.token != DOORBELL))
     }
 
     fn rings_ready(&self) -> bool {
@@ -384,17 +407,29 @@ impl Process {
             && self.seated.iter().all(|other| self.controller.is_running(*other) == (*other == worker))
     }
 
-    fn on_event(&mut self, now: u64, event: &mio::event::Event) -> Result<(), ProcessError> {
-        let token = event.token().0;
-        match event.token() {
+    fn on_event(&mut self, now: u64, event: reactor::Event) -> Result<(), ProcessError> {
+        let token = event.token;
+        match token {
             DOORBELL => {}
             SIGNALS => self.on_signal(now),
-            LISTENER => self.clients.accept(self.poll.registry(), CLIENTS),
-            _ if token >= CLIENTS => {
-                if event.is_read_closed() {
+            LISTENER => self.clients.accept(&mut self.reactor),
+            GREETINGS.. => {
+                let greeted = self.clients.greet(token - GREETINGS, &mut self.reactor, &self.welcome);
+                if let Some((connection, session, number)) = greeted {
+                    let older = match self.controller.greeted(connection, session, number) {
+                        Ok(replaced) => replaced,
+                        Err(Stale) => Some(connection),
+                    };
+                    if let Some(older) = older {
+                        self.clients.close(older);
+                    }
+                }
+            }
+            CLIENTS.. => {
+                if event.closing {
                     self.clients.closing(token - CLIENTS);
                 }
-                self.on_client(now, token - CLIENTS, event.is_readable() || event.is_read_closed());
+                self.on_client(now, token - CLIENTS, event.readable);
             }
             _ => {
                 let worker = WorkerId::try_from(token & 0xfff).expect("tokens hold worker numbers");
@@ -434,7 +469,7 @@ impl Process {
         if now < until_ns && (self.controller.calls_open() > 0 || self.clients.unsent()) {
             return false;
         }
-        self.clients.goodbye();
+        self.clients.goodbye(&mut self.reactor);
         true
     }
 
@@ -444,7 +479,7 @@ impl Process {
     fn on_client(&mut self, now: u64, index: usize, readable: bool) -> bool {
         let default_ns = self.config.deadline_ms * 1_000_000;
         let mut arrived = std::mem::take(&mut self.arrived);
-        self.clients.serve(index, readable, &mut self.store, &self.welcome, &mut arrived);
+        self.clients.serve(index, readable, &mut self.reactor, &mut self.store, &self.welcome, &mut arrived);
         let found = !arrived.is_empty();
         for event in arrived.drain(..) {
             match event {
@@ -461,15 +496,6 @@ impl Process {
                         self.clients.answer(connection, call, code, 0, payload);
                     }
                 }
-                clients::Event::Greeted { connection, session, number } => {
-                    let older = match self.controller.greeted(connection, session, number) {
-                        Ok(replaced) => replaced,
-                        Err(Stale) => Some(connection),
-                    };
-                    if let Some(older) = older {
-                        self.clients.close(older);
-                    }
-                }
                 clients::Event::Cancel { connection, call } => self.controller.cancel(connection, call),
                 clients::Event::Gone { connection } => {
                     self.last_caller.take_if(|last| *last == index);
@@ -481,6 +507,24 @@ impl Process {
         self.arrived = arrived;
         found
     }
+}
+
+/// What a hello is judged by. The key is read here and lives nowhere else.
+fn responder(config: &ProcessConfig, incarnation: u64) -> Result<ResponderConfig, ProcessError> {
+    let key = config.read_key()?;
+    if key.is_some() {
+        // Workers run as our user: without this one of them could read our memory, and so could whoever finds a core dump.
+        let none = rustix::process::DumpableBehavior::NotDumpable;
+        rustix::process::set_dumpable_behavior(none)
+            .map_err(|error| system("cannot keep others from our memory")(error.into()))?;
+    }
+    Ok(ResponderConfig {
+        plaintext: config.plaintext || key.is_none(),
+        key,
+        process: config.process.clone(),
+        incarnation,
+        versions: wire::VERSIONS,
+    })
 }
 
 fn owner_died() -> CallError {
@@ -523,15 +567,14 @@ fn share(config: &ProcessConfig, process_id: [u8; 16], incarnation: u64) -> Resu
 }
 
 /// Signals arrive as bytes on a socket, so that nothing happens inside a handler.
-fn watch_signals(registry: &mio::Registry) -> std::io::Result<std::os::unix::net::UnixStream> {
+fn watch_signals(reactor: &mut Carrier) -> std::io::Result<std::os::unix::net::UnixStream> {
     let (reader, writer) = std::os::unix::net::UnixStream::pair()?;
     reader.set_nonblocking(true)?;
     writer.set_nonblocking(true)?;
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT, signal_hook::consts::SIGHUP] {
         signal_hook::low_level::pipe::register(signal, writer.try_clone()?)?;
     }
-    let fd = reader.as_raw_fd();
-    registry.register(&mut SourceFd(&fd), SIGNALS, Interest::READABLE)?;
+    reactor.watch(reader.as_fd(), SIGNALS, Interest::Read)?;
     Ok(reader)
 }
 

@@ -1,13 +1,14 @@
 //! One worker as the controller has it before it: its OS process, its channel, the call it was given.
 
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use praas_shm::child::Child;
 use praas_shm::{BlockRef, Body, Descriptor, Inline, Link, PeerSegment, SegmentFile};
 use praas_transport::Flush;
 use praas_transport::queue::{Buffer, Message, Receiver, Sender};
+use praas_transport::reactor::Interest;
 
 use super::body::{Foreign, Heap};
 use crate::controller::{CallKey, Cause};
@@ -91,6 +92,19 @@ impl Seat {
             readable: true,
             verdict: None,
         }
+    }
+
+    /// What to wait for, and under which kind of token.
+    pub(crate) fn watched(&self) -> Vec<(BorrowedFd<'_>, usize, Interest)> {
+        let mut watched = vec![
+            (self.pidfd(), super::PIDFDS, Interest::Read),
+            (self.control.as_fd(), super::CONTROLS, Interest::Read),
+        ];
+        if let Channel::Queue { sender, receiver } = &self.channel {
+            watched.push((sender.kernel_queue().fd(), super::QUEUES_OUT, Interest::Write));
+            watched.push((receiver.kernel_queue().fd(), super::QUEUES_IN, Interest::Read));
+        }
+        watched
     }
 
     /// Sends a record, or keeps it until there is room.
@@ -188,7 +202,7 @@ impl Seat {
         }
     }
 
-    pub(crate) fn pidfd(&self) -> std::os::fd::BorrowedFd<'_> {
+    pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
         self.child.pidfd()
     }
 }

@@ -11,24 +11,9 @@ impl Process {
         self.incarnations += 1;
         match self.start(worker) {
             Ok(seat) => {
-                let registered = [
-                    (seat.pidfd().as_raw_fd(), PIDFDS, Interest::READABLE),
-                    (seat.control.as_raw_fd(), CONTROLS, Interest::READABLE),
-                ];
-                for (fd, base, interest) in registered {
-                    let token = Token(base + usize::from(worker));
-                    if let Err(error) = self.poll.registry().register(&mut SourceFd(&fd), token, interest) {
+                for (fd, base, interest) in seat.watched() {
+                    if let Err(error) = self.reactor.watch(fd, base + usize::from(worker), interest) {
                         tracing::error!(worker, %error, "cannot poll a worker");
-                    }
-                }
-                if let Channel::Queue { sender, receiver } = &seat.channel {
-                    let queues = [
-                        (sender.kernel_queue().fd().as_raw_fd(), QUEUES_OUT, Interest::WRITABLE),
-                        (receiver.kernel_queue().fd().as_raw_fd(), QUEUES_IN, Interest::READABLE),
-                    ];
-                    for (fd, base, interest) in queues {
-                        let token = Token(base + usize::from(worker));
-                        let _ = self.poll.registry().register(&mut SourceFd(&fd), token, interest);
                     }
                 }
                 self.seats[usize::from(worker)] = Some(seat);
@@ -190,6 +175,9 @@ impl Process {
         // What that led to is carried out while its segment can still be handed on; the news of its death comes after.
         self.act(now);
         let Some(mut seat) = self.seats[usize::from(worker)].take() else { return };
+        for (fd, base, _) in seat.watched() {
+            self.reactor.unwatch(fd, base + usize::from(worker));
+        }
         self.seated.retain(|seated| *seated != worker);
         let begun = seat.had_begun();
         let me = ParticipantId::new(worker).expect("workers have participant numbers");

@@ -1,9 +1,13 @@
 //! What the integration tests share: a process with the test worker, a client, and a look at what the system says of them.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub(crate) mod namespace;
+pub(crate) mod proxy;
 pub(crate) mod raw;
+pub(crate) mod refusal;
 pub(crate) mod relay;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -24,16 +28,61 @@ pub(crate) fn process_program() -> String {
     env!("CARGO_BIN_EXE_praas-process").into()
 }
 
+/// `PRAAS_TEST_REACTOR=uring` or `=epoll` runs every test on that reactor.
 pub(crate) fn launch_config(ipc: Ipc) -> LaunchConfig {
+    let mut args = vec!["--log=error".into()];
+    args.extend(std::env::var("PRAAS_TEST_REACTOR").ok().map(|reactor| format!("--reactor={reactor}")));
     LaunchConfig {
         process_binary: Some(process_program().into()),
         worker: vec![test_worker()],
         ipc,
         wait: WaitMode::Balanced,
-        args: vec!["--log=error".into()],
+        args,
         quiet: true,
         ..LaunchConfig::default()
     }
+}
+
+/// A way for a process to wait for its sockets, by the arguments that choose it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reactor(&'static [&'static str]);
+
+impl Reactor {
+    pub(crate) fn config(self, ipc: Ipc, workers: u8, args: &[&str]) -> LaunchConfig {
+        let mut config = LaunchConfig { workers, workers_max: workers, ..launch_config(ipc) };
+        config.args.extend(self.0.iter().chain(args).map(|arg| (*arg).to_owned()));
+        config
+    }
+
+    /// `workers` workers and never more, on rings, with further arguments of `praas-process`.
+    pub(crate) fn start(self, workers: u8, args: &[&str]) -> (LocalProcess, Client) {
+        start_with(&self.config(Ipc::Ring, workers, args))
+    }
+}
+
+/// Runs a test on every reactor, or on the one that `PRAAS_TEST_REACTOR` names.
+pub(crate) fn on_both_reactors(test: impl Fn(Reactor)) {
+    const ALL: &[Reactor] = &[Reactor(&["--reactor=uring"]), Reactor(&["--reactor=epoll"])];
+    let all = if std::env::var_os("PRAAS_TEST_REACTOR").is_some() { &[Reactor(&[])] } else { ALL };
+    for reactor in all {
+        println!("reactor {reactor:?}");
+        test(*reactor);
+    }
+}
+
+/// A number of the environment.
+pub(crate) fn setting(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+}
+
+/// The seed of random tests, `PRAAS_SEED`.
+pub(crate) fn seed() -> u64 {
+    setting("PRAAS_SEED", 1)
+}
+
+/// How many connections the random tests break, `PRAAS_CUTS`.
+pub(crate) fn cuts() -> u64 {
+    setting("PRAAS_CUTS", 400)
 }
 
 pub(crate) fn start(ipc: Ipc) -> (LocalProcess, Client) {
@@ -121,6 +170,13 @@ pub(crate) fn fds(pid: u32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
 }
 
+/// Memory that a process holds, its share of what is shared included (PSS), in KiB.
+pub(crate) fn memory_kib(pid: u32) -> u64 {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let pss = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
+    pss.and_then(|text| text.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
 /// CPU time a process has used, in seconds.
 pub(crate) fn cpu_seconds(pid: u32) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -149,6 +205,15 @@ pub(crate) fn run_process(args: &[&str]) -> Output {
     Command::new("timeout").arg(longest).arg(process_program()).args(args).output().expect("timeout runs")
 }
 
+/// Whether `praas-process` has this flag; says that it does not.
+pub(crate) fn has_flag(flag: &str) -> bool {
+    let has = String::from_utf8_lossy(&run_process(&["--help"]).stdout).contains(flag);
+    if !has {
+        println!("skipped: needs praas-process {flag}");
+    }
+    has
+}
+
 /// A seeded sequence of numbers (splitmix64).
 pub(crate) struct Dice(pub(crate) u64);
 
@@ -171,6 +236,42 @@ pub(crate) fn content(call: u64, bytes: usize) -> Vec<u8> {
         chunk.copy_from_slice(&word[..chunk.len()]);
     }
     content
+}
+
+/// What the function `tally` of the test worker has left: how often each call ran.
+pub(crate) struct Tally(PathBuf);
+
+impl Tally {
+    /// Makes a configuration's worker keep it.
+    pub(crate) fn keep(config: &mut LaunchConfig) -> Tally {
+        static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("praas-tally-{}-{count}", std::process::id()));
+        config.worker.push(format!("tally={}", path.display()));
+        Tally(path)
+    }
+
+    /// The input of a call of that number.
+    pub(crate) fn input(call: u64, bytes: usize) -> Vec<u8> {
+        [&call.to_le_bytes(), content(call, bytes).as_slice()].concat()
+    }
+
+    /// How often each call ran, once nothing runs any more.
+    pub(crate) fn runs(&self) -> HashMap<u64, u64> {
+        let bytes = std::fs::read(&self.0).unwrap_or_default();
+        assert_eq!(bytes.len() % 8, 0, "numbers are written whole");
+        let mut runs = HashMap::new();
+        for call in bytes.as_chunks().0 {
+            *runs.entry(u64::from_le_bytes(*call)).or_default() += 1;
+        }
+        runs
+    }
+}
+
+impl Drop for Tally {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 /// Whether POSIX queues for so many workers fit `RLIMIT_MSGQUEUE` (two of 10 messages of 8192 bytes each).
