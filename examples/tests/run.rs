@@ -115,6 +115,24 @@ fn event_loop_serves_two_processes_from_one_thread() {
     assert!(printed.starts_with("1000 calls at each of 2 addresses, "), "{printed}");
 }
 
+/// A client lives in the loops of others.
+#[test]
+fn tokio_and_tokio_uring_await_calls_of_an_embedded_client() {
+    let process = start(env!("CARGO_BIN_EXE_echo-worker"), 2, 2);
+    let address = process.addr().to_string();
+    let printed = run(env!("CARGO_BIN_EXE_embed-tokio-client"), &[&address]);
+    assert_eq!(printed, "1000 calls from 10 tasks of tokio, one connection, one thread\n");
+    let output = Command::new("timeout")
+        .args(["60", env!("CARGO_BIN_EXE_embed-tokio-uring-client"), &address])
+        .output()
+        .expect("timeout(1) runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() && (said.contains("PermissionDenied") || said.contains("Unsupported")) {
+        return println!("skipped: needs io_uring ({said})");
+    }
+    assert_eq!(text(&output), "1000 calls from 10 tasks of tokio-uring, one connection, one thread\n");
+}
+
 #[test]
 fn a_worker_started_by_hand_says_who_starts_it() {
     let output = Command::new(env!("CARGO_BIN_EXE_hello-worker")).output().expect("it starts");

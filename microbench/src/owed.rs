@@ -144,7 +144,7 @@ pub(crate) const TARGETS: &[Target] = &[
     },
     Target {
         applies: |row| row.experiment == "reactors",
-        what: "io_uring against our epoll, any size and load: p50 (5 % is what equal ones differ by from run to run)",
+        what: "io_uring against our epoll, and what `auto` takes against the faster, any size and load: p50 (5 % is what equal ones differ by)",
         measure: Measure::Ratio,
         limit: 1.05,
     },

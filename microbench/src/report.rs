@@ -123,7 +123,10 @@ fn targets(rows: &[Row]) -> Section {
                 let word = if verdict.met { "PASS" } else { "MISS" };
                 let due = row.load.as_ref().and_then(|load| load.rate_due);
                 let due = due.map(|due| format!(", {} calls/s due", grouped(due))).unwrap_or_default();
-                let beside = row.floor.as_deref().map(|floor| format!(" beside {floor}")).unwrap_or_default();
+                // The other floors follow from what is owed.
+                let beside =
+                    row.floor.as_deref().filter(|_| matches!(row.experiment.as_str(), "beside_peer" | "reactors"));
+                let beside = beside.map(|floor| format!(" beside {floor}")).unwrap_or_default();
                 let name = format!("{}, {}, {}{due}{beside}", what(row), row.wait, size_of(row));
                 table.rows.push(vec![target.what.to_owned(), name, verdict.owed, verdict.measured, word.to_owned()]);
             }

@@ -77,6 +77,29 @@ pub(crate) fn reactors(asked: &[Reactor]) -> Result<Vec<Option<Reactor>>> {
     Ok(found)
 }
 
+/// Which of ours are set beside which, and what that is called: io_uring beside epoll, and the automatic choice beside the faster
+/// of those that were asked for by name.
+pub(crate) fn pairs(ours: &[(Option<&str>, f64)]) -> Vec<(usize, usize, String)> {
+    let named = |name: &str| ours.iter().position(|(reactor, _)| *reactor == Some(name));
+    let faster =
+        [named("uring"), named("epoll")].into_iter().flatten().min_by(|&a, &b| ours[a].1.total_cmp(&ours[b].1));
+    let mut pairs = Vec::new();
+    for (at, (reactor, _)) in ours.iter().enumerate() {
+        match (reactor, named("epoll"), faster) {
+            (Some("uring"), Some(epoll), _) => pairs.push((at, epoll, "reactor epoll".to_owned())),
+            (Some(auto), _, Some(faster)) if auto.starts_with(AUTO) => {
+                let name = ours[faster].0.unwrap_or_default();
+                pairs.push((at, faster, format!("the faster reactor ({name})")));
+            }
+            _ => {}
+        }
+    }
+    pairs
+}
+
+/// How rows begin to name the reactor of a process that chose it.
+const AUTO: &str = "auto: ";
+
 /// What a process under test is started with.
 #[derive(Copy, Clone, Debug)]
 pub(crate) struct Setup<'a> {
@@ -148,7 +171,8 @@ impl Setup<'_> {
         let process = started.context("start praas-process")?;
         let credential = secret.map(|secret| Credential::mint(&secret, Role::Client, "praas-bench", expiry()));
         let keeper = Keeper::of(process.pid())?;
-        Ok(Subject { process, wait: self.wait, credential: credential.transpose()?, _keeper: keeper })
+        let (credential, chose) = (credential.transpose()?, self.reactor == Some(Reactor::Auto));
+        Ok(Subject { process, wait: self.wait, credential, chose, _keeper: keeper })
     }
 }
 
@@ -156,6 +180,8 @@ pub(crate) struct Subject {
     process: LocalProcess,
     wait: Wait,
     credential: Option<Credential>,
+    /// Whether it was left to the process, by name, what to wait with.
+    chose: bool,
     // After the process, so that it is told of its end.
     _keeper: Keeper,
 }
@@ -183,7 +209,8 @@ impl Subject {
 
     /// What the process waits with, as it says.
     pub(crate) fn reactor(&self) -> Option<String> {
-        Some(self.process.reactor().to_owned()).filter(|reactor| !reactor.is_empty())
+        let reactor = Some(self.process.reactor()).filter(|reactor| !reactor.is_empty())?;
+        Some(if self.chose { format!("{AUTO}{reactor}") } else { reactor.to_owned() })
     }
 
     /// Waits until nobody of the process spins any more.
@@ -210,5 +237,20 @@ fn mode(wait: Wait) -> WaitMode {
         Wait::Latency => WaitMode::Latency,
         Wait::Balanced => WaitMode::Balanced,
         Wait::Efficient => WaitMode::Efficient,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn io_uring_stands_beside_epoll_and_the_automatic_choice_beside_the_faster() {
+        let ours = [(Some("auto: uring"), 21.0), (Some("uring"), 22.0), (Some("epoll"), 20.0)];
+        let expected = [(0, 2, "the faster reactor (epoll)".to_owned()), (1, 2, "reactor epoll".to_owned())];
+        assert_eq!(pairs(&ours), expected);
+        assert_eq!(pairs(&ours[..2]), [(0, 1, "the faster reactor (uring)".to_owned())]);
+        assert_eq!(pairs(&ours[2..]), []);
+        assert_eq!(pairs(&[(None, 1.0)]), []);
     }
 }

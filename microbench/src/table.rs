@@ -89,7 +89,8 @@ pub(crate) fn peers_cells(rows: &[Row]) -> Vec<Vec<String>> {
             vec![row]
         };
         let joined = |text: &dyn Fn(&Row) -> String| {
-            let texts: Vec<String> = ours.iter().map(|row| text(row)).filter(|text| !text.is_empty()).collect();
+            let mut texts: Vec<String> = ours.iter().map(|row| text(row)).filter(|text| !text.is_empty()).collect();
+            texts.dedup();
             texts.join("; ")
         };
         let size = usize::try_from(row.payload_bytes).unwrap_or(usize::MAX);
@@ -124,7 +125,7 @@ pub(crate) fn render_load(rows: &[Row]) -> String {
     }
     format!(
         "{table}\nTimes in µs; in an open loop from when a call was due. cpu: µs of processor time a call, spinning included; sys: system calls \
-         a call; each of server / generator."
+         a call; each of server / generator. ratio: p50 by that of one call in flight."
     )
 }
 
@@ -150,11 +151,15 @@ pub(crate) fn load_cells(row: &Row) -> Vec<String> {
     if load.unsent > 0 {
         rate += &format!(", {} given up", load.unsent);
     }
+    let ratio = match (&row.floor, row.experiment.as_str()) {
+        (Some(floor), "reactors") => format!("{floor}: {}", row.ratio_text()),
+        _ => row.ratio_text(),
+    };
     let mut cells = vec![what(row), row.wait.clone(), Size(size).to_string(), due, rate];
     cells.extend([times.p50_us, times.p99_us, times.p999_us, times.max_us].map(microseconds));
     cells.push(both(load.server_cpu_us, load.client_cpu_us));
     cells.push(both(load.server_calls, load.client_calls));
-    cells.push(row.ratio_text());
+    cells.push(ratio);
     cells.push(match (&row.owed, &row.verdict) {
         (Some(owed), Some(verdict)) => format!("{owed}  {verdict}"),
         _ => String::new(),

@@ -139,6 +139,24 @@ fn b3_a_remote_call_stands_beside_every_peer_and_the_fastest_raw_one() {
     }
 }
 
+/// B3: a process for each reactor asked for; io_uring stands beside epoll, and what the process chose beside the faster.
+#[test]
+fn b3_reactors_stand_beside_each_other_in_one_run() {
+    let ours = ["peers", "--wait", "efficient", "--sizes", "64", "--peers", "epoll", "--reactor", "auto,uring,epoll"];
+    let (rows, done) = rows_of(&[&ours[..], &["--repetitions", "40", "--runs", "1"]].concat());
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    let pairs: Vec<_> = rows.iter().filter(|row| row["experiment"] == "reactors").collect();
+    let with =
+        |reactor: &str| pairs.iter().find(|row| row["reactor"].as_str().is_some_and(|text| text.starts_with(reactor)));
+    let auto = with("auto: ").expect("the automatic choice");
+    assert!(auto["floor"].as_str().is_some_and(|floor| floor.starts_with("the faster reactor (")), "{auto}");
+    if let Some(skipped) = said.lines().find(|line| line.starts_with("skipped: reactor uring")) {
+        return println!("{skipped}");
+    }
+    let uring = with("uring").expect("io_uring");
+    assert!(uring["floor"] == "reactor epoll" && uring["verdict"].is_string(), "{uring}");
+}
+
 /// B2, B3: a closed and an open loop over several connections, on ours and on a raw peer; the rows tell what was due, what came
 /// of it and what it cost, and make pictures.
 #[test]

@@ -284,8 +284,8 @@ pub struct Connection<In, Out> {
     blocks: bool,
 }
 
-/// A socket that blocks, used for one call as if it did not.
-struct AtOnce<'a>(&'a TcpStream);
+/// A socket that blocks, or may, used for one call as if it did not.
+pub(crate) struct AtOnce<'a>(pub(crate) BorrowedFd<'a>);
 
 impl Read for AtOnce<'_> {
     fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
@@ -389,7 +389,7 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>, Out: AsRef<[u8]>> Connection<In, Out> {
         bodies: &mut B,
     ) -> Result<Option<Frame<In>>, ConnectionError> {
         if self.blocks {
-            self.inbound.receive(&mut AtOnce(&self.stream), scratch, bodies)
+            self.inbound.receive(&mut AtOnce(self.stream.as_fd()), scratch, bodies)
         } else {
             self.inbound.receive(&mut self.stream, scratch, bodies)
         }
@@ -433,7 +433,7 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>, Out: AsRef<[u8]>> Connection<In, Out> {
     #[inline]
     pub fn send(&mut self, header: &Header, key: &[u8], body: Out) -> Result<(), SendError<Out>> {
         if self.blocks {
-            self.outbound.send(Some(&mut AtOnce(&self.stream)), header, key, body)
+            self.outbound.send(Some(&mut AtOnce(self.stream.as_fd())), header, key, body)
         } else {
             self.outbound.send(Some(&mut self.stream), header, key, body)
         }
@@ -454,7 +454,7 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>, Out: AsRef<[u8]>> Connection<In, Out> {
     /// Every error is final. The bodies still held come back through [`Connection::abandon`].
     pub fn flush(&mut self, done: &mut dyn FnMut(Out)) -> Result<Flush, ConnectionError> {
         if self.blocks {
-            self.outbound.flush(&mut AtOnce(&self.stream), done)
+            self.outbound.flush(&mut AtOnce(self.stream.as_fd()), done)
         } else {
             self.outbound.flush(&mut self.stream, done)
         }

@@ -34,7 +34,7 @@ use crate::placement::{Placement, Wait, pin, startup_cores};
 use crate::recorder::Recorder;
 use crate::row::{Load, Row, RowSink};
 use crate::size::Size;
-use crate::subject::{Channel, Reactor, SETTLE, Setup, Subject, reactors};
+use crate::subject::{Channel, Reactor, SETTLE, Setup, Subject, pairs, reactors};
 use crate::table;
 use crate::usage::{SystemCalls, Tool, Whom, family, processor_seconds};
 use lanes::{Lane, Lanes};
@@ -478,18 +478,22 @@ impl Experiment<'_> {
                 });
             }
         }
-        let of = |reactor: &str| parties.iter().find(|party| party.reactor.as_deref() == Some(reactor));
-        if let (Some(uring), Some(epoll)) = (of("uring"), of("epoll")) {
-            for cell in &uring.cells {
-                let Some(other) = epoll.cells.iter().find(|other| other.point == cell.point) else { continue };
-                // Half of one's own peak is another rate for the other.
-                if cell.point == Point::OwnHalf {
-                    continue;
-                }
+        let points: Vec<Point> = parties.iter().flat_map(|party| &party.cells).map(|cell| cell.point).collect();
+        // Half of one's own peak is another rate for everybody else.
+        for (at, &point) in points.iter().enumerate().filter(|(_, point)| **point != Point::OwnHalf) {
+            if points[..at].contains(&point) {
+                continue;
+            }
+            let ours = parties.iter().filter(|party| matches!(party.who, Who::Ours(_)));
+            let ours: Vec<(&Party, &Cell)> =
+                ours.filter_map(|party| Some((party, party.cells.iter().find(|cell| cell.point == point)?))).collect();
+            let p50_us = |cell: &Cell| cell.recorder.summary().p50_us;
+            let labels: Vec<_> = ours.iter().map(|(party, cell)| (party.reactor.as_deref(), p50_us(cell))).collect();
+            for (one, other, name) in pairs(&labels) {
+                let ((party, cell), other) = (ours[one], ours[other].1);
                 let runs = cell.p50_ns.iter().zip(&other.p50_ns);
-                let ratios = runs.map(|(&uring, &epoll)| uring as f64 / epoll.max(1) as f64).collect();
-                let row = self.row("reactors", uring, cell);
-                rows.push(row.in_turns_with("reactor epoll", other.recorder.summary().p50_us, ratios));
+                let ratios = runs.map(|(&mine, &theirs)| mine as f64 / theirs.max(1) as f64).collect();
+                rows.push(self.row("reactors", party, cell).in_turns_with(&name, p50_us(other), ratios));
             }
         }
         rows
@@ -506,7 +510,7 @@ impl Experiment<'_> {
             kind: if is_open { "open" } else { "closed" }.into(),
             rate_due: middle(&cell.due),
             rate: middle(&cell.rates).unwrap_or_default(),
-            of_peak: middle(&cell.of_peak),
+            of_peak: middle(&cell.of_peak).filter(|_| path == "remote"),
             unsent: cell.unsent,
             server_cpu_us: middle(&cell.server_cpu_us),
             client_cpu_us: middle(&cell.client_cpu_us),

@@ -27,7 +27,7 @@ use crate::recorder::{Recorder, median};
 use crate::remote::RemoteCaller;
 use crate::row::{Row, RowSink};
 use crate::size::Size;
-use crate::subject::{Channel, Reactor, Setup, Subject, reactors};
+use crate::subject::{Channel, Reactor, Setup, Subject, pairs, reactors};
 use crate::table;
 
 /// How often everybody has their turn in a run.
@@ -273,11 +273,13 @@ fn rows_of(args: &PeersArgs, wait: Wait, placement: Placement, place: Place, par
             rows.push(beside(mine("beside_peer"), cell, &format!("{BEST_RAW} ({kind})"), best));
         }
         rows.extend(peers().map(|(kind, peer)| beside(mine("beside_peer"), cell, kind.name(), peer)));
-        // A pair once: io_uring stands beside epoll.
-        let epoll = ours().find(|other| other.reactor.as_deref() == Some("epoll"));
-        if let (Some(epoll), Some("uring")) = (epoll, party.reactor.as_deref()) {
-            rows.push(beside(mine("reactors"), cell, "reactor epoll", &epoll.cells[at]));
-        }
+    }
+    let ours: Vec<&Party> = ours().collect();
+    let labels: Vec<_> = ours.iter().map(|party| (party.reactor.as_deref(), p50(&party.cells[at]))).collect();
+    for (one, other, name) in pairs(&labels) {
+        let cell = &ours[one].cells[at];
+        let row = Row { reactor: ours[one].reactor.clone(), ..row("reactors", "remote", args.ipc.name(), cell) };
+        rows.push(beside(row, cell, &name, &ours[other].cells[at]));
     }
     rows
 }

@@ -33,7 +33,7 @@ use crate::Flush;
 use crate::frame::{Header, Limits};
 use crate::inbound::{Inbound, Wants};
 use crate::outbound::{FRAMES_PER_WRITE_MAX, Outbound};
-use crate::tcp::{self, Bodies, Connection, ConnectionError, Frame, SendError, Stats, TcpConfig, Terms};
+use crate::tcp::{self, AtOnce, Bodies, Connection, ConnectionError, Frame, SendError, Stats, TcpConfig, Terms};
 
 /// Bytes that stay where they are.
 ///
@@ -53,6 +53,8 @@ const COMPLETIONS: u32 = 4096;
 const FILES_MAX: u32 = 16 << 10;
 /// Shortest rest of a payload that is worth a receive of its own, bytes.
 const DIRECT_BYTES_MIN: usize = 4096;
+/// Longest backlog that is written by a system call of its own, bytes.
+const DIRECT_SEND_BYTES_MAX: u64 = 16 << 10;
 /// Buffers that may be full of one connection's bytes before they are copied out, so that it does not take those of others.
 const ARRIVED_MAX: usize = 8;
 
@@ -762,6 +764,12 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
                 outbound.fail();
                 return Err(io::Error::from_raw_os_error(-error).into());
             }
+        }
+        // What one system call sends now is not worth a request: its completion would come as an event of its own. More goes by
+        // itself, beside whatever we do meanwhile.
+        if !outbound.is_empty() && outbound.backlog().1 <= DIRECT_SEND_BYTES_MAX {
+            let fd = uring.socket(self.slot).fd.as_fd();
+            let _ = outbound.flush(&mut AtOnce(fd), done)?;
         }
         if outbound.is_empty() {
             return Ok(Flush::Done);
