@@ -320,7 +320,7 @@ impl<P: Keep> Dedupe<P> {
             }
         }
         while let Some((_, serial, call)) = self.oldest.front()
-            && !self.sessions.get(serial).is_some_and(|session| session.entry(*call).is_some())
+            && self.sessions.get(serial).is_none_or(|session| session.entry(*call).is_none())
         {
             self.oldest.pop_front();
         }
