@@ -157,6 +157,15 @@ impl Clients {
         self.address
     }
 
+    /// What connections pace themselves by: reno on loopback, where the system's choice may wait for nothing, else the system's.
+    pub(super) fn congestion(&self) -> String {
+        if self.address.ip().is_loopback() {
+            return "reno".into();
+        }
+        let name = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control");
+        name.map_or_else(|_| "system".into(), |name| name.trim().into())
+    }
+
     /// Lets clients in; until now they waited in the listen queue.
     pub(super) fn admit(&mut self, reactor: &mut Carrier) -> Result<(), ProcessError> {
         let listening = reactor.listen(&self.listener, super::LISTENER);
