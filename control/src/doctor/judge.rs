@@ -156,14 +156,15 @@ fn memfd(trial: &MemfdTrial) -> Finding {
 fn io_uring(facts: &Facts) -> Finding {
     let found = |value: String| Finding::new("io_uring", "io_uring", value);
     match facts.io_uring {
-        UringTrial::Works { deferred } => {
-            found(format!("a no-op completed{}", if deferred { ", deferred task work" } else { ", plain ring only" }))
-                .ok("--reactor auto takes io_uring, except with --wait latency, where epoll is the faster")
-        }
+        UringTrial::Works { deferred: true } => found("a no-op completed, deferred task work".into())
+            .ok("io_uring, except with --wait latency, where epoll is the faster (--reactor auto)"),
+        UringTrial::Works { deferred: false } => found("a no-op completed, plain ring only".into())
+            .note("epoll (--reactor auto); the io_uring reactor needs deferred task work")
+            .change("Linux 6.1 or later"),
         UringTrial::Failed { step, errno } => {
             let (why, change) = why_no_ring(errno, facts.io_uring_disabled, facts.seccomp);
             found(format!("{step}: {}", errno_text(errno)))
-                .note(format!("--reactor auto takes epoll: no slower with few connections; {why}"))
+                .note(format!("epoll (--reactor auto), which is no slower with few connections; {why}"))
                 .change(change)
         }
     }
