@@ -92,6 +92,18 @@ pub struct Peer {
     pub incarnation: u64,
 }
 
+impl Peer {
+    /// Names the initiator's session among those of all peers: somebody else's with the same `session_id`, which travels in the
+    /// clear, is another.
+    #[must_use]
+    pub fn session(&self) -> [u8; 16] {
+        let mut hash = blake3::Hasher::new_derive_key("praas session of a peer 1");
+        hash.update(self.role.to_string().as_bytes()).update(&[0]).update(self.subject.as_bytes()).update(&[0]);
+        let hash = hash.update(&self.session_id).finalize();
+        *hash.as_bytes().first_chunk().expect("a hash has 32 bytes")
+    }
+}
+
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Session { version, peer, purpose, send_key, receive_key: _, payload_checksums } = self;

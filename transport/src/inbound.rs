@@ -57,6 +57,7 @@ impl<In> Scratch<In> {
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct InboundStats {
     pub(crate) bytes: u64,
+    pub(crate) piece_bytes: u64,
     pub(crate) reads: u64,
     pub(crate) frames: u64,
     pub(crate) copied_bytes: u64,
@@ -321,7 +322,10 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>> Inbound<In> {
     fn move_on(&mut self, count: usize) {
         match &mut self.state {
             State::Body { filled, .. } => *filled += count,
-            State::Piece { at, .. } => self.streams[*at].filled += count as u64,
+            State::Piece { at, .. } => {
+                self.streams[*at].filled += count as u64;
+                self.stats.piece_bytes += count as u64;
+            }
             State::Head | State::Discard { .. } => unreachable!("only bodies have room"),
         }
     }
@@ -345,6 +349,11 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>> Inbound<In> {
             || !self.partial.is_empty()
             || !self.streams.is_empty()
             || !matches!(self.state, State::Head)
+    }
+
+    /// A payload in pieces is under way.
+    pub(crate) fn in_pieces(&self) -> bool {
+        !self.streams.is_empty()
     }
 
     /// Whether the next payload may be one that the spare body does not hold.
@@ -396,6 +405,7 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>> Inbound<In> {
                     body[from..from + count].copy_from_slice(&input[..count]);
                     *input = &input[count..];
                     stream.filled += count as u64;
+                    self.stats.piece_bytes += count as u64;
                     self.stats.copied_bytes += count as u64;
                     if from + count < until {
                         return Ok(None);

@@ -422,6 +422,15 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
         }
     }
 
+    /// A payload in pieces is under way.
+    #[must_use]
+    pub fn in_pieces(&self) -> bool {
+        match &self.0 {
+            Driven::Epoll(connection) => connection.in_pieces(),
+            Driven::Uring(socket) => socket.in_pieces(),
+        }
+    }
+
     /// What it did so far. With io_uring `reads` and `writes` are completions.
     #[must_use]
     pub fn stats(&self) -> Stats {

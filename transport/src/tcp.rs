@@ -226,6 +226,8 @@ pub struct Stats {
     pub received_bytes: u64,
     /// Bytes the kernel took.
     pub sent_bytes: u64,
+    /// Of them, those of payloads in pieces.
+    pub received_piece_bytes: u64,
     /// Frames received, refused ones included.
     pub received_frames: u64,
     /// Frames the kernel took whole.
@@ -532,6 +534,12 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>, Out: AsRef<[u8]>> Connection<In, Out> {
         crate::acknowledged::acknowledged(self.stream.as_fd())
     }
 
+    /// A payload in pieces is under way.
+    #[must_use]
+    pub fn in_pieces(&self) -> bool {
+        self.inbound.in_pieces()
+    }
+
     /// The congestion control in force, as the kernel names it.
     ///
     /// # Errors
@@ -558,6 +566,7 @@ pub(crate) fn stats<In, Out>(inbound: &Inbound<In>, outbound: &Outbound<Out>) ->
     let (inbound, outbound) = (&inbound.stats, &outbound.stats);
     Stats {
         received_bytes: inbound.bytes,
+        received_piece_bytes: inbound.piece_bytes,
         sent_bytes: outbound.bytes,
         received_frames: inbound.frames,
         sent_frames: outbound.frames,

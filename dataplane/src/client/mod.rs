@@ -270,7 +270,8 @@ type Receive = fn(&mut Socket, &mut Scratch<Vec<u8>>, &mut Pool) -> Result<Optio
 ///
 /// One thread uses it at a time. To drive it from an event loop of your own, poll [`Client::as_fd`] for reading and call
 /// [`Client::poll`] or [`Client::drain`] when it is readable: nothing else is needed, for writing, time or reconnecting. It is
-/// the same descriptor as long as the client lives. With an edge-triggered poll, call until there is nothing more.
+/// the same descriptor as long as the client lives. Call until there is nothing more: answers that were read
+/// wait for the next call, not for the descriptor.
 ///
 /// ```no_run
 /// use praas_dataplane::{Client, ClientConfig};
@@ -310,6 +311,8 @@ const GRACE_NS: u64 = 50_000_000;
 const BALANCED_LINGER_NS: u64 = 100_000;
 /// Polling without yielding in `latency` mode.
 const LATENCY_SPIN_NS: u64 = 1_000_000;
+/// Frames taken before the clock is looked at: a process that sends without end holds nobody past a deadline.
+const FRAMES_PER_LOOK: usize = 64;
 /// Requests that wait for the next look at answers, bytes, before they are sent without it.
 const CORKED_BYTES_MAX: u64 = 16 << 10;
 /// Before a call after a rest this long we look whether the connection is still there: a call written to a dead one may have
@@ -600,7 +603,8 @@ impl Client {
         let letter = |body| Letter { call, function: number, flags: flags & !frame::FLAG_AGAIN, deadline_ns, body };
         let Phase::Up(connection) = &mut self.link.phase else { return Ok(Posted::Broken(letter(body))) };
         // Whoever has answers to take will ask for them, and then all that was submitted meanwhile leaves in one system call.
-        let corked = !self.done.is_empty() && connection.backlog().1 < CORKED_BYTES_MAX;
+        let corked =
+            !self.done.is_empty() && flags & frame::FLAG_FIRE == 0 && connection.backlog().1 < CORKED_BYTES_MAX;
         let queued = if corked || connection.wants_write() {
             connection.queue(&header, &[], body)
         } else {
@@ -908,11 +912,14 @@ impl Client {
     /// Every way a call can fail; `Protocol` for a handle that was waited for before.
     pub fn wait(&mut self, call: CallHandle) -> Result<ClientReply, InvokeError> {
         let CallHandle(number) = call;
-        let mut since_ns = 0;
+        let (mut since_ns, mut frames) = (0, 0);
         loop {
             match self.open.get(&number) {
                 Some(Open::Waiting(_)) => {}
-                Some(Open::Done(_)) => return self.finish(number),
+                Some(Open::Done(_)) => {
+                    self.flush();
+                    return self.finish(number);
+                }
                 None => return Err(InvokeError::Protocol { text: format!("call {number} is not in flight here") }),
             }
             // No call's deadline comes before the alarm.
@@ -931,10 +938,11 @@ impl Client {
                     self.link.sleep(Duration::from_nanos(left_ns));
                 }
             }
-            if self.progress() {
-                since_ns = 0;
+            if frames < FRAMES_PER_LOOK && self.progress() {
+                (since_ns, frames) = (0, frames + 1);
                 continue;
             }
+            frames = 0;
             let now = now_ns();
             let due_ns = self.link.alarm.due_ns();
             if now >= due_ns {
@@ -959,10 +967,15 @@ impl Client {
         if let Some(at) = self.done.iter().position(|done| *done == number) {
             self.done.remove(at);
         }
-        match self.open.remove(&number) {
+        let ended = match self.open.remove(&number) {
             Some(Open::Done(result)) => result,
             _ => unreachable!("a call that is done is open"),
+        };
+        if self.done.is_empty() {
+            // Nobody has to come back for an answer: what was held until then leaves now.
+            self.flush();
         }
+        ended
     }
 
     /// Whichever call is done next, without blocking; `None` when none is. Meant for event loops.
@@ -970,8 +983,11 @@ impl Client {
         // What is done is handed out before more is read.
         if self.done.is_empty() {
             // A read that came back short has brought all there is: another would find nothing.
-            while (self.done.is_empty() || !self.link.is_drained()) && self.progress() {}
-            if self.done.is_empty() && self.link.alarm.due_ns() != u64::MAX {
+            let mut frames = 0;
+            while (self.done.is_empty() || !self.link.is_drained()) && frames < FRAMES_PER_LOOK && self.progress() {
+                frames += 1;
+            }
+            if (self.done.is_empty() || frames == FRAMES_PER_LOOK) && self.link.alarm.due_ns() != u64::MAX {
                 let now = now_ns();
                 if now >= self.link.alarm.due_ns() {
                     self.tick(now);

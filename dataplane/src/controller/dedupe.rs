@@ -234,7 +234,7 @@ impl<P: Keep> Dedupe<P> {
             }
             _ => known.order.push_back(call),
         }
-        self.forget_below(serial, (call + 1).saturating_sub(WINDOW_CALLS));
+        self.forget_below(serial, call.saturating_add(1).saturating_sub(WINDOW_CALLS));
     }
 
     /// A call ended. Its answer goes to the connection given back, if the session has one.
@@ -333,7 +333,7 @@ impl<P: Keep> Dedupe<P> {
             && let Some(entry) = session.remove(call)
         {
             forgotten(&entry, &mut self.bytes, &mut self.ended);
-            session.floor = session.floor.max(call + 1);
+            session.floor = session.floor.max(call.saturating_add(1));
             if let Some(Known { calls, order }) = session.known.as_deref_mut() {
                 while order.front().is_some_and(|call| !calls.contains_key(call)) {
                     order.pop_front();

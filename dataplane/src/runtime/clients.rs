@@ -9,6 +9,7 @@ use praas_transport::hello::ResponderConfig;
 use praas_transport::reactor::{Interest, Reactor, Socket};
 use praas_transport::tcp::{Received, Refusal, Scratch, TcpConfig, Terms};
 use praas_transport::{Frame, Header, Limits, Session};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use slab::Slab;
 
 use super::body::{Bytes, Landing, Payload, Store};
@@ -21,8 +22,9 @@ use crate::wire::{Code, Welcome, frame};
 
 /// Answers that may wait for a client that does not read them; beyond, its requests are not read either.
 const UNREAD_MAX: usize = 1024;
-/// Requests taken from one connection before the next one's turn.
+/// Requests, and bytes, taken from one connection before the next one's turn.
 const FRAMES_PER_TURN: usize = 256;
+const BYTES_PER_TURN: u64 = 1 << 20;
 
 /// How long an address that is in use is asked for again.
 const BIND_NS: u64 = 500_000_000;
@@ -178,6 +180,8 @@ impl Clients {
                 Ok(Some(stream)) => stream,
                 Ok(None) => return,
                 Err(error) if error.kind() == ErrorKind::ConnectionAborted => continue,
+                // The kernel takes a descriptor before it looks who waits.
+                Err(_) if !self.somebody_waits() => return,
                 Err(error) => {
                     self.complain(|| tracing::warn!(%error, "cannot accept connections; those that come are closed"));
                     // Left alone it would wait for ever: the next edge comes with the next connection.
@@ -204,6 +208,11 @@ impl Clients {
                 self.complain(|| tracing::warn!(%error, "cannot set up a connection"));
             }
         }
+    }
+
+    fn somebody_waits(&self) -> bool {
+        let mut listener = [PollFd::new(&self.listener, PollFlags::IN)];
+        poll(&mut listener, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
     }
 
     fn give_up_oldest(&mut self, reactor: &mut Carrier) -> bool {
@@ -237,7 +246,7 @@ impl Clients {
                 self.complain(|| tracing::warn!("{max} connections are open, the most that may; more are closed"));
             }
             Ok(session) => {
-                let (session_id, number) = (session.peer.session_id, session.peer.incarnation);
+                let (session_id, number) = (session.peer.session(), session.peer.incarnation);
                 match self.enter(stream, session, reactor, welcome) {
                     Ok(connection) => return (number > 0).then_some((connection, session_id, number)),
                     Err(error) => self.complain(|| tracing::warn!(%error, "cannot set up a connection")),
@@ -277,6 +286,7 @@ impl Clients {
         let config = TcpConfig {
             backlog_frames_max: self.calls_max + 2 * FRAMES_PER_TURN + UNREAD_MAX,
             backlog_bytes_max: u64::MAX,
+            read_bytes_per_call_max: BYTES_PER_TURN,
             ..TcpConfig::default()
         };
         let entry = self.open.vacant_entry();
@@ -512,7 +522,11 @@ impl Client {
             return;
         }
         let stats = self.socket.stats();
-        let (frames, bytes) = (stats.received_frames, stats.received_bytes);
+        // Of a payload in pieces only its pieces are progress: whole frames between them are no reason to hold its memory.
+        let (frames, bytes) = match self.socket.in_pieces() {
+            true => (0, stats.received_piece_bytes),
+            false => (stats.received_frames, stats.received_bytes),
+        };
         let (since, frames_then, bytes_then) = *self.mid_frame.get_or_insert((now, frames, bytes));
         if frames > frames_then || bytes >= bytes_then + STALL_BYTES {
             self.mid_frame = Some((now, frames, bytes));
@@ -548,7 +562,11 @@ impl Client {
         events: &mut Vec<Event>,
     ) -> bool {
         self.paused = false;
+        let until_bytes = self.socket.stats().received_bytes + BYTES_PER_TURN;
         for _ in 0..FRAMES_PER_TURN {
+            if self.socket.stats().received_bytes >= until_bytes {
+                break;
+            }
             if self.is_full(welcome.payload_bytes_max) {
                 self.paused = true;
                 return true;

@@ -51,11 +51,9 @@ impl Greetings {
         self.waiting.len() >= self.max
     }
 
-    /// Gives up the oldest that has not said a whole hello, or else the oldest: whoever means it says hello at once, and those who
-    /// say nothing take their places from each other. `None` when nobody waits.
+    /// Gives up the oldest: a newcomer has the time of a whole queue, whatever those before it say. `None` when nobody waits.
     pub(super) fn take_oldest(&mut self) -> Option<(usize, TcpStream)> {
-        let silent = self.waiting.iter().position(|greeting| !greeting.responder.has_spoken());
-        self.waiting.remove(silent.unwrap_or(0)).map(|greeting| (greeting.number, greeting.stream))
+        self.waiting.pop_front().map(|greeting| (greeting.number, greeting.stream))
     }
 
     /// Takes a new connection in and hands it to `watch` under its number, which it returns.

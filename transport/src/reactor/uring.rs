@@ -20,6 +20,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io::{self, IoSlice};
+use std::mem::ManuallyDrop;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
@@ -53,6 +54,8 @@ const COMPLETIONS: u32 = 4096;
 const FILES_MAX: u32 = 16 << 10;
 /// Shortest rest of a payload that is worth a receive of its own, bytes.
 const DIRECT_BYTES_MIN: usize = 4096;
+/// Longest part of a payload that one receive waits for, bytes: until it is there, nobody sees that anything comes.
+const IN_PLACE_BYTES_MAX: usize = 128 << 10;
 /// Longest backlog that is written by a system call of its own, bytes.
 const DIRECT_SEND_BYTES_MAX: u64 = 16 << 10;
 /// Buffers that may be full of one connection's bytes before they are copied out, so that it does not take those of others.
@@ -148,7 +151,8 @@ enum Slot<In, Out> {
 pub(crate) struct Uring<In, Out> {
     // First: closed before the memory it writes to is freed.
     ring: IoUring,
-    buffers: Buffers,
+    /// Dropped when the kernel is known to be done with them.
+    buffers: ManuallyDrop<Buffers>,
     enabled: bool,
     slots: Slab<Slot<In, Out>>,
     /// Of watched descriptors and listeners, by token.
@@ -227,7 +231,7 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Uring<In, Out> {
         }
         Ok(Uring {
             ring,
-            buffers,
+            buffers: ManuallyDrop::new(buffers),
             enabled: false,
             slots: Slab::new(),
             by_token: HashMap::new(),
@@ -357,7 +361,7 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Uring<In, Out> {
             let fixed = self.ring.submitter().register_files_update(at, &[raw]).is_ok();
             self.socket(slot).fixed = fixed;
         }
-        let mut socket = Socket { slot, halves: Box::new(Halves { inbound, outbound }), peer_addr, reading: None };
+        let mut socket = Socket { slot, halves: ManuallyDrop::new(Box::new(Halves { inbound, outbound })), peer_addr };
         socket.arm(self);
         Ok(socket)
     }
@@ -372,6 +376,8 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Uring<In, Out> {
     // ---- waiting ----------------------------------------------------------------------------------------------
 
     pub(crate) fn wait(&mut self, events: &mut Vec<Event>, timeout: Option<Duration>) -> io::Result<()> {
+        // Buffers may have come back since: whoever found none is told before we sleep.
+        self.feed_the_starved();
         self.tell(events);
         let waits = events.is_empty() && timeout != Some(Duration::ZERO);
         self.enable();
@@ -519,7 +525,7 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Uring<In, Out> {
     fn copy_out(&mut self, slot: usize) {
         let Some(Slot::Socket(socket)) = self.slots.get_mut(slot) else { return };
         let multishot = matches!(socket.receiving, Receiving::Multishot { cancelled: false });
-        let mut bytes = Vec::new();
+        let (mut bytes, mut from) = (Vec::new(), 0);
         let mut rest = VecDeque::new();
         for arrived in socket.arrived.drain(..) {
             match arrived {
@@ -527,11 +533,12 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Uring<In, Out> {
                     bytes.extend_from_slice(self.buffers.bytes(&filled));
                     self.buffers.give_back(filled);
                 }
-                Arrived::Copied { bytes: earlier, from } => bytes.extend_from_slice(&earlier[from..]),
+                Arrived::Copied { bytes: earlier, from: at } if bytes.is_empty() => (bytes, from) = (earlier, at),
+                Arrived::Copied { bytes: earlier, from: at } => bytes.extend_from_slice(&earlier[at..]),
                 other => rest.push_back(other),
             }
         }
-        rest.push_front(Arrived::Copied { bytes, from: 0 });
+        rest.push_front(Arrived::Copied { bytes, from });
         socket.arrived = rest;
         if multishot {
             socket.receiving = Receiving::Multishot { cancelled: true };
@@ -556,6 +563,17 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Uring<In, Out> {
 
     /// Those that found no buffer are told to look again, when there are some.
     fn feed_the_starved(&mut self) {
+        if self.starved.is_empty() {
+            return;
+        }
+        if !self.buffers.has_some() {
+            // All are full of what somebody does not look at.
+            for slot in 0..self.slots.capacity() {
+                if matches!(self.slots.get(slot), Some(Slot::Socket(socket)) if !socket.arrived.is_empty()) {
+                    self.copy_out(slot);
+                }
+            }
+        }
         if !self.buffers.has_some() {
             return;
         }
@@ -571,8 +589,8 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Uring<In, Out> {
 
     /// Lets go of a closed socket once the kernel has.
     fn bury(&mut self, slot: usize) {
-        let socket = self.socket(slot);
-        if socket.receiving != Receiving::No || socket.sending.is_some() {
+        let Some(Slot::Socket(socket)) = self.slots.get_mut(slot) else { return };
+        if socket.grave.is_none() || socket.receiving != Receiving::No || socket.sending.is_some() {
             return;
         }
         if socket.fixed {
@@ -601,21 +619,21 @@ impl<In, Out> Drop for Uring<In, Out> {
                 let _ = rustix::net::shutdown(&socket.fd, rustix::net::Shutdown::Both);
             }
         }
-        if !self.enabled {
-            return;
-        }
         let all = types::CancelBuilder::any();
-        let cancelled = self.ring.submitter().register_sync_cancel(Some(types::Timespec::new().sec(1)), all);
+        let cancelled = match self.enabled {
+            true => self.ring.submitter().register_sync_cancel(Some(types::Timespec::new().sec(1)), all),
+            false => Ok(()),
+        };
         let gone = match cancelled {
             Ok(()) => true,
             Err(error) => error.raw_os_error() == Some(libc::ENOENT),
         };
-        if !gone {
-            for (_, slot) in std::mem::take(&mut self.slots) {
-                if let Slot::Socket(SocketSlot { grave: Some(halves), .. }) = slot {
-                    std::mem::forget(halves);
-                }
-            }
+        if gone {
+            // SAFETY: once, here; nobody uses them after this.
+            unsafe { ManuallyDrop::drop(&mut self.buffers) };
+        } else {
+            // Sockets are leaked with what they send from and receive into.
+            std::mem::forget(std::mem::take(&mut self.slots));
         }
     }
 }
@@ -623,10 +641,9 @@ impl<In, Out> Drop for Uring<In, Out> {
 /// A connection of this reactor.
 pub(crate) struct Socket<In, Out> {
     slot: usize,
-    halves: Box<Halves<In, Out>>,
+    /// Leaked when a socket is dropped and not closed: the kernel may be at them.
+    halves: ManuallyDrop<Box<Halves<In, Out>>>,
     peer_addr: SocketAddr,
-    /// What is being looked at.
-    reading: Option<Arrived>,
 }
 
 impl<In, Out> fmt::Debug for Socket<In, Out> {
@@ -642,7 +659,7 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
         bodies: &mut B,
     ) -> Result<Option<Frame<In>>, ConnectionError> {
         loop {
-            let Some(arrived) = self.reading.take().or_else(|| uring.socket(self.slot).arrived.pop_front()) else {
+            let Some(arrived) = uring.socket(self.slot).arrived.pop_front() else {
                 self.arm(uring);
                 return Ok(None);
             };
@@ -655,7 +672,7 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
                     inbound.count(filled.len() - left);
                     filled.keep(left);
                     if left > 0 && frame.is_ok() {
-                        self.reading = Some(Arrived::Buffer(filled));
+                        uring.socket(self.slot).arrived.push_front(Arrived::Buffer(filled));
                     } else {
                         uring.buffers.give_back(filled);
                     }
@@ -668,7 +685,7 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
                     inbound.count(bytes.len() - from - left);
                     if left > 0 {
                         let from = bytes.len() - left;
-                        self.reading = Some(Arrived::Copied { bytes, from });
+                        uring.socket(self.slot).arrived.push_front(Arrived::Copied { bytes, from });
                     }
                     frame
                 }
@@ -686,7 +703,10 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
     fn arm(&mut self, uring: &mut Uring<In, Out>) {
         let slot = self.slot;
         let socket = uring.socket(slot);
-        if socket.starved {
+        // What a receive under way points to is left alone.
+        let busy =
+            matches!(socket.receiving, Receiving::Once | Receiving::InPlace | Receiving::Multishot { cancelled: true });
+        if socket.starved || busy {
             return;
         }
         let wants = match self.halves.inbound.wants() {
@@ -727,7 +747,7 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
             }
             Wants::Room => {
                 let room = self.halves.inbound.room();
-                let bytes = u32::try_from(room.len()).unwrap_or(u32::MAX);
+                let bytes = u32::try_from(room.len().min(IN_PLACE_BYTES_MAX)).expect("far below");
                 let receive = match fixed {
                     true => opcode::Recv::new(place, room.as_mut_ptr(), bytes),
                     false => opcode::Recv::new(fd, room.as_mut_ptr(), bytes),
@@ -788,9 +808,8 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
             true => opcode::SendMsg::new(types::Fixed(u32::try_from(self.slot).unwrap_or(u32::MAX)), message),
             false => opcode::SendMsg::new(types::Fd(socket.fd.as_raw_fd()), message),
         };
-        // WAITALL: the kernel goes on by itself after a short write.
-        let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
-        let entry = send.flags(flags.cast_unsigned()).build().user_data(Op::Send.of(self.slot));
+        // Not WAITALL: each part that leaves is progress, which somebody may be waiting to see.
+        let entry = send.flags(libc::MSG_NOSIGNAL.cast_unsigned()).build().user_data(Op::Send.of(self.slot));
         socket.sending = Some(flight);
         // SAFETY: the message and its slices are in the flight, a box that the slot keeps until the completion; they point to
         // heads, keys and bodies in `halves`, which are `Owned`, boxed, and not changed meanwhile (see `queue`; `prepare` and `wrote`
@@ -806,14 +825,15 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
         done: &mut dyn FnMut(Out),
     ) {
         let slot = self.slot;
-        for arrived in self.reading.take().into_iter().chain(std::mem::take(&mut uring.socket(slot).arrived)) {
+        for arrived in std::mem::take(&mut uring.socket(slot).arrived) {
             if let Arrived::Buffer(filled) = arrived {
                 uring.buffers.give_back(filled);
             }
         }
         let socket = uring.socket(slot);
         let (receiving, sending) = (socket.receiving, socket.sending.is_some());
-        socket.grave = Some(self.halves);
+        // SAFETY: taken once: `self` is gone after this, and nobody drops what is in a `ManuallyDrop`.
+        socket.grave = Some(unsafe { ManuallyDrop::take(&mut self.halves) });
         // The peer hears of it now, whenever the kernel lets go.
         let _ = rustix::net::shutdown(&socket.fd, rustix::net::Shutdown::Both);
         if receiving != Receiving::No {
@@ -843,6 +863,10 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
 
     pub(crate) fn mid_frame(&self) -> bool {
         self.halves.inbound.mid_frame()
+    }
+
+    pub(crate) fn in_pieces(&self) -> bool {
+        self.halves.inbound.in_pieces()
     }
 
     pub(crate) fn stats(&self) -> Stats {
