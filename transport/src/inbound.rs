@@ -417,6 +417,10 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>> Inbound<In> {
                     *input = &input[count..];
                     *left -= count as u64;
                     self.stats.discarded_bytes += count as u64;
+                    if refused.is_none() {
+                        // Of a piece: it comes, though nobody keeps it.
+                        self.stats.piece_bytes += count as u64;
+                    }
                     if *left > 0 {
                         return Ok(None);
                     }

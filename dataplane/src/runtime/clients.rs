@@ -87,8 +87,8 @@ struct Client {
     /// In `again`, in `dirty`.
     listed: bool,
     dirty: bool,
-    /// In the middle of a frame since then, with so many frames and bytes received at that time.
-    mid_frame: Option<(u64, u64, u64)>,
+    /// In the middle of a frame since then, with so many frames and bytes received at that time; `true` counts pieces.
+    mid_frame: Option<(u64, u64, u64, bool)>,
     /// Takes none of what waits for it since then, with so many bytes sent at that time.
     deaf: Option<(u64, u64)>,
     /// Bytes sent that are known to have arrived, and whether the last look found its kernel mute.
@@ -180,8 +180,11 @@ impl Clients {
                 Ok(Some(stream)) => stream,
                 Ok(None) => return,
                 Err(error) if error.kind() == ErrorKind::ConnectionAborted => continue,
-                // The kernel takes a descriptor before it looks who waits.
-                Err(_) if !self.somebody_waits() => return,
+                // The kernel takes a descriptor before it looks who waits. Asked again when some time has passed.
+                Err(_) if !self.somebody_waits() => {
+                    self.stuck = true;
+                    return;
+                }
                 Err(error) => {
                     self.complain(|| tracing::warn!(%error, "cannot accept connections; those that come are closed"));
                     // Left alone it would wait for ever: the next edge comes with the next connection.
@@ -523,13 +526,15 @@ impl Client {
         }
         let stats = self.socket.stats();
         // Of a payload in pieces only its pieces are progress: whole frames between them are no reason to hold its memory.
-        let (frames, bytes) = match self.socket.in_pieces() {
+        let in_pieces = self.socket.in_pieces();
+        let (frames, bytes) = match in_pieces {
             true => (0, stats.received_piece_bytes),
             false => (stats.received_frames, stats.received_bytes),
         };
-        let (since, frames_then, bytes_then) = *self.mid_frame.get_or_insert((now, frames, bytes));
+        self.mid_frame.take_if(|(.., pieces)| *pieces != in_pieces);
+        let (since, frames_then, bytes_then, _) = *self.mid_frame.get_or_insert((now, frames, bytes, in_pieces));
         if frames > frames_then || bytes >= bytes_then + STALL_BYTES {
-            self.mid_frame = Some((now, frames, bytes));
+            self.mid_frame = Some((now, frames, bytes, in_pieces));
         } else if now > since + STALL_NS {
             tracing::info!(connection = self.id, "closed: it stalls in the middle of a frame");
             self.expired = true;
