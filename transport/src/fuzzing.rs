@@ -148,6 +148,12 @@ impl Loans {
         let spare = SPARE_BYTES as u64;
         !(self.no_spare && bytes == spare || self.scarce && bytes > spare && bytes % 3 == 1)
     }
+
+    /// It is no longer the connection's.
+    fn account(&mut self, body: &[u8]) {
+        self.count -= 1;
+        self.bytes -= body.len();
+    }
 }
 
 impl Bodies for Loans {
@@ -166,8 +172,7 @@ impl Bodies for Loans {
     }
 
     fn give_back(&mut self, body: Vec<u8>) {
-        self.count -= 1;
-        self.bytes -= body.len();
+        self.account(&body);
     }
 
     fn truncate(&mut self, mut body: Vec<u8>, bytes: usize) -> Vec<u8> {
@@ -324,8 +329,7 @@ fn look(frame: Frame<Vec<u8>>, loans: &mut Loans) -> Seen {
     assert_eq!(key.len(), header.key_len());
     let body = match body {
         Received::Whole(body) => {
-            // The test keeps it; the connection's account is closed.
-            loans.give_back(body.clone());
+            loans.account(&body);
             Ok(body)
         }
         Received::Refused { bytes, why } => {
@@ -356,9 +360,10 @@ fn compare(found: &Outcome, expected: &Outcome, how: &str) {
 
 /// The check of a header, by the words of [`Seal`].
 fn check_of(head: &[u8], key: Option<[u8; 32]>, number: u64) -> u32 {
-    let mut bytes = head[..HEADER_BYTES].to_vec();
-    bytes[8..12].fill(0);
-    bytes.extend(number.to_le_bytes());
+    let mut bytes = [0; HEADER_BYTES + 8];
+    bytes[..8].copy_from_slice(&head[..8]);
+    bytes[12..HEADER_BYTES].copy_from_slice(&head[12..HEADER_BYTES]);
+    bytes[HEADER_BYTES..].copy_from_slice(&number.to_le_bytes());
     match key {
         None => crc32fast::hash(&bytes),
         Some(key) => u32_at(blake3::keyed_hash(&key, &bytes).as_bytes(), 0),

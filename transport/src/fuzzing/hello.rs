@@ -348,8 +348,9 @@ fn against_the_responder(input: &mut Input<'_>) {
     let mut proof = [&[b'P', b'R', b'A', b'H', 1, 3, said[6], 0], proof].concat();
     spoil(&mut proof, input);
     if eager && forger & 16 == 16 {
-        // It is not let out even now.
+        // Proved before the challenge was out, which goes out only then.
         responder.hear_only(&proof);
+        responder.hear(&[]);
     } else {
         responder.hear(&proof);
     }
