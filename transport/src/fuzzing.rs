@@ -318,9 +318,9 @@ impl Reading {
     /// One body under way, and one for each stream, of each connection; and the one loaned ahead.
     fn settle(&self, loans: &Loans, connections: usize) {
         assert_eq!((loans.count, loans.bytes), (0, 0), "every loan is given back");
-        let limit = usize::try_from(self.limits.payload_bytes_max).expect("a limit of ours");
-        let bound = connections * (1 + usize::from(STREAMS_MAX)) * limit + SPARE_BYTES;
-        assert!(loans.bytes_most <= bound, "{} bytes were on loan, at most {bound} may be", loans.bytes_most);
+        let bodies = connections as u64 * (1 + u64::from(STREAMS_MAX));
+        let bound = bodies.saturating_mul(self.limits.payload_bytes_max).saturating_add(SPARE_BYTES as u64);
+        assert!(loans.bytes_most as u64 <= bound, "{} bytes were on loan, at most {bound} may be", loans.bytes_most);
     }
 }
 
