@@ -8,6 +8,7 @@ use std::rc::Rc;
 use anyhow::{Context, ensure};
 use praas_dataplane::client::{CallHandle, ClientReply};
 use praas_dataplane::{Client, ClientConfig, InvokeError};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
@@ -27,7 +28,9 @@ struct Inner {
 impl Shared {
     fn connect(address: &str) -> anyhow::Result<Shared> {
         let client = Client::connect(address, &ClientConfig::default())?;
-        let readable = AsyncFd::register(client.as_fd().try_clone_to_owned()?)?;
+        let readable = client.as_fd().try_clone_to_owned()?;
+        // SAFETY: an `OwnedFd` is open as long as it lives, and nobody exchanges it inside the `AsyncFd` that owns it.
+        let readable = unsafe { AsyncFd::register_with_interest(readable, Interest::READABLE) }?;
         let inner = Inner { client: RefCell::new(client), waiting: RefCell::default(), readable };
         Ok(Shared(Rc::new(inner)))
     }

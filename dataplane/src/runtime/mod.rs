@@ -86,6 +86,8 @@ pub struct Ready {
     pub reactor: Kind,
     /// Why it is that one.
     pub reactor_reason: String,
+    /// Congestion control of its connections.
+    pub congestion: String,
 }
 
 /// A cloud process: its controller and, as children, its workers. Runs on the thread that calls [`Process::run`].
@@ -160,7 +162,7 @@ impl Process {
         if let Some(core) = placement.controller() {
             child::pin_current(&[core]).map_err(system("cannot pin the controller; check --pin"))?;
         }
-        let (kind, reactor_reason) = reactor::choose(config.reactor)?;
+        let (kind, reactor_reason) = reactor::choose(config.reactor, config.wait == WaitMode::Latency)?;
         let mut reactor: Carrier = Reactor::new(kind).map_err(system("no reactor; try --reactor epoll"))?;
         tracing::info!(reactor = %kind, reason = reactor_reason, "reactor");
         let incarnation = now_ns();
@@ -271,6 +273,7 @@ impl Process {
                         workers: self.controller.ready_count(),
                         reactor: self.reactor.kind(),
                         reactor_reason: self.reactor_reason.clone(),
+                        congestion: self.clients.congestion(),
                     });
                 }
             }
