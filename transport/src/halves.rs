@@ -221,7 +221,7 @@ fn n6_every_flipped_bit_of_a_stream_with_checksums_is_noticed() {
     }
 }
 
-/// N6. The fuzzer `stream` flipped a bit of a key, and nobody noticed: the header's check covered the header, and the checksum
+/// N6. A bit flipped in a key, the first seed of the fuzzer `stream` to do so, went unnoticed: the header's check covered the header, and the checksum
 /// the payload alone, so that a call of `resize` could arrive as one of `resizd`. Nor was a payload checked that is refused.
 #[test]
 fn n6_a_flipped_bit_of_a_key_or_of_a_refused_payload_is_noticed() {

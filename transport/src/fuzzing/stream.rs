@@ -79,7 +79,7 @@ impl Sender {
     /// A frame that the input describes, written by the call itself if there is a `sink`.
     fn send(&mut self, input: &mut Input<'_>, sink: Option<&mut Sink>) {
         let key_bytes = input.size().min(1025);
-        // Few are long, or one execution would take as long as a hundred.
+        // Few are long: a long one costs most of an execution.
         let payload_bytes = match usize::from(input.byte()) {
             short @ ..248 => short * short / 16,
             long => LONG_BYTES[long - 248],
