@@ -90,7 +90,7 @@ pub struct Header {
 /// |      4 |     2 | `flags`         |                                                                  |
 /// |      6 |     2 | `function`      |                                                                  |
 /// |      8 |     4 | `check`         | of the 64 bytes with this field zero, then the frame's number: see [`Seal`] |
-/// |     12 |     4 | `payload_crc32` | CRC-32 (IEEE) of the payload that follows; zero on links without  |
+/// |     12 |     4 | `payload_crc32` | CRC-32 (IEEE) of key and payload that follow; zero on links without |
 /// |     16 |     4 | `status`        |                                                                  |
 /// |     20 |     2 | `key_bytes`     | at most [`KEY_BYTES_MAX`]                                        |
 /// |     22 |     2 | `stream`        | see [`Transit::stream`]                                          |
@@ -156,12 +156,12 @@ pub enum FrameError {
         /// As stated in the header.
         found: u32,
     },
-    /// The payload changed on its way.
-    #[error("the payload's checksum is {computed:#010x}, its header says {found:#010x}")]
+    /// The payload changed on its way, or the key before it.
+    #[error("the checksum of key and payload is {computed:#010x}, its header says {found:#010x}")]
     PayloadCheck {
         /// As stated in the header.
         found: u32,
-        /// As computed from its bytes.
+        /// As computed from their bytes.
         computed: u32,
     },
     /// The sender is not the one that was greeted.
@@ -204,7 +204,7 @@ pub struct Transit {
     /// 0: the payload follows, all of it. `1..=STREAMS_MAX`: opens a payload that comes in pieces. The same with
     /// [`Transit::PIECE`]: the next piece of it follows.
     pub stream: u16,
-    /// CRC-32 of the payload that follows, on links that have one.
+    /// CRC-32 of the key and the payload that follow this header, on links that have one.
     pub payload_crc32: u32,
 }
 
@@ -252,6 +252,13 @@ impl fmt::Debug for Seal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Seal").field("keyed", &self.key.is_some()).field("sequence", &self.sequence).finish()
     }
+}
+
+/// What [`Transit::payload_crc32`] is of: the key, then the payload.
+pub(crate) fn crc32_of(parts: &[&[u8]]) -> crc32fast::Hasher {
+    let mut crc32 = crc32fast::Hasher::new();
+    parts.iter().for_each(|part| crc32.update(part));
+    crc32
 }
 
 impl Header {

@@ -221,6 +221,27 @@ fn n6_every_flipped_bit_of_a_stream_with_checksums_is_noticed() {
     }
 }
 
+/// N6. A bit flipped in a key, the first seed of the fuzzer `stream` to do so, went unnoticed: the header's check covered the header, and the checksum
+/// the payload alone, so that a call of `resize` could arrive as one of `resizd`. Nor was a payload checked that is refused.
+#[test]
+fn n6_a_flipped_bit_of_a_key_or_of_a_refused_payload_is_noticed() {
+    for bytes in [0, 9, PIECE + 1, (4 << 20) + 1] {
+        let (mut out, mut pipe) = (outbound(Some(KEY), true), Pipe::new(1 << 20));
+        let header = Header { kind: 3, ..Header::default() };
+        out.send(None, &header, b"resize", body(0, bytes)).expect("room");
+        flush(&mut out, &mut pipe);
+        let wire = pipe.bytes;
+        let after_key = (bytes > 0).then_some(wire.len() - 1);
+        for at in (HEADER_BYTES..HEADER_BYTES + 6).chain(after_key) {
+            let mut pipe = Pipe { bytes: wire.clone(), ..Pipe::new(1 << 20) };
+            pipe.bytes[at] ^= 1;
+            let error = receive_all(&mut inbound(Some(KEY), true), &mut pipe).expect_err("a flipped bit");
+            let noticed = matches!(error, ConnectionError::Frame(FrameError::PayloadCheck { .. }));
+            assert!(noticed, "byte {at} of a payload of {bytes}: {error}");
+        }
+    }
+}
+
 /// A2, N10: frames of another incarnation, of another key, or without one.
 #[test]
 fn a2_n10_frames_of_somebody_else_are_refused() {

@@ -388,7 +388,7 @@ impl Initiator {
         Ok(Initiator::with_nonce(config, credential, nonce()?))
     }
 
-    fn with_nonce(config: InitiatorConfig, credential: Option<&Credential>, nonce: [u8; 32]) -> Initiator {
+    pub(crate) fn with_nonce(config: InitiatorConfig, credential: Option<&Credential>, nonce: [u8; 32]) -> Initiator {
         let (suite, possession) = match credential {
             Some(credential) => (suite::BLAKE3, credential.possession().clone()),
             None => (suite::PLAIN, Secret::new([0; 32])),
@@ -490,7 +490,7 @@ impl Responder {
         Ok(Responder::with_nonce(config, on_loopback, nonce()?))
     }
 
-    fn with_nonce(config: Arc<ResponderConfig>, on_loopback: bool, nonce: [u8; 32]) -> Responder {
+    pub(crate) fn with_nonce(config: Arc<ResponderConfig>, on_loopback: bool, nonce: [u8; 32]) -> Responder {
         assert!(is_name(config.process.as_bytes()), "a process has a name");
         Hello::start(Responding { config, on_loopback, nonce, claim: None }, HELLO_BYTES)
     }

@@ -19,7 +19,9 @@
 
 use std::io::{self, IoSliceMut, Read};
 
-use crate::frame::{FrameError, HEADER_BYTES, Header, KEY_BYTES_MAX, Key, Limits, PIECE_BYTES, Seal, Transit};
+use crate::frame::{
+    FrameError, HEADER_BYTES, Header, KEY_BYTES_MAX, Key, Limits, PIECE_BYTES, Seal, Transit, crc32_of,
+};
 use crate::tcp::{Bodies, ConnectionError, Frame, Received, Refusal};
 
 /// Length of the body loaned ahead, bytes: the longest payload that is received in place by a single read.
@@ -74,7 +76,7 @@ enum State<In> {
     /// A piece goes to the body of a stream, up to byte `until` of it.
     Piece { at: usize, from: usize, until: usize, payload_crc32: u32 },
     /// Bytes go nowhere; `left` of them are still to come. Then a frame is told of, unless it was before.
-    Discard { left: u64, refused: Option<(Header, Key, Refusal)> },
+    Discard { left: u64, crc32: crc32fast::Hasher, payload_crc32: u32, refused: Option<(Header, Key, Refusal)> },
 }
 
 /// A payload that comes in pieces.
@@ -412,17 +414,24 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>> Inbound<In> {
                     }
                     self.finish_piece()?
                 }
-                State::Discard { left, refused } => {
-                    let count = to_len(*left).min(input.len());
-                    *input = &input[count..];
+                State::Discard { left, crc32, payload_crc32, refused } => {
+                    let (discarded, rest) = input.split_at(to_len(*left).min(input.len()));
+                    let count = discarded.len();
+                    *input = rest;
                     *left -= count as u64;
                     self.stats.discarded_bytes += count as u64;
                     if refused.is_none() {
                         // Of a piece: it comes, though nobody keeps it.
                         self.stats.piece_bytes += count as u64;
                     }
+                    if self.payload_checksums {
+                        crc32.update(discarded);
+                    }
                     if *left > 0 {
                         return Ok(None);
+                    }
+                    if self.payload_checksums {
+                        check_crc32(std::mem::take(crc32), *payload_crc32)?;
                     }
                     let refused = refused.take();
                     self.state = State::Head;
@@ -483,10 +492,16 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>> Inbound<In> {
             self.long = header.payload_bytes > SPARE_BYTES as u64;
             self.state = match self.place(&header, bodies) {
                 Ok(body) => State::Body { header, key, body, filled: 0, payload_crc32 },
-                Err(why) => State::Discard { left: header.payload_bytes, refused: Some((header, key, why)) },
+                Err(why) => State::Discard {
+                    left: header.payload_bytes,
+                    crc32: crc32_of(&[&key]),
+                    payload_crc32,
+                    refused: Some((header, key, why)),
+                },
             };
             return Ok(None);
         }
+        self.check_payload(&[&key], payload_crc32)?;
         let broken = |what| Err(FrameError::Stream { stream, what });
         if self.streams.iter().any(|open| open.number == stream) {
             return broken("opened while it is open");
@@ -521,7 +536,8 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>> Inbound<In> {
         if stream.filled == stream.header.payload_bytes {
             self.streams.swap_remove(at);
         }
-        self.state = State::Discard { left: header.payload_bytes, refused: None };
+        let crc32 = crc32fast::Hasher::new();
+        self.state = State::Discard { left: header.payload_bytes, crc32, payload_crc32, refused: None };
         Ok(())
     }
 
@@ -545,7 +561,7 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>> Inbound<In> {
         else {
             unreachable!("the caller saw a body");
         };
-        if let Err(error) = self.check_payload(body.as_ref(), payload_crc32) {
+        if let Err(error) = self.check_payload(&[&key, body.as_ref()], payload_crc32) {
             // Back to where `abandon` finds it.
             let filled = body.as_ref().len();
             self.state = State::Body { header, key, body, filled, payload_crc32 };
@@ -560,7 +576,7 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>> Inbound<In> {
         };
         let stream = &self.streams[at];
         let body = stream.body.as_ref().expect("refused pieces are discarded");
-        self.check_payload(&body.as_ref()[from..until], payload_crc32)?;
+        self.check_payload(&[&body.as_ref()[from..until]], payload_crc32)?;
         if stream.filled < stream.header.payload_bytes {
             return Ok(None);
         }
@@ -568,13 +584,10 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>> Inbound<In> {
         Ok(Some(Frame { header, key, body: Received::Whole(body.expect("seen above")) }))
     }
 
+    /// Of what follows a header, where payloads have checksums.
     #[inline]
-    fn check_payload(&self, payload: &[u8], found: u32) -> Result<(), FrameError> {
-        if !self.payload_checksums {
-            return Ok(());
-        }
-        let computed = crc32fast::hash(payload);
-        if computed == found { Ok(()) } else { Err(FrameError::PayloadCheck { found, computed }) }
+    fn check_payload(&self, parts: &[&[u8]], found: u32) -> Result<(), FrameError> {
+        if self.payload_checksums { check_crc32(crc32_of(parts), found) } else { Ok(()) }
     }
 
     /// One read from the stream, to where the next bytes belong.
@@ -788,6 +801,11 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>> Inbound<In> {
         }
         Ok(())
     }
+}
+
+fn check_crc32(crc32: crc32fast::Hasher, found: u32) -> Result<(), FrameError> {
+    let computed = crc32.finalize();
+    if computed == found { Ok(()) } else { Err(FrameError::PayloadCheck { found, computed }) }
 }
 
 /// Puts what is left of a head (the last `unread` of the first `head` bytes) and what came after it in one row.

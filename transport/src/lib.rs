@@ -4,6 +4,9 @@
 #[allow(unsafe_code, reason = "one getsockopt that no library wraps, into a struct of ours")]
 mod acknowledged;
 pub mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(test)]
 mod halves;
 pub mod hello;

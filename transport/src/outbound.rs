@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use crate::Flush;
 use crate::frame::{
-    HEADER_BYTES, Header, KEY_BYTES_MAX, Key, PAYLOAD_CEILING_BYTES, PIECE_BYTES, STREAMS_MAX, Seal, Transit,
+    HEADER_BYTES, Header, KEY_BYTES_MAX, Key, PAYLOAD_CEILING_BYTES, PIECE_BYTES, STREAMS_MAX, Seal, Transit, crc32_of,
 };
 use crate::tcp::{ConnectionError, SendError};
 
@@ -230,7 +230,7 @@ impl<Out: AsRef<[u8]>> Outbound<Out> {
         let mut written = 0;
         match stream {
             Some(stream) if self.frames == 0 && !is_long => {
-                let head = self.seal(&header, 0, body.as_ref());
+                let head = self.seal(&header, 0, key, body.as_ref());
                 let slices = [IoSlice::new(&head), IoSlice::new(key), IoSlice::new(body.as_ref())];
                 match write(stream, &slices, &mut self.stats) {
                     Ok(count) => written = count,
@@ -272,8 +272,8 @@ impl<Out: AsRef<[u8]>> Outbound<Out> {
     }
 
     #[inline]
-    fn seal(&mut self, header: &Header, stream: u16, payload: &[u8]) -> [u8; HEADER_BYTES] {
-        let payload_crc32 = if self.payload_checksums { crc32fast::hash(payload) } else { 0 };
+    fn seal(&mut self, header: &Header, stream: u16, key: &[u8], payload: &[u8]) -> [u8; HEADER_BYTES] {
+        let payload_crc32 = if self.payload_checksums { crc32_of(&[key, payload]).finalize() } else { 0 };
         header.seal(Transit { stream, payload_crc32 }, &mut self.seal)
     }
 
@@ -285,14 +285,14 @@ impl<Out: AsRef<[u8]>> Outbound<Out> {
                 && let Some(Waiting { header, key, body }) = self.short.pop_front()
             {
                 self.shorts_in_a_row += 1;
-                let head = self.seal(&header, 0, body.as_ref());
+                let head = self.seal(&header, 0, &key, body.as_ref());
                 self.wire.push(Begun { head, key, load: Load::Body(body) });
             } else if self.wire.streams.len() < usize::from(STREAMS_MAX)
                 && let Some(Waiting { header, key, body }) = self.long.pop_front()
             {
                 let is_free = |number: &u16| self.wire.streams.iter().all(|stream| stream.number != *number);
                 let number = (1..=STREAMS_MAX).find(is_free).expect("fewer are open than there are");
-                let head = self.seal(&header, number, &[]);
+                let head = self.seal(&header, number, &key, &[]);
                 self.wire.push(Begun { head, key, load: Load::Nothing });
                 self.wire.streams.push(Stream { header, body, begun: 0, number });
             } else if piece_waits {
