@@ -285,14 +285,11 @@ impl Peering {
         let known = self.peers[peer].incarnation;
         if incarnation < known || self.stopping {
             // Never one of its links: it does not disturb those, or the pause before the next dial.
-            self.links += 1;
-            let farewell = if self.stopping { Farewell::Stopping } else { Farewell::Stale };
-            self.say(self.links, Word::Goodbye(farewell));
-            self.actions.push_back(Action::Close { link: self.links });
+            let link = self.refused(if self.stopping { Farewell::Stopping } else { Farewell::Stale });
             if !self.stopping {
                 self.actions.push_back(Action::Refused { peer, loss: Loss::Stale { found: incarnation, known } });
             }
-            return self.links;
+            return link;
         }
         let number = self.name_link(peer);
         let mut link = Link::new(number, false);
@@ -308,6 +305,14 @@ impl Peering {
         self.settle(now_ns, peer);
         self.wake_by(self.peers[peer].due_ns());
         number
+    }
+
+    /// Somebody has dialed us whom we do not want. Names the link, which is closed at once.
+    pub(crate) fn refused(&mut self, farewell: Farewell) -> LinkNumber {
+        self.links += 1;
+        self.say(self.links, Word::Goodbye(farewell));
+        self.actions.push_back(Action::Close { link: self.links });
+        self.links
     }
 
     /// Bytes came over a link.
@@ -445,7 +450,8 @@ impl Peering {
 
     /// Gives up what takes too long, asks the silent and gives up the deaf.
     fn look_at_links(&mut self, now_ns: u64, peer: PeerNumber) {
-        let numbers: Vec<LinkNumber> = self.peers[peer].links.iter().filter(|link| link.due_ns() <= now_ns).map(|link| link.number).collect();
+        let numbers: Vec<LinkNumber> =
+            self.peers[peer].links.iter().filter(|link| link.due_ns() <= now_ns).map(|link| link.number).collect();
         for number in numbers {
             let Some(link) = self.link(peer, number) else { continue };
             if now_ns >= link.until_ns {
@@ -497,15 +503,7 @@ impl Peer {
 
 impl Link {
     fn new(number: LinkNumber, ours: bool) -> Link {
-        Link {
-            number,
-            ours,
-            stage: Stage::Dialing,
-            since_ns: 0,
-            until_ns: 0,
-            heard_ns: 0,
-            asked_ns: None,
-        }
+        Link { number, ours, stage: Stage::Dialing, since_ns: 0, until_ns: 0, heard_ns: 0, asked_ns: None }
     }
 
     fn enter(&mut self, now_ns: u64, stage: Stage) {

@@ -16,8 +16,12 @@ const S: u64 = 1_000_000_000;
 #[derive(Debug, Clone, Copy)]
 enum Packet {
     Hello,
-    Challenge { life: u64 },
-    Proof { life: u64 },
+    Challenge {
+        life: u64,
+    },
+    Proof {
+        life: u64,
+    },
     Said(Word),
     /// What issue 4 will send, as soon as a link is up.
     Matter,
@@ -54,7 +58,10 @@ struct World {
 /// What may happen next.
 #[derive(Debug, Clone, Copy)]
 enum Step {
-    Deliver { conn: usize, to: usize },
+    Deliver {
+        conn: usize,
+        to: usize,
+    },
     /// Time passes at one end until it has something to do.
     Timer(usize),
     /// Killed and started anew.
@@ -262,7 +269,9 @@ fn explore(budget: Budget) -> usize {
             }
         }
         if budget.cuts > 0 {
-            for conn in (0..world.conns.len()).filter(|&conn| !world.conns[conn].cut && world.conns[conn].closed != [true; 2]) {
+            for conn in
+                (0..world.conns.len()).filter(|&conn| !world.conns[conn].cut && world.conns[conn].closed != [true; 2])
+            {
                 push(Step::Cut(conn), Budget { cuts: budget.cuts - 1, ..budget });
             }
         }
