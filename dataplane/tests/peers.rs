@@ -1,7 +1,8 @@
 //! Processes that are told of each other: one connection between any two, found, watched, and made again (faults N1, N10, N11, A2, A3).
 //!
 //! Who is connected with whom is read from the processes' logs and from the kernel's list of sockets.
-//! `PRAAS_SEED` sets the seed, `PRAAS_ROUNDS` how often two processes find each other (default 50 on each reactor).
+//! `PRAAS_SEED` sets the seed, `PRAAS_ROUNDS` how often two processes find each other (default 50 on each reactor), `PRAAS_PARTITIONS`
+//! in how many ways a network parts (default 2, at most 3).
 #![allow(clippy::cast_possible_truncation, reason = "dice are cut to size on purpose")]
 
 mod support;
@@ -86,7 +87,7 @@ struct Node {
 impl Node {
     fn start(reactor: Reactor, name: &str, listen: SocketAddr, key: &str, told: &[(&str, SocketAddr)]) -> Node {
         // The kernel lets go of a killed process's listener a little after it is gone.
-        wait_until("the address is free", PATIENCE, || !listen.ip().is_loopback() || TcpListener::bind(listen).is_ok());
+        wait_until("the address is free", PATIENCE, || TcpListener::bind(listen).is_ok());
         let mut command = Command::new(process_program());
         command.args(reactor.config(Ipc::Ring, 1, &[]).args.iter().filter(|arg| !arg.starts_with("--log")));
         command.args(["--log=info", "--workers=1", "--worker", &test_worker(), "--process", name, "--key-file", key]);
@@ -444,6 +445,7 @@ fn n11_peers_that_are_not_there_or_never_answer_cost_next_to_nothing() {
         let (cpu, open_now) = (cpu_seconds(node.pid()) - cpu, fds(node.pid()));
         let grown = memory_kib(node.pid()).saturating_sub(memory);
         println!("{cpu:.2} s of CPU in 8 s, {grown} KiB more, {open_now} descriptors");
+        assert!(memory > 0, "it can be measured");
         assert!(cpu < 0.1, "{cpu} s of CPU in 8 s");
         assert!(grown < 512, "{grown} KiB more");
         assert!(open_now <= open + 3);
@@ -479,7 +481,7 @@ fn n10_a_network_that_parts_and_heals_leaves_one_connection() {
                 && connections(nodes[0].pid(), &[near, far]) + connections(nodes[1].pid(), &[near, far]) == 1
         };
         wait_until("they are joined", PATIENCE, joined);
-        for parts in [0, 1, 2] {
+        for parts in 0..setting("PRAAS_PARTITIONS", 2).min(3) {
             let parted = Instant::now();
             match parts {
                 0 => cable.pull(),

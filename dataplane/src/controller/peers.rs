@@ -47,9 +47,8 @@ const STEADY_NS: u64 = 1_000_000_000;
 /// Silence after which a peer is asked whether it is there, and how long it has to answer.
 const ASK_NS: u64 = 1_000_000_000;
 const ANSWER_NS: u64 = 2_000_000_000;
-/// While there are links, so long lies between two ticks at most. If it was longer, we were away ourselves, and the silence says nothing.
-const TICK_NS: u64 = 1_000_000_000;
-const AWAY_NS: u64 = TICK_NS + TICK_NS / 4;
+/// Later than this to a tick, we were away ourselves: that time is not the peer's silence.
+const AWAY_NS: u64 = 100_000_000;
 /// Heartbeats of many peers are looked at together.
 const TOGETHER_NS: u64 = 50_000_000;
 
@@ -204,7 +203,6 @@ pub(crate) struct Peering {
     links: LinkNumber,
     actions: VecDeque<Action>,
     wake_ns: u64,
-    looked_ns: u64,
     stopping: bool,
 }
 
@@ -213,7 +211,7 @@ impl Peering {
     pub(crate) fn new<'a>(name: &str, peers: impl Iterator<Item = &'a str>, seed: [u8; 16]) -> Peering {
         let peers = peers.enumerate().map(|(number, peer)| {
             let mut seed = seed;
-            for (byte, with) in seed.iter_mut().zip(number.to_le_bytes()) {
+            for (byte, with) in seed.iter_mut().zip((number as u64).to_le_bytes()) {
                 *byte ^= with;
             }
             let back_off = BackOff::new(seed);
@@ -225,7 +223,6 @@ impl Peering {
             links: 0,
             actions: VecDeque::new(),
             wake_ns: 0,
-            looked_ns: 0,
             stopping: false,
         }
     }
@@ -249,22 +246,18 @@ impl Peering {
 
     /// Time passes.
     pub(crate) fn tick(&mut self, now_ns: u64) {
-        let was_away = now_ns > self.looked_ns.saturating_add(AWAY_NS);
-        self.looked_ns = now_ns;
-        if now_ns < self.wake_ns && !was_away {
+        if now_ns < self.wake_ns {
             return;
         }
+        let away_ns = Some(now_ns - self.wake_ns).filter(|late_ns| *late_ns > AWAY_NS);
         for peer in 0..self.peers.len() {
-            if was_away {
-                self.peers[peer].links.iter_mut().for_each(|link| link.heard(now_ns));
+            if let Some(away_ns) = away_ns {
+                self.peers[peer].links.iter_mut().for_each(|link| link.was_not_listened_to(now_ns, away_ns));
             }
             self.look_at_links(now_ns, peer);
             self.dial_when_due(now_ns, peer);
         }
         self.wake_ns = self.peers.iter().map(Peer::due_ns).min().unwrap_or(u64::MAX);
-        if !self.peer_of.is_empty() {
-            self.wake_by(now_ns + TICK_NS);
-        }
     }
 
     /// The hello on a link that we dialed is over: the peer has proved its name, and says which life of it this is.
@@ -318,8 +311,13 @@ impl Peering {
     /// Bytes came over a link.
     pub(crate) fn arrived(&mut self, now_ns: u64, link: LinkNumber) {
         let Some(peer) = self.peer_of(link) else { return };
-        if let Some(link) = self.link(peer, link) {
-            link.heard(now_ns);
+        let link = self.link(peer, link).expect("the link of a peer");
+        let was_asked = link.asked_ns.is_some();
+        link.heard(now_ns);
+        if was_asked {
+            // Sooner than it would have been given up.
+            let due_ns = link.due_ns();
+            self.wake_by(due_ns);
         }
     }
 
@@ -514,6 +512,12 @@ impl Link {
 
     fn heard(&mut self, now_ns: u64) {
         (self.heard_ns, self.asked_ns) = (now_ns, None);
+    }
+
+    fn was_not_listened_to(&mut self, now_ns: u64, away_ns: u64) {
+        // And a moment to read what came meanwhile.
+        let later = |at_ns: u64| (at_ns + away_ns + AWAY_NS).min(now_ns);
+        (self.heard_ns, self.asked_ns) = (later(self.heard_ns), self.asked_ns.map(later));
     }
 
     fn is_up(&self) -> bool {
