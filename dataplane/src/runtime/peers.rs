@@ -402,7 +402,9 @@ impl Peers {
             self.peering.heard(now, link, word);
             self.act(now, reactor, store);
         }
-        self.unread.push(link);
+        if !self.unread.contains(&link) {
+            self.unread.push(link);
+        }
         Ok(())
     }
 }
