@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use praas_dataplane::{CallOptions, Client, ClientConfig, Delivery, InvokeError, Ipc, LocalProcess};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use support::relay::Relay;
-use support::{Dice, PATIENCE, fds, launch_config, signal, start_with, start_workers, wait_until};
+use support::{Dice, PATIENCE, fds, launch_config, signal, start_workers, wait_until};
 
 const MODES: [Delivery; 3] = [Delivery::AtMostOnce, Delivery::Retry, Delivery::EffectivelyOnce];
 
@@ -69,7 +69,17 @@ fn named(name: &str, listen: Option<std::net::SocketAddr>) -> LocalProcess {
     if let Some(listen) = listen {
         config.args.push(format!("--listen={listen}"));
     }
-    start_with(&config).0
+    // The kernel takes a moment to close what a killed process had its ring accept on.
+    let begun = Instant::now();
+    loop {
+        match LocalProcess::start(&config) {
+            Ok(process) => return process,
+            Err(error) if error.to_string().contains("in use") && begun.elapsed() < Duration::from_secs(5) => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(error) => panic!("the process does not start: {error}"),
+        }
+    }
 }
 
 #[test]

@@ -26,8 +26,9 @@ fn patient() -> ClientConfig {
 
 /// Waits for calls in flight whose process has fallen silent: none waits for its deadline, none has an answer.
 fn found_out(clients: &mut [(Client, praas_dataplane::client::CallHandle)], what: &str) {
-    let silent = Instant::now();
     for (client, call) in clients {
+        // A client that was not asked meanwhile has asked nobody: its time begins with this wait.
+        let silent = Instant::now();
         let error = client.wait(*call).expect_err("there was no answer").to_string();
         let took = silent.elapsed();
         println!("{what}: `{error}` after {took:?}");

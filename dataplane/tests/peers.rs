@@ -27,7 +27,7 @@ use support::{
     test_worker, wait_until,
 };
 
-const NAMES: [&str; 3] = ["a", "b", "c"];
+const NAMES: [&str; 12] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"];
 /// Silence is asked about after a second and given up after three; and a little for the machine.
 const FOUND_OUT: Duration = Duration::from_secs(5);
 
@@ -47,11 +47,11 @@ impl Place {
         for key in 1..=2 {
             Secret::new([key; 32]).write_new(&folder.join(key.to_string())).expect("a key");
         }
-        Place { folder, hosts: (std::process::id() * 8 + count % 8) as u16 & 0x3fff }
+        Place { folder, hosts: (std::process::id() * 8 + count % 8) as u16 & 0xfff }
     }
 
     fn address(&self, who: usize) -> SocketAddr {
-        let [high, low] = (self.hosts * 4 + who as u16).to_be_bytes();
+        let [high, low] = (self.hosts * 16 + who as u16).to_be_bytes();
         SocketAddr::from((Ipv4Addr::new(127, 77, high, low), 4000))
     }
 
@@ -216,6 +216,22 @@ fn n11_three_processes_told_of_each_other_keep_three_connections() {
             wait_joined(&nodes, &place);
             assert!(nodes.iter().all(|node| node.said("state=down") == 0));
         }
+    });
+}
+
+/// Sixty-six pairs at the same moment, on however few cores.
+#[test]
+fn n11_a_dozen_processes_started_at_once_keep_one_connection_for_any_two() {
+    on_both_reactors(|reactor| {
+        let place = Place::new();
+        let begun = Instant::now();
+        let nodes: Vec<_> = (0..NAMES.len()).map(|who| place.start_of(reactor, who, NAMES.len())).collect();
+        wait_joined(&nodes, &place);
+        println!("66 pairs joined {:?} after the first was started", begun.elapsed());
+        let (ups, downs) = nodes
+            .iter()
+            .fold((0, 0), |(ups, downs), node| (ups + node.said("state=up"), downs + node.said("state=down")));
+        assert_eq!((ups, downs), (132, 0));
     });
 }
 

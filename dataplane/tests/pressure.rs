@@ -8,15 +8,16 @@ mod support;
 use std::collections::VecDeque;
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-use praas_dataplane::{Client, ClientConfig, Delivery, InvokeError, LocalProcess};
+use praas_dataplane::{Client, ClientConfig, Delivery, InvokeError, Ipc, LaunchConfig, LocalProcess};
 use support::proxy::{Fault, Lane, Plan, Proxy, Way};
 use support::{
     Dice, PATIENCE, children, connect, connect_with, content, cpu_seconds, fds, lives, memory_kib, on_both_reactors,
-    seed, setting, signal, wait_until,
+    process_program, seed, setting, signal, start_with, wait_until,
 };
 
 fn peers() -> usize {
@@ -301,7 +302,8 @@ fn a8_a_flood_of_everything_costs_a_fixed_memory() {
         let (early, late) = (memory[..half].iter().max().unwrap(), memory[half..].iter().max().unwrap());
         println!("{made:?} connections, calls and cancellations: {early} KiB, then {late} KiB");
         assert!(made.iter().all(|made| *made > 100), "{made:?}");
-        assert!(*late < early + early / 10 + 1024 && *late < 131_072, "{early} KiB, then {late} KiB");
+        // io_uring's buffers, 2 MiB, are touched as they are used.
+        assert!(*late < early + early / 10 + 4096 && *late < 131_072, "{early} KiB, then {late} KiB");
         good.done("beside a flood", Duration::from_secs(5));
     });
 }
@@ -392,13 +394,17 @@ fn flood_with(kind: usize, address: SocketAddr, stop: &AtomicBool) -> u64 {
 #[test]
 fn x3_descriptors_that_run_out_stop_nobody_who_is_in_and_come_back() {
     on_both_reactors(|reactor| {
-        let (process, mut client) = reactor.start(2, &[]);
+        // As many as it has when it is up, and some: io_uring accepts by the limit that was there when it was told to.
+        let (free, _client) = reactor.start(2, &[]);
+        let few = fds(free.pid()) + 6;
+        let script = std::env::temp_dir().join(format!("praas-few-descriptors-{}", std::process::id()));
+        std::fs::write(&script, format!("#!/bin/sh\nulimit -S -n {few}\nexec {} \"$@\"\n", process_program())).unwrap();
+        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o700)).unwrap();
+        drop(free);
+        let config = LaunchConfig { process_binary: Some(script.clone()), ..reactor.config(Ipc::Ring, 2, &[]) };
+        let (process, mut client) = start_with(&config);
+        std::fs::remove_file(script).unwrap();
         assert_eq!(&*client.invoke("echo", b"in").unwrap(), b"in");
-        let pid = rustix::process::Pid::from_raw(process.pid() as i32).unwrap();
-        let most = rustix::process::Resource::Nofile;
-        let before = rustix::process::prlimit(Some(pid), most, rustix::process::getrlimit(most)).unwrap();
-        let few = rustix::process::Rlimit { current: Some(fds(process.pid()) as u64), ..before };
-        rustix::process::prlimit(Some(pid), most, few).unwrap();
         let crowd: Vec<_> = (0..30).map(|_| TcpStream::connect(process.addr()).expect("the kernel listens")).collect();
         let quick = ClientConfig { connect_within: Duration::from_millis(500), ..ClientConfig::default() };
         // Whoever says hello takes the place of one that says nothing, until there is nobody left to give way.
@@ -419,7 +425,6 @@ fn x3_descriptors_that_run_out_stop_nobody_who_is_in_and_come_back() {
         println!("{cpu:.2} s of CPU in 1 s without descriptors");
         assert!(cpu < 0.5, "{cpu} s of CPU in 1 s: it spins on what it cannot have");
         drop((crowd, late));
-        rustix::process::prlimit(Some(pid), most, before).unwrap();
         wait_until("the worker is replaced", PATIENCE, || {
             let children = children(process.pid());
             children.len() == 2 && children.iter().all(|pid| lives(*pid))

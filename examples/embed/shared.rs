@@ -2,12 +2,13 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use anyhow::{Context, ensure};
 use praas_dataplane::client::{CallHandle, ClientReply};
 use praas_dataplane::{Client, ClientConfig, InvokeError};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
@@ -20,14 +21,16 @@ struct Shared(Rc<Inner>);
 struct Inner {
     client: RefCell<Client>,
     waiting: RefCell<HashMap<CallHandle, oneshot::Sender<Answer>>>,
-    /// The client's own descriptor, for as long as the client lives: it stays the same when the connection is made anew.
-    readable: AsyncFd<RawFd>,
+    /// A copy of the client's descriptor, which stays the same when the connection is made anew.
+    readable: AsyncFd<OwnedFd>,
 }
 
 impl Shared {
     fn connect(address: &str) -> anyhow::Result<Shared> {
         let client = Client::connect(address, &ClientConfig::default())?;
-        let readable = AsyncFd::new(client.as_fd().as_raw_fd())?;
+        let readable = client.as_fd().try_clone_to_owned()?;
+        // SAFETY: an `OwnedFd` is open as long as it lives, and nobody exchanges it inside the `AsyncFd` that owns it.
+        let readable = unsafe { AsyncFd::register_with_interest(readable, Interest::READABLE) }?;
         let inner = Inner { client: RefCell::new(client), waiting: RefCell::default(), readable };
         Ok(Shared(Rc::new(inner)))
     }
@@ -56,7 +59,7 @@ impl Shared {
 }
 
 /// 1000 calls from ten tasks.
-pub async fn calls(runtime: &str) -> anyhow::Result<()> {
+pub(crate) async fn calls(runtime: &str) -> anyhow::Result<()> {
     let address = std::env::args().nth(1).with_context(|| format!("usage: embed-{runtime}-client ADDRESS"))?;
     let shared = Shared::connect(&address)?;
     let server = tokio::task::spawn_local(shared.clone().serve());

@@ -8,12 +8,14 @@
 //! Samples   `--repetitions` round trips a turn; `--runs` turns without and with, for each of which all connections are made anew.
 //! Checks    every answer on the busy connection as in `remote.rs`; in the end every silent connection answers a call.
 
+use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use praas_dataplane::Client;
+use praas_dataplane::{Client, ClientConfig, WaitMode};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::floors::progress;
@@ -26,6 +28,12 @@ use crate::subject::{Channel, Reactor, Setup, Subject, reactors};
 use crate::table;
 use crate::usage::{Memory, family, memory};
 use crate::worker::ECHO;
+
+/// Name of the hidden subcommand of a process that holds connections.
+pub(crate) const HOLDER: &str = "connection-holder";
+
+/// Connections of one such process: a client has three descriptors, and 10 240 is a usual hard limit.
+const HELD_MAX: u32 = 3000;
 
 /// Payload of the busy connection.
 const BYTES: usize = 64;
@@ -132,10 +140,8 @@ fn measure(args: &IdleConnectionsArgs, wait: Wait, reactor: Option<Reactor>) -> 
         let among_ns = turn(&mut with)?;
         ratios.push(among_ns as f64 / alone_ns.max(1) as f64);
         if run == args.runs {
-            for (number, client) in silent.iter_mut().enumerate() {
-                let asked = (number as u64).to_le_bytes();
-                let answer = client.invoke(ECHO, &asked).with_context(|| format!("silent connection {number}"))?;
-                ensure!(*answer == asked, "wrong answer on silent connection {number}");
+            for holder in &mut silent {
+                holder.ask()?;
             }
         }
         drop(silent);
@@ -172,10 +178,89 @@ fn measure(args: &IdleConnectionsArgs, wait: Wait, reactor: Option<Reactor>) -> 
     ])
 }
 
-fn connect_all(subject: &Subject, connections: u32) -> Result<Vec<Client>> {
-    (0..connections)
-        .map(|number| subject.quiet_client().with_context(|| format!("connection {number} of {connections}")))
-        .collect()
+/// Connects all of them, from as many processes as it takes: a client has three descriptors, and a process has so many.
+fn connect_all(subject: &Subject, connections: u32) -> Result<Vec<Holder>> {
+    let address = subject.addr().to_string();
+    let mut holders = Vec::new();
+    let mut left = connections;
+    while left > 0 {
+        let share = left.min(HELD_MAX);
+        holders.push(Holder::start(&address, share)?);
+        left -= share;
+    }
+    for holder in &mut holders {
+        holder.expect("held")?;
+    }
+    Ok(holders)
+}
+
+/// A process of ours that has silent connections, and says so.
+struct Holder {
+    child: Child,
+    said: BufReader<ChildStdout>,
+}
+
+impl Holder {
+    fn start(address: &str, connections: u32) -> Result<Holder> {
+        let program = std::env::current_exe().context("where is praas-bench?")?;
+        let mut child = Command::new(program)
+            .args([HOLDER, address, &connections.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("start a process that holds connections")?;
+        let said = BufReader::new(child.stdout.take().context("no pipe")?);
+        Ok(Holder { child, said })
+    }
+
+    fn expect(&mut self, word: &str) -> Result<()> {
+        let mut line = String::new();
+        self.said.read_line(&mut line)?;
+        ensure!(line.trim() == word, "a process that holds connections said `{}`, not `{word}`", line.trim());
+        Ok(())
+    }
+
+    /// Has it call once on each connection, and check the answer.
+    fn ask(&mut self) -> Result<()> {
+        self.child.stdin.as_mut().context("no pipe")?.write_all(b"ask\n")?;
+        self.expect("answered")
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        // The end of its input is the end of it.
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// The other side of a [`Holder`]: connects, says so, and calls on each when it is asked to.
+pub(crate) fn hold(args: &HolderArgs) -> Result<()> {
+    raise_descriptor_limit()?;
+    let config = ClientConfig { wait: WaitMode::Efficient, ..ClientConfig::default() };
+    let mut clients = Vec::new();
+    for number in 0..args.connections {
+        let client = Client::connect(&args.address, &config);
+        clients.push(client.with_context(|| format!("connection {number} of {}", args.connections))?);
+    }
+    println!("held");
+    for line in std::io::stdin().lines() {
+        line?;
+        for (number, client) in (0_u64..).zip(&mut clients) {
+            let asked = number.to_le_bytes();
+            let answer = client.invoke(ECHO, &asked).with_context(|| format!("silent connection {number}"))?;
+            ensure!(*answer == asked, "wrong answer on silent connection {number}");
+        }
+        println!("answered");
+    }
+    Ok(())
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct HolderArgs {
+    address: String,
+    connections: u32,
 }
 
 #[cfg(test)]

@@ -101,6 +101,9 @@ enum Command {
     Idle(idle::IdleArgs),
     /// A report with plots from rows written by the other commands.
     Report(report::ReportArgs),
+    /// A process with silent connections; started by praas-bench itself.
+    #[command(name = idle_connections::HOLDER, hide = true)]
+    Holder(idle_connections::HolderArgs),
     /// The second process of a floor; started by praas-bench itself.
     #[command(name = peer::SUBCOMMAND, hide = true)]
     FloorPeer,
@@ -129,6 +132,7 @@ fn main() -> ExitCode {
         Command::Idle(args) => idle::run(&args),
         Command::Worker => return worker::serve(),
         Command::Report(args) => report::run(&args),
+        Command::Holder(args) => idle_connections::hold(&args),
         Command::FloorPeer => peer::run(),
         Command::Keeper { pid } => keeper::run(pid),
     };

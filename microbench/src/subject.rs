@@ -197,6 +197,11 @@ impl Subject {
         self.connect(WaitMode::Efficient)
     }
 
+    /// Where clients connect.
+    pub(crate) fn addr(&self) -> std::net::SocketAddr {
+        self.process.addr()
+    }
+
     fn connect(&self, wait: WaitMode) -> Result<Client> {
         let credential = self.credential.clone();
         let config = ClientConfig { wait, deadline: BLOCK_DEADLINE, credential, ..ClientConfig::default() };

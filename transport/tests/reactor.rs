@@ -157,7 +157,7 @@ impl Echo {
 
 fn content(seed: usize, bytes: usize) -> Vec<u8> {
     let pattern: Vec<u8> =
-        (0..4099).map(|at: usize| ((seed + at).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8).collect();
+        (0..4099).map(|at: usize| (seed + at).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_be_bytes()[0]).collect();
     let mut content = pattern.repeat(bytes.div_ceil(pattern.len()));
     content.truncate(bytes);
     content
@@ -429,10 +429,13 @@ fn a_flood_of_completions_overflows_nothing() {
 
 #[test]
 fn x7_what_is_chosen_is_said_with_a_reason() {
-    let (kind, reason) = choose(Choice::Epoll).expect("it is everywhere");
+    let (kind, reason) = choose(Choice::Epoll, false).expect("it is everywhere");
     assert_eq!((kind, reason.as_str()), (Kind::Epoll, "as asked"));
-    let (_, reason) = choose(Choice::Auto).expect("there is always one");
-    assert!(!reason.is_empty());
+    for spins in [false, true] {
+        let (kind, reason) = choose(Choice::Auto, spins).expect("there is always one");
+        assert!(!reason.is_empty());
+        assert_eq!(kind == Kind::Uring, probe().is_ok() && !spins, "{reason}");
+    }
     for choice in [Choice::Auto, Choice::Uring, Choice::Epoll] {
         assert_eq!(choice.to_string().parse(), Ok(choice));
     }

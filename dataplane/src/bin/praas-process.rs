@@ -9,7 +9,7 @@ use praas_dataplane::{Ipc, Pin, Process, ProcessConfig, ProcessError, ReactorCho
 /// Runs one cloud process: a controller and the workers that run your functions.
 ///
 /// Prints one line on stdout when clients can connect:
-///   ready process=NAME listen=ADDRESS workers=N ipc=ring|mq wait=MODE reactor=uring|epoll [peers=N]
+///   ready process=NAME listen=ADDRESS workers=N ipc=ring|mq wait=MODE reactor=uring|epoll congestion=NAME [peers=N]
 /// and serves until SIGTERM, SIGINT or SIGHUP (running calls may finish; a second signal ends at once).
 #[derive(Debug, Parser)]
 #[command(
@@ -191,8 +191,8 @@ fn run(arguments: Arguments) -> Result<(), ProcessError> {
         use std::io::Write;
         let mut out = std::io::stdout();
         let line = format!(
-            "ready process={} listen={} workers={} ipc={ipc} wait={wait} reactor={}",
-            ready.process, ready.listen, ready.workers, ready.reactor
+            "ready process={} listen={} workers={} ipc={ipc} wait={wait} reactor={} congestion={}",
+            ready.process, ready.listen, ready.workers, ready.reactor, ready.congestion
         );
         let line = if ready.peers == 0 { line } else { format!("{line} peers={}", ready.peers) };
         // Nobody reads our stdout: no reason not to serve.

@@ -118,9 +118,10 @@ impl BackOff {
     }
 }
 
-/// Silence after which the other side is asked whether it is there, and after which it is not.
+/// Silence after which the other side is asked whether it is there, and after which it is not; it always has so long to answer.
 const ASK_NS: u64 = 1_000_000_000;
-const GIVE_UP_NS: u64 = 2_000_000_000;
+const GIVE_UP_NS: u64 = 3_000_000_000;
+const ANSWER_NS: u64 = 1_000_000_000;
 /// How often bytes are counted while they come.
 const COUNT_NS: u64 = 500_000_000;
 
@@ -153,16 +154,18 @@ impl Beat {
             self.begin(now_ns, arrived);
             return Pulse::Fine { next_ns: now_ns + COUNT_NS };
         }
-        match self.asked_ns {
-            Some(asked_ns) if now_ns >= asked_ns + GIVE_UP_NS => {
-                Pulse::Lost { silent_ms: (now_ns - self.since_ns) / 1_000_000 }
-            }
-            Some(asked_ns) => Pulse::Fine { next_ns: asked_ns + GIVE_UP_NS },
-            None if now_ns >= self.since_ns + ASK_NS => {
-                self.asked_ns = Some(now_ns);
-                Pulse::Ask { next_ns: now_ns + GIVE_UP_NS }
-            }
-            None => Pulse::Fine { next_ns: self.since_ns + ASK_NS },
+        let asked_ns = match self.asked_ns {
+            Some(asked_ns) => asked_ns,
+            None if now_ns < self.since_ns + ASK_NS => return Pulse::Fine { next_ns: self.since_ns + ASK_NS },
+            None => now_ns,
+        };
+        let until_ns = (self.since_ns + GIVE_UP_NS).max(asked_ns + ANSWER_NS);
+        if now_ns >= until_ns {
+            return Pulse::Lost { silent_ms: (now_ns - self.since_ns) / 1_000_000 };
+        }
+        match self.asked_ns.replace(asked_ns) {
+            Some(_) => Pulse::Fine { next_ns: until_ns },
+            None => Pulse::Ask { next_ns: until_ns },
         }
     }
 }
@@ -231,6 +234,7 @@ mod tests {
         assert_eq!(beat.look(3000 * MS, 10), Pulse::Lost { silent_ms: 3000 });
         assert_eq!(beat.look(3001 * MS, 11), Pulse::Fine { next_ns: 3501 * MS });
         // We were away for an hour: that says nothing of the other side.
-        assert_eq!(beat.look(3_600_000 * MS, 11), Pulse::Ask { next_ns: 3_602_000 * MS });
+        assert_eq!(beat.look(3_600_000 * MS, 11), Pulse::Ask { next_ns: 3_601_000 * MS });
+        assert!(matches!(beat.look(3_601_000 * MS, 11), Pulse::Lost { .. }));
     }
 }

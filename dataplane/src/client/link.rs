@@ -271,6 +271,11 @@ impl Link {
         }
     }
 
+    /// The last read emptied the socket.
+    pub(super) fn is_drained(&self) -> bool {
+        matches!(&self.phase, Phase::Up(connection) if connection.drained())
+    }
+
     /// Asks to be told of room in the socket while something waits for it.
     #[inline]
     pub(super) fn mind_writes(&mut self) {

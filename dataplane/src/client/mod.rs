@@ -310,6 +310,8 @@ const GRACE_NS: u64 = 50_000_000;
 const BALANCED_LINGER_NS: u64 = 100_000;
 /// Polling without yielding in `latency` mode.
 const LATENCY_SPIN_NS: u64 = 1_000_000;
+/// Requests that wait for the next look at answers, bytes, before they are sent without it.
+const CORKED_BYTES_MAX: u64 = 16 << 10;
 /// Before a call after a rest this long we look whether the connection is still there: a call written to a dead one may have
 /// run, for all we know.
 const REST_NS: u64 = 100_000_000;
@@ -597,15 +599,38 @@ impl Client {
         let header = Header { kind: frame::REQUEST, function, call, budget_ns, flags, aux, ..Header::default() };
         let letter = |body| Letter { call, function: number, flags: flags & !frame::FLAG_AGAIN, deadline_ns, body };
         let Phase::Up(connection) = &mut self.link.phase else { return Ok(Posted::Broken(letter(body))) };
-        match connection.send(&header, &[], body) {
+        // Whoever has answers to take will ask for them, and then all that was submitted meanwhile leaves in one system call.
+        let corked = !self.done.is_empty() && connection.backlog().1 < CORKED_BYTES_MAX;
+        let queued = if corked || connection.wants_write() {
+            connection.queue(&header, &[], body)
+        } else {
+            connection.send(&header, &[], body)
+        };
+        match queued {
+            Ok(()) if corked => Ok(Posted::Sent),
             Ok(()) => {
+                if connection.wants_write() {
+                    // A long input is only queued. What breaks here is found when it is looked at next.
+                    let pool = &self.pool;
+                    let _ = connection.flush(&mut |sent| pool.take_back(sent));
+                }
                 self.collect_sent();
-                self.link.mind_writes();
+                self.flush();
                 Ok(Posted::Sent)
             }
             Err(SendError::Backlogged(body)) => Ok(Posted::Backlogged(letter(body))),
             Err(error) => Ok(Posted::Broken(letter(error.into_body()))),
         }
+    }
+
+    /// Writes what waits, as far as the kernel takes it. A connection that breaks here is found out by the next read.
+    fn flush(&mut self) {
+        let Phase::Up(connection) = &mut self.link.phase else { return };
+        if connection.wants_write() {
+            let pool = self.pool.clone();
+            let _ = connection.flush(&mut |sent| pool.take_back(sent));
+        }
+        self.link.mind_writes();
     }
 
     fn collect_sent(&mut self) {
@@ -942,11 +967,15 @@ impl Client {
 
     /// Whichever call is done next, without blocking; `None` when none is. Meant for event loops.
     pub fn poll(&mut self) -> Option<(CallHandle, Result<ClientReply, InvokeError>)> {
-        while self.progress() {}
-        if self.done.is_empty() && self.link.alarm.due_ns() != u64::MAX {
-            let now = now_ns();
-            if now >= self.link.alarm.due_ns() {
-                self.tick(now);
+        // What is done is handed out before more is read.
+        if self.done.is_empty() {
+            // A read that came back short has brought all there is: another would find nothing.
+            while (self.done.is_empty() || !self.link.is_drained()) && self.progress() {}
+            if self.done.is_empty() && self.link.alarm.due_ns() != u64::MAX {
+                let now = now_ns();
+                if now >= self.link.alarm.due_ns() {
+                    self.tick(now);
+                }
             }
         }
         let number = *self.done.front()?;

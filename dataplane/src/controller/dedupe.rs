@@ -27,8 +27,9 @@ pub(super) const KEPT_NS: u64 = 60_000_000_000;
 const COARSE_NS: u64 = 1_000_000_000;
 /// What a remembered call is counted with besides its result: its place in two maps and two queues.
 pub(super) const CALL_BYTES: usize = 192;
-/// Sessions without a connection that are remembered: at 200 bytes each as much as a few thousand results.
-pub(super) const AWAY_MAX: usize = 1 << 16;
+/// Sessions without a connection that are remembered, of which something is known, and of which it is only known that nothing is:
+/// those are for calls that were lost on their way. At about 150 bytes each; whoever comes and goes in thousands pushes the longest away out.
+pub(super) const AWAY_MAX: [usize; 2] = [1 << 14, 1 << 12];
 
 /// A result that can be kept for whoever asks again.
 pub(crate) trait Keep {
@@ -80,11 +81,31 @@ struct Session<P> {
     since: u64,
     /// Calls below are refused.
     floor: u64,
+    known: Option<Box<Known<P>>>,
+    running: u32,
+    away_since_ns: u64,
+}
+
+/// The calls of a session that are known. Most clients have none.
+#[derive(Debug)]
+struct Known<P> {
     calls: HashMap<u64, Entry<P>>,
     /// The keys of `calls`, ascending; some may be gone already.
     order: VecDeque<u64>,
-    running: u32,
-    away_since_ns: u64,
+}
+
+impl<P> Session<P> {
+    fn entry(&self, call: u64) -> Option<&Entry<P>> {
+        self.known.as_ref()?.calls.get(&call)
+    }
+
+    fn entry_mut(&mut self, call: u64) -> Option<&mut Entry<P>> {
+        self.known.as_mut()?.calls.get_mut(&call)
+    }
+
+    fn remove(&mut self, call: u64) -> Option<Entry<P>> {
+        self.known.as_mut()?.calls.remove(&call)
+    }
 }
 
 /// A connection that is older than the one its session has.
@@ -103,7 +124,7 @@ pub(super) struct Dedupe<P> {
     bytes: usize,
     bytes_max: usize,
     /// Sessions that lost their connection, and when. Some may have one again.
-    away: VecDeque<(u64, u64)>,
+    away: [VecDeque<(u64, u64)>; 2],
     now_ns: u64,
 }
 
@@ -118,7 +139,7 @@ impl<P: Keep> Dedupe<P> {
             ended: 0,
             bytes: 0,
             bytes_max,
-            away: VecDeque::new(),
+            away: [VecDeque::new(), VecDeque::new()],
             now_ns: 0,
         }
     }
@@ -139,8 +160,7 @@ impl<P: Keep> Dedupe<P> {
                 number,
                 since: number,
                 floor: 0,
-                calls: HashMap::new(),
-                order: VecDeque::new(),
+                known: None,
                 running: 0,
                 away_since_ns: 0,
             };
@@ -167,9 +187,13 @@ impl<P: Keep> Dedupe<P> {
         let session = self.sessions.get_mut(&serial).expect("a connection's session is there");
         session.connection = None;
         session.away_since_ns = self.now_ns;
-        self.away.push_back((self.now_ns, serial));
-        while self.away.len() > AWAY_MAX {
-            self.end_longest_away();
+        if session.known.as_ref().is_some_and(|known| known.calls.is_empty()) {
+            session.known = None;
+        }
+        let of = usize::from(session.known.is_none());
+        self.away[of].push_back((self.now_ns, serial));
+        while self.away[of].len() > AWAY_MAX[of] {
+            self.end_longest_away(of);
         }
     }
 
@@ -184,7 +208,7 @@ impl<P: Keep> Dedupe<P> {
         // Nobody has the answer to what he asks for.
         self.forget_below(serial, once.known_below.min(call));
         let session = &self.sessions[&serial];
-        match session.calls.get(&call) {
+        match session.entry(call) {
             Some(Entry::Running) => Seen::Running,
             Some(Entry::Ended { outcome, .. }) => Seen::Ended(outcome.copy()),
             Some(Entry::Forgotten) => Seen::Forgotten,
@@ -197,16 +221,18 @@ impl<P: Keep> Dedupe<P> {
     pub(super) fn begin(&mut self, serial: u64, call: u64) {
         let session = self.sessions.get_mut(&serial).expect("seen just now");
         session.running += 1;
-        session.calls.insert(call, Entry::Running);
-        match session.order.back() {
+        let known =
+            session.known.get_or_insert_with(|| Box::new(Known { calls: HashMap::new(), order: VecDeque::new() }));
+        known.calls.insert(call, Entry::Running);
+        match known.order.back() {
             // A short request that overtook a long one, or one that was refused before.
             Some(last) if *last >= call => {
-                let at = session.order.partition_point(|other| *other < call);
-                if session.order[at] != call {
-                    session.order.insert(at, call);
+                let at = known.order.partition_point(|other| *other < call);
+                if known.order[at] != call {
+                    known.order.insert(at, call);
                 }
             }
-            _ => session.order.push_back(call),
+            _ => known.order.push_back(call),
         }
         self.forget_below(serial, (call + 1).saturating_sub(WINDOW_CALLS));
     }
@@ -217,10 +243,10 @@ impl<P: Keep> Dedupe<P> {
         session.running -= 1;
         let connection = session.connection;
         // Gone when the client says that it needs no answer, or has moved on too far.
-        if let Some(entry) = session.calls.get_mut(&call) {
+        if let Some(entry) = session.entry_mut(call) {
             if has_not_run(outcome) {
                 // To be tried again, as if it were new.
-                session.calls.remove(&call);
+                session.remove(call);
                 return connection;
             }
             let bytes = outcome.len_bytes();
@@ -233,7 +259,7 @@ impl<P: Keep> Dedupe<P> {
             if self.oldest.len() > 64 + 2 * self.ended {
                 let sessions = &self.sessions;
                 self.oldest.retain(|(_, serial, call)| {
-                    sessions.get(serial).is_some_and(|session| session.calls.contains_key(call))
+                    sessions.get(serial).is_some_and(|session| session.entry(*call).is_some())
                 });
             }
         }
@@ -246,7 +272,7 @@ impl<P: Keep> Dedupe<P> {
         while let Some((since_ns, serial, call)) = self.oldest.front().copied()
             && since_ns + KEPT_NS <= now_ns
         {
-            let entry = self.sessions.get_mut(&serial).and_then(|session| session.calls.get_mut(&call));
+            let entry = self.sessions.get_mut(&serial).and_then(|session| session.entry_mut(call));
             match entry {
                 Some(entry @ Entry::Ended { .. }) => {
                     if let Entry::Ended { bytes, .. } = std::mem::replace(entry, Entry::Forgotten) {
@@ -260,8 +286,10 @@ impl<P: Keep> Dedupe<P> {
                 }
             }
         }
-        while self.away.front().is_some_and(|(since_ns, _)| since_ns + KEPT_NS <= now_ns) {
-            self.end_longest_away();
+        for of in [0, 1] {
+            while self.away[of].front().is_some_and(|(since_ns, _)| since_ns + KEPT_NS <= now_ns) {
+                self.end_longest_away(of);
+            }
         }
         self.due_ns()
     }
@@ -269,7 +297,7 @@ impl<P: Keep> Dedupe<P> {
     /// When something is to be forgotten for its age.
     pub(super) fn due_ns(&self) -> u64 {
         let oldest_ns = self.oldest.front().map(|(since_ns, ..)| *since_ns);
-        let away_ns = self.away.front().map(|(since_ns, _)| *since_ns);
+        let away_ns = self.away.iter().filter_map(|away| Some(away.front()?.0)).min();
         oldest_ns.into_iter().chain(away_ns).min().map_or(u64::MAX, |since_ns| since_ns + KEPT_NS + COARSE_NS)
     }
 
@@ -282,15 +310,17 @@ impl<P: Keep> Dedupe<P> {
     fn forget_below(&mut self, serial: u64, below: u64) {
         let session = self.sessions.get_mut(&serial).expect("looked up by the caller");
         session.floor = session.floor.max(below);
-        // What runs below a floor that was raised for a forgotten call is known all the same.
-        while session.order.front().is_some_and(|call| *call < below || !session.calls.contains_key(call)) {
-            let call = session.order.pop_front().expect("seen just now");
-            if let Some(entry) = session.calls.remove(&call) {
-                forgotten(&entry, &mut self.bytes, &mut self.ended);
+        if let Some(Known { calls, order }) = session.known.as_deref_mut() {
+            // What runs below a floor that was raised for a forgotten call is known all the same.
+            while order.front().is_some_and(|call| *call < below || !calls.contains_key(call)) {
+                let call = order.pop_front().expect("seen just now");
+                if let Some(entry) = calls.remove(&call) {
+                    forgotten(&entry, &mut self.bytes, &mut self.ended);
+                }
             }
         }
         while let Some((_, serial, call)) = self.oldest.front()
-            && !self.sessions.get(serial).is_some_and(|session| session.calls.contains_key(call))
+            && self.sessions.get(serial).is_none_or(|session| session.entry(*call).is_none())
         {
             self.oldest.pop_front();
         }
@@ -300,32 +330,34 @@ impl<P: Keep> Dedupe<P> {
     fn forget_oldest(&mut self) -> bool {
         let Some((_, serial, call)) = self.oldest.pop_front() else { return false };
         if let Some(session) = self.sessions.get_mut(&serial)
-            && let Some(entry) = session.calls.remove(&call)
+            && let Some(entry) = session.remove(call)
         {
             forgotten(&entry, &mut self.bytes, &mut self.ended);
             session.floor = session.floor.max(call + 1);
-            while session.order.front().is_some_and(|call| !session.calls.contains_key(call)) {
-                session.order.pop_front();
+            if let Some(Known { calls, order }) = session.known.as_deref_mut() {
+                while order.front().is_some_and(|call| !calls.contains_key(call)) {
+                    order.pop_front();
+                }
             }
         }
         true
     }
 
-    fn end_longest_away(&mut self) {
-        let Some((since_ns, serial)) = self.away.pop_front() else { return };
+    fn end_longest_away(&mut self, of: usize) {
+        let Some((since_ns, serial)) = self.away[of].pop_front() else { return };
         let Some(session) = self.sessions.get(&serial) else { return };
         if session.connection.is_some() || session.away_since_ns != since_ns {
             return;
         }
-        if session.running > 0 && self.away.len() < AWAY_MAX {
+        if session.running > 0 && self.away[of].len() < AWAY_MAX[of] {
             // It may still come back for what runs.
             self.sessions.get_mut(&serial).expect("seen just now").away_since_ns = self.now_ns;
-            self.away.push_back((self.now_ns, serial));
+            self.away[of].push_back((self.now_ns, serial));
             return;
         }
         let session = self.sessions.remove(&serial).expect("seen just now");
         self.names.remove(&session.name);
-        for entry in session.calls.values() {
+        for entry in session.known.iter().flat_map(|known| known.calls.values()) {
             forgotten(entry, &mut self.bytes, &mut self.ended);
         }
     }
@@ -333,13 +365,24 @@ impl<P: Keep> Dedupe<P> {
     #[cfg(test)]
     pub(super) fn kept(&self) -> (usize, usize, usize) {
         let counted = |entry: &&Entry<P>| !matches!(entry, Entry::Running);
-        let calls = self.sessions.values().flat_map(|session| session.calls.values()).filter(counted).count();
+        let calls = self
+            .sessions
+            .values()
+            .filter_map(|session| session.known.as_ref())
+            .flat_map(|known| known.calls.values())
+            .filter(counted)
+            .count();
         assert_eq!(calls, self.ended, "ended calls are counted wrongly");
-        let bytes = self.sessions.values().flat_map(|session| session.calls.values()).map(|entry| match entry {
-            Entry::Running => 0,
-            Entry::Ended { bytes, .. } => CALL_BYTES + bytes,
-            Entry::Forgotten => CALL_BYTES,
-        });
+        let bytes = self
+            .sessions
+            .values()
+            .filter_map(|session| session.known.as_ref())
+            .flat_map(|known| known.calls.values())
+            .map(|entry| match entry {
+                Entry::Running => 0,
+                Entry::Ended { bytes, .. } => CALL_BYTES + bytes,
+                Entry::Forgotten => CALL_BYTES,
+            });
         assert_eq!(bytes.sum::<usize>(), self.bytes, "bytes are counted wrongly");
         assert!(self.oldest.len() <= 65 + 2 * self.ended, "{} records of {} calls", self.oldest.len(), self.ended);
         (self.sessions.len(), calls, self.bytes)

@@ -6,6 +6,7 @@
 //! | file          | decides                                                        |
 //! |---------------|----------------------------------------------------------------|
 //! | `mod.rs`      | admission, dispatch, deadlines, answers                        |
+//! | `queue.rs`    | whose call is next                                             |
 //! | `lease.rs`    | which worker may call which without us                         |
 //! | `staff.rs`    | how many workers run, their deaths, replacement and back-off   |
 //! | `circuit.rs`  | which function has killed its workers too often                |
@@ -16,6 +17,7 @@ mod circuit;
 mod dedupe;
 mod lease;
 pub(crate) mod peers;
+mod queue;
 mod staff;
 #[cfg(test)]
 mod tests;
@@ -30,6 +32,7 @@ use circuit::Circuit;
 use dedupe::{Dedupe, Seen};
 pub(crate) use dedupe::{Keep, Once, SessionId, Stale, WINDOW_CALLS};
 use lease::Lease;
+use queue::{LaneId, Queue};
 pub(crate) use staff::Cause;
 use staff::{Staff, State};
 
@@ -197,7 +200,7 @@ pub(crate) struct Controller<P> {
     circuits: Vec<Circuit>,
     calls: Slab<Call<P>>,
     uses: u32,
-    queue: VecDeque<CallKey>,
+    queue: Queue,
     connections: NumberMap<u32>,
     dedupe: Dedupe<P>,
     staff: Staff,
@@ -219,7 +222,7 @@ impl<P: Keep> Controller<P> {
             circuits: Vec::new(),
             calls: Slab::new(),
             uses: 0,
-            queue: VecDeque::new(),
+            queue: Queue::default(),
             connections: NumberMap::default(),
             staff: Staff::new(),
             leases: HashMap::new(),
@@ -371,7 +374,17 @@ impl<P: Keep> Controller<P> {
         match self.staff.idle() {
             Some(worker) if self.queue.is_empty() => self.dispatch(worker, key),
             _ => {
-                self.queue.push_back(key);
+                let lane = lane_of(waiter);
+                if self.queue.len() >= self.bounds.queue_max
+                    && let Some(greedy) = self.queue.to_give_way(lane)
+                {
+                    let text = format!(
+                        "{} calls wait for a worker, the most that may, and more of this caller than of others",
+                        self.bounds.queue_max
+                    );
+                    self.abandon(greedy, Some(CallError::new(Code::Busy, text)));
+                }
+                self.queue.push(lane, key);
                 self.make_room(now_ns);
             }
         }
@@ -424,7 +437,7 @@ impl<P: Keep> Controller<P> {
         if deadline_ns <= now_ns {
             return refuse(Code::Timeout, "the deadline had passed when the call arrived".into());
         }
-        if self.queue.len() >= self.bounds.queue_max {
+        if self.queue.len() >= self.bounds.queue_max && self.queue.to_give_way(lane_of(from)).is_none() {
             return refuse(Code::Busy, format!("{} calls wait for a worker, the most that may", self.bounds.queue_max));
         }
         Ok(())
@@ -444,7 +457,7 @@ impl<P: Keep> Controller<P> {
         if self.circuits[function].refuses(now_ns).is_none() {
             return;
         }
-        let waiting: Vec<CallKey> = self.queue.iter().copied().collect();
+        let waiting: Vec<CallKey> = self.queue.iter().collect();
         for key in waiting {
             if self.call(key).is_some_and(|call| usize::from(call.function) == function) {
                 self.abandon(key, Some(self.broken(now_ns, function)));
@@ -464,7 +477,7 @@ impl<P: Keep> Controller<P> {
     fn employ(&mut self, now_ns: u64, worker: WorkerId) {
         self.staff.set(worker, State::Idle { since_ns: now_ns });
         self.stuck_since_ns = None;
-        if let Some(key) = self.queue.pop_front() {
+        if let Some(key) = self.queue.pop() {
             self.dispatch(worker, key);
         } else if self.staff.surplus(self.bounds.workers) {
             self.wake_by(now_ns + staff::SURPLUS_IDLE_NS);
@@ -555,7 +568,7 @@ impl<P: Keep> Controller<P> {
         match call.payload.take() {
             Some(payload) => {
                 self.calls.remove(place(key));
-                self.queue.retain(|queued| *queued != key);
+                self.queue.remove(lane_of(from), key);
                 self.actions.push_back(Action::Discard(payload));
             }
             None => {
@@ -624,9 +637,8 @@ impl<P: Keep> Controller<P> {
         let nested = self
             .queue
             .iter()
-            .rev()
-            .copied()
-            .find(|key| self.calls.get(place(*key)).is_some_and(|call| matches!(call.from, Waiter::Worker { .. })));
+            .filter(|key| self.calls.get(place(*key)).is_some_and(|call| matches!(call.from, Waiter::Worker { .. })))
+            .last();
         let waiting = waiting.unwrap_or_else(|| self.waiting_with_leases(self.staff.nesting()));
         let Some(key) = nested.filter(|_| self.staff.all_waiting(waiting)) else {
             self.stuck_since_ns = None;
@@ -652,6 +664,16 @@ impl<P: Keep> Controller<P> {
     /// Takes no more calls from clients. What runs goes on.
     pub(crate) fn drain(&mut self) {
         self.draining = true;
+    }
+}
+
+/// Whose turn a call waits for.
+fn lane_of(waiter: Waiter) -> LaneId {
+    match waiter {
+        Waiter::Client { connection, .. } | Waiter::Nobody { connection } => connection,
+        // Connections count up from 2^32, sessions from nothing; workers are below 64.
+        Waiter::Session { session, .. } => 1 << 63 | session,
+        Waiter::Worker { worker, .. } => u64::from(worker),
     }
 }
 

@@ -303,7 +303,7 @@ impl<P: Keep> Controller<P> {
                 match self.staff.idle() {
                     Some(worker) => self.dispatch(worker, key),
                     None => {
-                        self.queue.push_front(key);
+                        self.queue.push_first(super::lane_of(from), key);
                         self.make_room(now_ns);
                     }
                 }

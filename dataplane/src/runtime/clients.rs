@@ -24,6 +24,8 @@ const UNREAD_MAX: usize = 1024;
 /// Requests taken from one connection before the next one's turn.
 const FRAMES_PER_TURN: usize = 256;
 
+/// How long an address that is in use is asked for again.
+const BIND_NS: u64 = 500_000_000;
 /// Connections that may wait to be accepted: a thousand clients that come at once.
 const LISTEN_BACKLOG: i32 = 4096;
 /// Whoever is in the middle of a frame sends at least so much in this time, or holds memory for nothing (N2).
@@ -131,7 +133,7 @@ impl Clients {
         let failed = |source| ProcessError::Listen { address: config.listen.clone(), source };
         let mut bound = Err(ErrorKind::AddrNotAvailable.into());
         for address in config.listen_addresses()? {
-            bound = TcpListener::bind(address);
+            bound = bind(address);
             if bound.is_ok() {
                 break;
             }
@@ -162,6 +164,15 @@ impl Clients {
 
     pub(super) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// What connections pace themselves by: reno on loopback, where the system's choice may wait for nothing, else the system's.
+    pub(super) fn congestion(&self) -> String {
+        if self.address.ip().is_loopback() {
+            return "reno".into();
+        }
+        let name = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control");
+        name.map_or_else(|_| "system".into(), |name| name.trim().into())
     }
 
     /// Lets clients in; until now they waited in the listen queue.
@@ -461,6 +472,19 @@ impl Clients {
     }
 }
 
+/// A process that was killed a moment ago may still have its address: the kernel takes a ring apart after its owner is gone.
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let until_ns = now_ns() + BIND_NS;
+    loop {
+        match TcpListener::bind(address) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && address.port() != 0 && now_ns() < until_ns => {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            bound => return bound,
+        }
+    }
+}
+
 impl Client {
     /// Whether it has so much unread that its requests have to wait: a thousand answers, or two of the largest.
     fn is_full(&self, payload_bytes_max: u64) -> bool {
@@ -553,7 +577,8 @@ impl Client {
                 }
                 Err(error) => {
                     if !matches!(error, praas_transport::tcp::ConnectionError::Closed { mid_frame: false }) {
-                        tracing::info!(connection = self.id, %error, "connection lost");
+                        let source = std::error::Error::source(&error).map(ToString::to_string);
+                        tracing::info!(connection = self.id, %error, source, "connection lost");
                     }
                     return false;
                 }

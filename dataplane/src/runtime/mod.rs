@@ -90,6 +90,8 @@ pub struct Ready {
     pub reactor: Kind,
     /// Why it is that one.
     pub reactor_reason: String,
+    /// Congestion control of its connections.
+    pub congestion: String,
     /// Other processes it was told of.
     pub peers: usize,
 }
@@ -167,7 +169,7 @@ impl Process {
         if let Some(core) = placement.controller() {
             child::pin_current(&[core]).map_err(system("cannot pin the controller; check --pin"))?;
         }
-        let (kind, reactor_reason) = reactor::choose(config.reactor)?;
+        let (kind, reactor_reason) = reactor::choose(config.reactor, config.wait == WaitMode::Latency)?;
         let mut reactor: Carrier = Reactor::new(kind).map_err(system("no reactor; try --reactor epoll"))?;
         tracing::info!(reactor = %kind, reason = reactor_reason, "reactor");
         // By the calendar: a process that moves to another host is a later life of itself there, too.
@@ -282,6 +284,7 @@ impl Process {
                         workers: self.controller.ready_count(),
                         reactor: self.reactor.kind(),
                         reactor_reason: self.reactor_reason.clone(),
+                        congestion: self.clients.congestion(),
                         peers: self.peers.count(),
                     });
                 }

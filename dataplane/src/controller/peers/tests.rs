@@ -354,7 +354,7 @@ fn actions(peering: &mut Peering) -> Vec<Action> {
 }
 
 #[test]
-fn r2_an_earlier_life_is_refused_and_a_later_one_takes_over() {
+fn n11_an_earlier_life_is_refused_and_a_later_one_takes_over() {
     let mut a = leader();
     a.tick(0);
     assert_eq!(actions(&mut a), [Action::Dial { peer: 0, link: 1 }]);
@@ -472,7 +472,7 @@ fn n11_a_link_that_does_not_last_does_not_shorten_the_pause() {
 }
 
 #[test]
-fn r2_words_out_of_turn_end_a_link() {
+fn n11_words_out_of_turn_end_a_link() {
     for (words, ours) in [
         (&[Word::Confirm][..], false),
         (&[Word::Welcome], false),
@@ -495,7 +495,7 @@ fn r2_words_out_of_turn_end_a_link() {
 }
 
 #[test]
-fn r2_who_stops_says_so_and_dials_no_more() {
+fn n11_who_stops_says_so_and_dials_no_more() {
     let mut a = leader();
     let link = a.accepted(0, 0, 1);
     actions(&mut a);

@@ -183,13 +183,28 @@ fn a8_g8_results_stay_within_their_bytes_and_the_oldest_go_first() {
 #[test]
 fn a8_sessions_without_a_connection_are_bounded() {
     let mut bench = Bench::ready(bounds());
-    for at in 0..dedupe::AWAY_MAX as u64 + 100 {
+    let [known, unknown] = dedupe::AWAY_MAX;
+    for at in 1..known as u64 + 100 {
         let mut session = [0; 16];
         session[..8].copy_from_slice(&at.to_le_bytes());
         bench.controller.greeted(at, session, 1).unwrap();
         bench.controller.disconnected(at);
     }
-    assert_eq!(bench.controller.dedupe.kept().0, dedupe::AWAY_MAX);
+    assert_eq!(bench.controller.dedupe.kept().0, unknown);
+    // Those who come and go without such a call push nobody out who made one.
+    bench.controller.greeted(0, ANNA, 1).unwrap();
+    bench.run_once(0, 2);
+    bench.controller.disconnected(0);
+    for at in 1..known as u64 + 100 {
+        let mut session = [1; 16];
+        session[..8].copy_from_slice(&at.to_le_bytes());
+        bench.controller.greeted(at, session, 1).unwrap();
+        bench.controller.disconnected(at);
+    }
+    assert_eq!(bench.controller.dedupe.kept().0, unknown + 1);
+    bench.controller.greeted(0, ANNA, 3).unwrap();
+    bench.ask_once(0, 2, 0, true);
+    assert_eq!(bench.did(), [Did::Discard, Did::Done { to: Caller::Client { connection: 0, call: 2 } }]);
 }
 
 #[test]
