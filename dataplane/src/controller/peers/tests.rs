@@ -388,6 +388,22 @@ fn n11_an_earlier_life_is_refused_and_a_later_one_takes_over() {
     assert_eq!(actions(&mut a), []);
 }
 
+/// It dials only when it has no link left, so that what we have of it is dead: no need to wait until it is silent for long enough.
+#[test]
+fn n11_a_peer_that_dials_again_has_given_up_what_it_had() {
+    for (name, up) in [("a", true), ("c", false)] {
+        let mut peering = Peering::new(name, std::iter::once("b"), [1; 16]);
+        let first = peering.accepted(0, 0, 7);
+        peering.heard(0, first, if up { Word::Pong } else { Word::Confirm });
+        actions(&mut peering);
+        let second = peering.accepted(0, 0, 7);
+        let done = actions(&mut peering);
+        assert!(done.contains(&Action::Close { link: first }), "{done:?}");
+        assert!(done.contains(&Action::Down { peer: 0, link: first, loss: Loss::Redialed }), "{done:?}");
+        assert_eq!(done.contains(&Action::Up { peer: 0, link: second, incarnation: 7 }), up, "{done:?}");
+    }
+}
+
 #[test]
 fn n1_a_silent_peer_is_asked_after_a_second_and_given_up_after_three() {
     let mut a = leader();
