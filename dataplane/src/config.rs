@@ -1,10 +1,11 @@
 //! What a process is told when it starts: one struct, validated once, from a file, from flags or from code.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 
-use praas_transport::hello::{Secret, SecretError};
+use praas_transport::hello::{Secret, SecretError, is_name};
 use serde::{Deserialize, Serialize};
 
 /// How workers talk to the controller: shared-memory rings (the product) or POSIX queues (the paper's).
@@ -149,6 +150,11 @@ pub struct ProcessConfig {
     pub plaintext: bool,
     /// Connections that may be in the middle of their hello; one more takes the place of the oldest. Default 1024.
     pub unauthenticated_max: u32,
+    /// Other processes, by name: `HOST:PORT` of each. One connection is kept with each that is told of this one, too. Needs a key and
+    /// a name of our own. Default: none.
+    pub peers: BTreeMap<String, String>,
+    /// Most of them. Default 1024.
+    pub peers_max: u32,
     /// Workers kept running, 1..=63. Default 2.
     pub workers: u8,
     /// Most workers ever running, when nested calls need more than `workers`, `workers`..=63. Default 8.
@@ -198,6 +204,8 @@ impl Default for ProcessConfig {
             key_fd: None,
             plaintext: false,
             unauthenticated_max: 1024,
+            peers: BTreeMap::new(),
+            peers_max: 1024,
             workers: 2,
             workers_max: 8,
             ipc: Ipc::default(),
@@ -277,6 +285,27 @@ pub enum ConfigError {
         /// What the resolver said.
         source: std::io::Error,
     },
+    /// The name of a peer is none, or ours.
+    #[error("peer `{name}`: {why}")]
+    PeerName {
+        /// As configured.
+        name: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The address of a peer is none.
+    #[error("peer {name} = `{address}`: {source}; give HOST:PORT, such as 127.0.0.1:4000")]
+    PeerAddress {
+        /// Its name.
+        name: String,
+        /// As configured.
+        address: String,
+        /// What the resolver said.
+        source: std::io::Error,
+    },
+    /// Peers prove who they are, and we have nothing to do it with.
+    #[error("peers need {0}")]
+    PeersNeed(&'static str),
     /// Two keys.
     #[error("both key_file and key_fd are given: use one of --key-file and --key-fd")]
     TwoKeys,
@@ -317,6 +346,14 @@ impl ProcessConfig {
         let name_ok =
             self.process.len() <= 64 && self.process.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
         range(name_ok, "process", format!("`{}`", self.process), "at most 64 bytes of A-Z a-z 0-9 . _ -")?;
+        range(self.peers_max <= 1 << 16, "peers_max", self.peers_max.to_string(), "0 to 65536")?;
+        range(
+            self.peers.len() <= self.peers_max as usize,
+            "peers",
+            format!("{} of them", self.peers.len()),
+            "at most `peers_max`; see --peers-max",
+        )?;
+        self.validate_peers()?;
         range((1..=63).contains(&self.workers), "workers", self.workers.to_string(), "1 to 63")?;
         range(
             (self.workers..=63).contains(&self.workers_max),
@@ -386,6 +423,44 @@ impl ProcessConfig {
             _ if addresses.is_empty() => Err(failed(std::io::ErrorKind::NotFound.into())),
             _ => Ok(addresses),
         }
+    }
+
+    fn validate_peers(&self) -> Result<(), ConfigError> {
+        if self.peers.is_empty() {
+            return Ok(());
+        }
+        if self.process.is_empty() {
+            return Err(ConfigError::PeersNeed("a name that they know us by: give --process NAME"));
+        }
+        if self.key_file.is_none() && self.key_fd.is_none() {
+            return Err(ConfigError::PeersNeed("a key, the same for all: give --key-file FILE"));
+        }
+        let bad = self.peers.keys().find_map(|name| match name {
+            name if !is_name(name.as_bytes()) => Some((name, "a name is 1 to 64 bytes of A-Z a-z 0-9 . _ -")),
+            name if *name == self.process => Some((name, "this is our own name")),
+            _ => None,
+        });
+        match bad {
+            Some((name, why)) => Err(ConfigError::PeerName { name: name.clone(), why }),
+            None => Ok(()),
+        }
+    }
+
+    /// The peers and the addresses that each stands for; may ask a name server.
+    ///
+    /// # Errors
+    /// `PeerAddress`.
+    pub fn peer_addresses(&self) -> Result<Vec<(String, Vec<SocketAddr>)>, ConfigError> {
+        let peers = self.peers.iter().map(|(name, address)| {
+            let failed = |source| ConfigError::PeerAddress { name: name.clone(), address: address.clone(), source };
+            let addresses: Vec<SocketAddr> = address.to_socket_addrs().map_err(failed)?.collect();
+            if addresses.is_empty() {
+                Err(failed(std::io::ErrorKind::NotFound.into()))
+            } else {
+                Ok((name.clone(), addresses))
+            }
+        });
+        peers.collect()
     }
 
     /// Reads the application key, if one is configured. Once: a pipe is empty after it.
@@ -487,6 +562,36 @@ mod tests {
         for inside in ["127.0.0.1:1", "127.1.2.3:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
             assert!(!refused(inside, false, false) && !refused(inside, true, true));
         }
+    }
+
+    #[test]
+    fn peers_need_names_a_key_and_addresses() {
+        let told = |name: &str, address: &str| ProcessConfig {
+            process: "a".into(),
+            key_file: Some("key".into()),
+            peers: BTreeMap::from([(name.into(), address.into())]),
+            ..sound()
+        };
+        let good = told("b", "127.0.0.1:4000");
+        good.validate().unwrap();
+        assert_eq!(good.peer_addresses().unwrap(), [("b".to_owned(), vec!["127.0.0.1:4000".parse().unwrap()])]);
+        let refused = [
+            (told("a", "127.0.0.1:1"), "our own"),
+            (told("a b", "127.0.0.1:1"), "1 to 64"),
+            (ProcessConfig { process: String::new(), ..good.clone() }, "--process"),
+            (ProcessConfig { key_file: None, ..good.clone() }, "--key-file"),
+            (ProcessConfig { peers_max: 0, ..good.clone() }, "--peers-max"),
+        ];
+        for (config, word) in refused {
+            let error = config.validate().unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+        for address in ["", "127.0.0.1", "127.0.0.1:x"] {
+            let error = told("b", address).peer_addresses().unwrap_err().to_string();
+            assert!(error.contains("HOST:PORT"), "{error}");
+        }
+        let text = toml::to_string(&good).unwrap();
+        assert_eq!(toml::from_str::<ProcessConfig>(&text).unwrap(), good);
     }
 
     #[test]

@@ -15,7 +15,8 @@ pub const VERSIONS: Versions = Versions { min: PROTOCOL_VERSION, max: PROTOCOL_V
 /// Frames between a client and a process ([`praas_transport::frame::Header::kind`]).
 pub mod frame {
     // 1 was a hello, which is no frame any more.
-    /// Process → client, the first frame after the hello: `aux` is the protocol version, the body a [`super::Welcome`] in JSON.
+    /// Process → client, the first frame after the hello: `aux` is the protocol version, the body a [`super::Welcome`] in JSON. To
+    /// another process without a body.
     pub const WELCOME: u8 = 2;
     /// Client → process: `call`, `function`, `budget_ns`, flags, body. With [`FLAG_ONCE`], `aux` is the lowest such call that has
     /// no answer yet.
@@ -24,10 +25,14 @@ pub mod frame {
     pub const REPLY: u8 = 4;
     /// Client → process: nobody waits for `call` any more.
     pub const CANCEL: u8 = 5;
-    /// Client → process: are you there?
+    /// Client → process, process ↔ process: are you there?
     pub const PING: u8 = 6;
-    /// Process → client: yes.
+    /// Process → client, process ↔ process: yes.
     pub const PONG: u8 = 7;
+    /// Process → process, of two that were told of each other by the one whose name is the smaller: this is the connection between us.
+    pub const CONFIRM: u8 = 8;
+    /// Process → process, the last frame: `flags` say why it closes the connection.
+    pub const GOODBYE: u8 = 9;
 
     /// Flag of a request: the body is several arguments (see [`super::args`]).
     pub const FLAG_ARGS: u16 = 1;

@@ -271,9 +271,10 @@ fn a3_a_client_is_no_process_whatever_it_says() {
         assert!(matches!(said, Err(HelloError::Unproven)), "{to}: {said:?}");
         assert!(Client::connect(process.addr(), &client_config(forged)).is_err(), "{to}");
     }
+    // A process is told why it is not let in: this one was not told of it.
     let (said, mut raw) = as_peer(&credential(1, Role::Process));
     assert!(said.is_ok());
-    assert_eq!(raw.receive().0.kind, praas_dataplane::wire::frame::WELCOME);
+    assert_eq!(raw.receive().0.kind, praas_dataplane::wire::frame::GOODBYE);
     still_served(&mut client);
     std::fs::remove_dir_all(&folder).unwrap();
 }

@@ -9,7 +9,7 @@ use praas_dataplane::{Ipc, Pin, Process, ProcessConfig, ProcessError, ReactorCho
 /// Runs one cloud process: a controller and the workers that run your functions.
 ///
 /// Prints one line on stdout when clients can connect:
-///   ready process=NAME listen=ADDRESS workers=N ipc=ring|mq wait=MODE reactor=uring|epoll congestion=NAME
+///   ready process=NAME listen=ADDRESS workers=N ipc=ring|mq wait=MODE reactor=uring|epoll congestion=NAME [peers=N]
 /// and serves until SIGTERM, SIGINT or SIGHUP (running calls may finish; a second signal ends at once).
 #[derive(Debug, Parser)]
 #[command(
@@ -58,6 +58,12 @@ struct Arguments {
     /// Connections in the middle of their hello; one more takes the place of the oldest [default: 1024]
     #[arg(long, value_name = "N")]
     unauthenticated_max: Option<u32>,
+    /// Another process to keep a connection with, which is told of this one, too; needs --process and a key. May be repeated
+    #[arg(long = "peer", value_name = "NAME=HOST:PORT", value_parser = parse_peer)]
+    peers: Vec<(String, String)>,
+    /// Most peers [default: 1024]
+    #[arg(long, value_name = "N")]
+    peers_max: Option<u32>,
     /// Workers kept running, 1 to 63 [default: 2]
     #[arg(long, value_name = "N")]
     workers: Option<u8>,
@@ -131,6 +137,7 @@ impl Arguments {
             process,
             listen,
             unauthenticated_max,
+            peers_max,
             workers,
             workers_max,
             ipc,
@@ -149,6 +156,7 @@ impl Arguments {
             drain_ms,
             start_ms
         );
+        config.peers.extend(self.peers);
         if self.key_file.is_some() || self.key_fd.is_some() {
             (config.key_file, config.key_fd) = (self.key_file, self.key_fd);
         }
@@ -157,6 +165,11 @@ impl Arguments {
             if self.workers_max.is_none() { config.workers_max.max(config.workers) } else { config.workers_max };
         Ok(config)
     }
+}
+
+fn parse_peer(text: &str) -> Result<(String, String), String> {
+    let parts = text.split_once('=').ok_or_else(|| format!("`{text}` is not NAME=HOST:PORT, such as b=127.0.0.1:4000"));
+    parts.map(|(name, address)| (name.to_owned(), address.to_owned()))
 }
 
 fn main() -> ExitCode {
@@ -181,6 +194,7 @@ fn run(arguments: Arguments) -> Result<(), ProcessError> {
             "ready process={} listen={} workers={} ipc={ipc} wait={wait} reactor={} congestion={}",
             ready.process, ready.listen, ready.workers, ready.reactor, ready.congestion
         );
+        let line = if ready.peers == 0 { line } else { format!("{line} peers={}", ready.peers) };
         // Nobody reads our stdout: no reason not to serve.
         let _ = writeln!(out, "{line}").and_then(|()| out.flush());
     })

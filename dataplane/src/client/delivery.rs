@@ -84,14 +84,14 @@ const LONGEST_NS: u64 = 1_000_000_000;
 
 /// Pauses between attempts to connect: up to 10 ms, then up to twice as long each time, up to a second. Each is drawn from the
 /// whole of that, so that clients who lost the same process do not come back at the same moment.
-#[derive(Debug)]
-pub(super) struct BackOff {
+#[derive(Debug, Clone)]
+pub(crate) struct BackOff {
     failures: u32,
     seed: u64,
 }
 
 impl BackOff {
-    pub(super) fn new(session: [u8; 16]) -> BackOff {
+    pub(crate) fn new(session: [u8; 16]) -> BackOff {
         let [low, high] = [0, 8].map(|at| u64::from_le_bytes(session[at..at + 8].try_into().expect("eight bytes")));
         BackOff { failures: 0, seed: low ^ high.rotate_left(32) }
     }
@@ -101,12 +101,12 @@ impl BackOff {
     }
 
     /// It worked.
-    pub(super) fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.failures = 0;
     }
 
     /// The pause after one more failure, ns.
-    pub(super) fn next_ns(&mut self) -> u64 {
+    pub(crate) fn next_ns(&mut self) -> u64 {
         let window_ns = (FIRST_NS << self.failures.min(32)).min(LONGEST_NS);
         self.failures = self.failures.saturating_add(1);
         // splitmix64.

@@ -324,7 +324,7 @@ pub(super) fn cause(error: &ConnectionError) -> String {
 const CLOSED_AT_ONCE: &str =
     "it closed the connection at once; its connection limit may be reached, or it is no process";
 
-fn on_loopback(address: SocketAddr) -> bool {
+pub(crate) fn on_loopback(address: SocketAddr) -> bool {
     address.ip().to_canonical().is_loopback()
 }
 

@@ -9,7 +9,7 @@
 //! | `payload.rs`  | inputs, answers and their buffers                                        |
 
 mod alarm;
-mod delivery;
+pub(crate) mod delivery;
 pub(crate) mod link;
 mod payload;
 

@@ -11,10 +11,12 @@
 //! | `staff.rs`    | how many workers run, their deaths, replacement and back-off   |
 //! | `circuit.rs`  | which function has killed its workers too often                |
 //! | `dedupe.rs`   | which calls came before, and how they ended                    |
+//! | `peers.rs`    | which connection joins us to each process we were told of      |
 
 mod circuit;
 mod dedupe;
 mod lease;
+pub(crate) mod peers;
 mod queue;
 mod staff;
 #[cfg(test)]

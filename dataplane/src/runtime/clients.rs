@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use praas_transport::hello::ResponderConfig;
+use praas_transport::hello::{Purpose, ResponderConfig};
 use praas_transport::reactor::{Interest, Reactor, Socket};
 use praas_transport::tcp::{Received, Refusal, Scratch, TcpConfig, Terms};
 use praas_transport::{Frame, Header, Limits, Session};
@@ -68,6 +68,15 @@ pub(super) enum Event {
     },
     /// A payload is with the kernel and can go back to its owner.
     Sent(Bytes),
+}
+
+/// Who has said hello.
+#[derive(Debug)]
+pub(super) enum Came {
+    /// A client, its session, and the number that it gave its connection.
+    Client { connection: u64, session_id: SessionId, number: u64 },
+    /// Another process, which is nobody's client.
+    Peer(TcpStream, Session),
 }
 
 /// What carries the bytes of all connections.
@@ -225,13 +234,8 @@ impl Clients {
     }
 
     /// Goes on with a hello. When it is done the connection becomes a client's, and is welcomed.
-    /// Gives the connection, its client's session and the number that the client gave it, if it gave one.
-    pub(super) fn greet(
-        &mut self,
-        number: usize,
-        reactor: &mut Carrier,
-        welcome: &Welcome,
-    ) -> Option<(u64, SessionId, u64)> {
+    /// Gives who came, unless it is a client without a session.
+    pub(super) fn greet(&mut self, number: usize, reactor: &mut Carrier, welcome: &Welcome) -> Option<Came> {
         let (stream, ended) = match self.greetings.advance(number) {
             Greeted::Pending => return None,
             Greeted::Refused(stream, error) => (stream, Err(error)),
@@ -244,6 +248,7 @@ impl Clients {
                 // Not who it said it was: whoever is refused chooses those words.
                 self.complain(|| tracing::warn!(?peer, %error, "a connection was closed before the end of its hello"));
             }
+            Ok(session) if session.purpose == Purpose::Peer => return Some(Came::Peer(stream, session)),
             Ok(_) if self.open.len() >= self.connections_max => {
                 let max = self.connections_max;
                 self.complain(|| tracing::warn!("{max} connections are open, the most that may; more are closed"));
@@ -251,7 +256,7 @@ impl Clients {
             Ok(session) => {
                 let (session_id, number) = (session.peer.session(), session.peer.incarnation);
                 match self.enter(stream, session, reactor, welcome) {
-                    Ok(connection) => return (number > 0).then_some((connection, session_id, number)),
+                    Ok(connection) => return (number > 0).then_some(Came::Client { connection, session_id, number }),
                     Err(error) => self.complain(|| tracing::warn!(%error, "cannot set up a connection")),
                 }
             }

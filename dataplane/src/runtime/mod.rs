@@ -10,6 +10,7 @@ mod body;
 mod clients;
 mod error;
 mod greeting;
+mod peers;
 mod records;
 mod seat;
 mod staffing;
@@ -31,7 +32,7 @@ use praas_transport::hello::ResponderConfig;
 use praas_transport::queue::{Buffer, QueueConfig, Receiver, Sender};
 use praas_transport::reactor::{self, Interest, Kind, Reactor};
 
-use crate::clock::now_ns;
+use crate::clock::{now_ns, unix_ns};
 use crate::config::{Ipc, ProcessConfig, WaitMode};
 use crate::controller::{
     Action, Bounds, CallError, Caller, Cause, Controller, Outcome, Request, Signal, Stale, Terms, Violation, WorkerId,
@@ -41,9 +42,10 @@ use crate::payload::BlockKey;
 use crate::placement::{Patience, Placement, Yields, quota_cores};
 use crate::wire::{self, Code, FromWorker, PROTOCOL_VERSION, ToWorker, WorkerWelcome, record};
 use body::{Bytes, Foreign, Heap, Payload, Quota, Store};
-use clients::{Carrier, Clients};
+use clients::{Came, Carrier, Clients};
 pub use error::ProcessError;
 use error::system;
+use peers::Peers;
 use seat::{Channel, Deaf, Given, Seat};
 
 const DOORBELL: usize = 1;
@@ -57,6 +59,8 @@ const QUEUES_OUT: usize = 0x4000;
 const CLIENTS: usize = 0x10000;
 /// Connections before the end of their hello.
 const GREETINGS: usize = 0x100_0000;
+/// Connections with other processes. Last, and without an end: no token is used twice.
+const PEERS: usize = 0x1_0000_0000;
 
 /// Slots of each ring. 256 lines of 64 bytes: 16 KiB a pair, and room for every answer a leased caller may wait for,
 /// with a quarter unpublished and releases beside them (128 sent each release through the controller).
@@ -88,6 +92,8 @@ pub struct Ready {
     pub reactor_reason: String,
     /// Congestion control of its connections.
     pub congestion: String,
+    /// Other processes it was told of.
+    pub peers: usize,
 }
 
 /// A cloud process: its controller and, as children, its workers. Runs on the thread that calls [`Process::run`].
@@ -112,6 +118,7 @@ pub struct Process {
     /// What the second end of a lease gets, between `Grant` and `Open`: an exchange page, or two queues.
     lease_ends: HashMap<u64, Vec<OwnedFd>>,
     clients: Clients,
+    peers: Peers,
     /// Empty between turns, kept for their memory: what a connection brought, what the kernel has taken.
     arrived: Vec<clients::Event>,
     sent: Vec<Bytes>,
@@ -165,8 +172,10 @@ impl Process {
         let (kind, reactor_reason) = reactor::choose(config.reactor, config.wait == WaitMode::Latency)?;
         let mut reactor: Carrier = Reactor::new(kind).map_err(system("no reactor; try --reactor epoll"))?;
         tracing::info!(reactor = %kind, reason = reactor_reason, "reactor");
-        let incarnation = now_ns();
+        // By the calendar: a process that moves to another host is a later life of itself there, too.
+        let incarnation = unix_ns();
         let hello = responder(&config, incarnation)?;
+        let peers = Peers::new(&config, &hello, process_id)?;
         let clients = Clients::listen(&config, hello)?;
         let signals = watch_signals(&mut reactor).map_err(system("cannot watch for signals"))?;
         // Grandchildren that a dead worker leaves behind become ours, so that we can end them.
@@ -209,6 +218,7 @@ impl Process {
             lent_on: HashMap::new(),
             lease_ends: HashMap::new(),
             clients,
+            peers,
             arrived: Vec::new(),
             sent: Vec::new(),
             handed_over: None,
@@ -266,6 +276,7 @@ impl Process {
                 self.announced = true;
                 self.welcome.functions = self.controller.functions().to_vec();
                 self.clients.admit(&mut self.reactor)?;
+                self.peers.admit();
                 if let Some(ready) = ready.take() {
                     ready(&Ready {
                         process: self.config.process.clone(),
@@ -274,8 +285,12 @@ impl Process {
                         reactor: self.reactor.kind(),
                         reactor_reason: self.reactor_reason.clone(),
                         congestion: self.clients.congestion(),
+                        peers: self.peers.count(),
                     });
                 }
+            }
+            if now >= self.peers.wake_ns() {
+                self.peers.tick(now, &mut self.reactor, &mut self.store);
             }
             for index in self.clients.paused(now, &mut self.reactor, &mut self.store) {
                 self.on_client(now, index, true);
@@ -332,6 +347,7 @@ impl Process {
         let mut timeout = Duration::ZERO;
         if !spin {
             let due_ns = self.controller.wake_ns().min(self.drain_until_ns.unwrap_or(u64::MAX)).min(self.strays_due_ns);
+            let due_ns = due_ns.min(self.peers.wake_ns());
             timeout = Duration::from_nanos(due_ns.saturating_sub(now)).min(SLEEP_MAX);
             // Armed before the last look at the rings: whoever publishes after it sees us asleep and rings.
             if let Some(shared) = &self.shared {
@@ -416,10 +432,10 @@ impl Process {
             DOORBELL => {}
             SIGNALS => self.on_signal(now),
             LISTENER => self.clients.accept(&mut self.reactor),
-            GREETINGS.. => {
-                let greeted = self.clients.greet(token - GREETINGS, &mut self.reactor, &self.welcome);
-                if let Some((connection, session, number)) = greeted {
-                    let older = match self.controller.greeted(connection, session, number) {
+            PEERS.. => self.peers.serve(now, token, &mut self.reactor, &mut self.store),
+            GREETINGS.. => match self.clients.greet(token - GREETINGS, &mut self.reactor, &self.welcome) {
+                Some(Came::Client { connection, session_id, number }) => {
+                    let older = match self.controller.greeted(connection, session_id, number) {
                         Ok(replaced) => replaced,
                         Err(Stale) => Some(connection),
                     };
@@ -427,7 +443,11 @@ impl Process {
                         self.clients.close(older);
                     }
                 }
-            }
+                Some(Came::Peer(stream, session)) => {
+                    self.peers.accepted(now, stream, session, &mut self.reactor, &mut self.store);
+                }
+                None => {}
+            },
             CLIENTS.. => {
                 if event.closing {
                     self.clients.closing(token - CLIENTS);
@@ -472,6 +492,7 @@ impl Process {
         if now < until_ns && (self.controller.calls_open() > 0 || self.clients.unsent()) {
             return false;
         }
+        self.peers.goodbye(&mut self.reactor, &mut self.store);
         self.clients.goodbye(&mut self.reactor);
         true
     }
