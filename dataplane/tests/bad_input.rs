@@ -254,7 +254,8 @@ fn n5_n13_garbage_on_the_port_is_closed_and_others_are_served() {
     }
     wait_until("no descriptor stays", PATIENCE, || fds(process.pid()) == open);
     let grown = memory_kib(process.pid()).saturating_sub(memory);
-    assert!(grown < 2048, "{grown} KiB for garbage");
+    // Pages that good calls touched beside it are in this; what was claimed is not: the least is a TiB.
+    assert!(grown < 8192, "{grown} KiB for garbage");
 }
 
 #[test]

@@ -15,6 +15,13 @@ struct Started {
     ready: String,
 }
 
+impl Drop for Started {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 impl Started {
     fn with(args: &[&str]) -> Started {
         let mut command = Command::new(process_program());
