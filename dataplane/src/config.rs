@@ -6,6 +6,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 
 use praas_transport::hello::{Secret, SecretError, is_name};
+use praas_transport::tcp::on_loopback;
 use serde::{Deserialize, Serialize};
 
 /// How workers talk to the controller: shared-memory rings (the product) or POSIX queues (the paper's).
@@ -418,7 +419,7 @@ impl ProcessConfig {
         let failed = |source| ConfigError::Listen { listen: self.listen.clone(), source };
         let addresses: Vec<SocketAddr> = self.listen.to_socket_addrs().map_err(failed)?.collect();
         let keyed = self.key_file.is_some() || self.key_fd.is_some();
-        match addresses.iter().find(|address| !address.ip().to_canonical().is_loopback()) {
+        match addresses.iter().find(|address| !on_loopback(**address)) {
             Some(&outside) if !keyed || self.plaintext => Err(ConfigError::NotLoopback(outside)),
             _ if addresses.is_empty() => Err(failed(std::io::ErrorKind::NotFound.into())),
             _ => Ok(addresses),

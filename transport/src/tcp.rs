@@ -142,6 +142,41 @@ pub struct Terms {
     pub peer_incarnation: u64,
 }
 
+impl ConnectionError {
+    /// What went wrong, with what the system or the frame said.
+    #[must_use]
+    pub fn with_cause(&self) -> String {
+        match std::error::Error::source(self) {
+            Some(source) => format!("{self}: {source}"),
+            None => self.to_string(),
+        }
+    }
+}
+
+/// Whether an address is of this host's loopback, also when an IPv4 address comes as IPv6.
+#[must_use]
+pub fn on_loopback(address: SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
+}
+
+/// Whether a connect that did not block is through.
+///
+/// # Errors
+/// The connect's.
+pub fn is_connected(stream: &impl AsFd) -> io::Result<bool> {
+    let socket = SockRef::from(stream);
+    if let Some(error) = socket.take_error()? {
+        return Err(error);
+    }
+    match socket.peer_addr() {
+        // A port of the range that clients are given, connected to itself (RFC 9293 3.5, simultaneous open).
+        Ok(peer) if socket.local_addr()? == peer => Err(io::ErrorKind::ConnectionRefused.into()),
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 impl Terms {
     /// What follows from a hello for the end that is `incarnation`. Where payloads have checksums, off the loopback, headers are keyed, too.
     #[must_use]

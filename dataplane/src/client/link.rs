@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use praas_transport::Limits;
 use praas_transport::hello::{HelloError, Initiator, InitiatorConfig, Purpose, Session};
-use praas_transport::tcp::{Connection, ConnectionError, Received, Scratch, TcpConfig, Terms};
+use praas_transport::tcp::{
+    Connection, ConnectionError, Received, Scratch, TcpConfig, Terms, is_connected, on_loopback,
+};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::alarm::Alarm;
@@ -313,35 +315,9 @@ pub(crate) fn keep_alive(socket: impl AsFd) -> io::Result<()> {
     Ok(sockopt::set_socket_keepalive(&socket, true)?)
 }
 
-/// What went wrong, with what the system or the frame said.
-pub(super) fn cause(error: &ConnectionError) -> String {
-    match std::error::Error::source(error) {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    }
-}
-
 const CLOSED_AT_ONCE: &str =
     "it closed the connection at once; its connection limit may be reached, or it is no process";
 
-pub(crate) fn on_loopback(address: SocketAddr) -> bool {
-    address.ip().to_canonical().is_loopback()
-}
-
 fn refused(address: SocketAddr, error: io::Error) -> ConnectError {
     ConnectError::Refused { address: address.to_string(), attempts: Attempts(vec![(address, error)]) }
-}
-
-/// Whether a connect is through.
-fn is_connected(stream: &mio::net::TcpStream) -> io::Result<bool> {
-    if let Some(error) = stream.take_error()? {
-        return Err(error);
-    }
-    match stream.peer_addr() {
-        // A port of the range that clients are given, connected to itself (RFC 9293 3.5, simultaneous open).
-        Ok(peer) if stream.local_addr()? == peer => Err(io::ErrorKind::ConnectionRefused.into()),
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(false),
-        Err(error) => Err(error),
-    }
 }

@@ -33,7 +33,7 @@ use crate::placement::nanoseconds;
 use crate::wire::{Code, Welcome, frame};
 use delivery::{Beat, Fate, Pulse, after_loss, after_restart};
 pub use delivery::{CallOptions, Delivery};
-use link::{BACKLOG_BYTES_MAX, Link, Phase, READ_NS, Socket, cause};
+use link::{BACKLOG_BYTES_MAX, Link, Phase, READ_NS, Socket};
 pub use payload::{ClientReply, Outgoing};
 use payload::{OutgoingBytes, Pool};
 
@@ -848,7 +848,7 @@ impl Client {
             let pool = self.pool.clone();
             let flushed = connection.flush(&mut |sent| pool.take_back(sent));
             if let Err(error) = flushed {
-                self.lose(cause(&error));
+                self.lose(error.with_cause());
                 return true;
             }
             self.link.mind_writes();
@@ -870,7 +870,7 @@ impl Client {
                 true
             }
             Err(error) => {
-                self.lose(cause(&error));
+                self.lose(error.with_cause());
                 true
             }
         }

@@ -600,8 +600,7 @@ impl Client {
                 }
                 Err(error) => {
                     if !matches!(error, praas_transport::tcp::ConnectionError::Closed { mid_frame: false }) {
-                        let source = std::error::Error::source(&error).map(ToString::to_string);
-                        tracing::info!(connection = self.id, %error, source, "connection lost");
+                        tracing::info!(connection = self.id, error = error.with_cause(), "connection lost");
                     }
                     return false;
                 }

@@ -1,10 +1,11 @@
 //! Connections that have not finished the hello: they hold a kilobyte each, for a while, and there are only so many of them.
 
 use std::collections::VecDeque;
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::sync::Arc;
 
 use praas_transport::hello::{HelloError, Responder, ResponderConfig, Session};
+use praas_transport::tcp::on_loopback;
 
 use crate::clock::unix_s;
 
@@ -63,8 +64,8 @@ impl Greetings {
         now_ns: u64,
         watch: impl FnOnce(&TcpStream, usize) -> std::io::Result<()>,
     ) -> Result<usize, HelloError> {
-        let on_loopback = [stream.peer_addr()?, stream.local_addr()?].iter().all(is_loopback);
-        let responder = Responder::new(Arc::clone(&self.config), on_loopback)?;
+        let is_local = [stream.peer_addr()?, stream.local_addr()?].into_iter().all(on_loopback);
+        let responder = Responder::new(Arc::clone(&self.config), is_local)?;
         let number = self.next;
         self.next = self.next.wrapping_add(1) % NUMBERS;
         watch(&stream, number)?;
@@ -100,7 +101,3 @@ impl Greetings {
 
 /// Numbers before they begin anew: far more than can wait at once.
 pub(super) const NUMBERS: usize = 1 << 20;
-
-fn is_loopback(address: &SocketAddr) -> bool {
-    address.ip().to_canonical().is_loopback()
-}

@@ -10,13 +10,13 @@ use std::os::fd::AsFd;
 
 use praas_transport::hello::{HelloError, Initiator, InitiatorConfig, Purpose, ResponderConfig, Session};
 use praas_transport::reactor::{Interest, Socket};
-use praas_transport::tcp::{ConnectionError, Received, Scratch, TcpConfig, Terms};
+use praas_transport::tcp::{Received, Scratch, TcpConfig, Terms, is_connected, on_loopback};
 use praas_transport::{Bodies, Header, Limits};
 
 use super::body::{Bytes, Landing, Store};
 use super::clients::Carrier;
 use super::error::ProcessError;
-use crate::client::link::{keep_alive, on_loopback};
+use crate::client::link::keep_alive;
 use crate::clock::{now_ns, unix_s};
 use crate::config::ProcessConfig;
 use crate::controller::peers::{Action, Farewell, LinkNumber, Peering, Word};
@@ -258,7 +258,7 @@ impl Peers {
         if socket.queue(&header, &[], Bytes::Text(String::new())).is_err() {
             return Err("it does not read what we send".into());
         }
-        socket.flush(reactor, &mut drop).map(drop).map_err(|error| describe(&error))
+        socket.flush(reactor, &mut drop).map(drop).map_err(|error| error.with_cause())
     }
 
     /// Closes a link; what was said on it goes out first.
@@ -381,9 +381,9 @@ impl Peers {
         for _ in 0..FRAMES_PER_TURN {
             // A frame may have ended it.
             let Some(Stage::Open(socket)) = self.links.get_mut(&link) else { return Ok(()) };
-            let _ = socket.flush(reactor, &mut drop).map_err(|error| describe(&error))?;
+            let _ = socket.flush(reactor, &mut drop).map_err(|error| error.with_cause())?;
             let received_bytes = socket.stats().received_bytes;
-            let frame = socket.receive(reactor, &mut self.scratch, store).map_err(|error| describe(&error))?;
+            let frame = socket.receive(reactor, &mut self.scratch, store).map_err(|error| error.with_cause())?;
             if socket.stats().received_bytes > received_bytes || frame.is_some() {
                 self.peering.arrived(now, link);
             }
@@ -430,31 +430,10 @@ fn token_of(link: LinkNumber) -> usize {
     super::PEERS + usize::try_from(link).expect("64 bits")
 }
 
-/// Whether a connect is through.
-fn is_connected(stream: &TcpStream) -> io::Result<bool> {
-    if let Some(error) = stream.take_error()? {
-        return Err(error);
-    }
-    match stream.peer_addr() {
-        // A port of the range that clients are given, connected to itself (RFC 9293 3.5, simultaneous open).
-        Ok(peer) if stream.local_addr()? == peer => Err(io::ErrorKind::ConnectionRefused.into()),
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
 fn explain(error: &HelloError) -> String {
     match error {
         HelloError::Unproven => "it does not prove that it has our key; give both the same --key-file".into(),
         HelloError::Refused => "it refuses us; give both the same --key-file".into(),
         error => error.to_string(),
-    }
-}
-
-fn describe(error: &ConnectionError) -> String {
-    match std::error::Error::source(error) {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
     }
 }
