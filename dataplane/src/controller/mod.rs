@@ -349,11 +349,15 @@ impl<P: Keep> Controller<P> {
                 (Waiter::Worker { worker, call }, None)
             }
         };
-        if let Err(error) = self.admit(now_ns, waiter, function, deadline_ns) {
-            self.actions.push_back(Action::Discard(payload));
-            self.answer(waiter, Outcome::Failed(error));
-            return;
-        }
+        let lane = session.map_or_else(|| lane_of(waiter), session_lane);
+        let gives_way = match self.admit(now_ns, waiter, lane, function, deadline_ns) {
+            Ok(gives_way) => gives_way,
+            Err(error) => {
+                self.actions.push_back(Action::Discard(payload));
+                self.answer(waiter, Outcome::Failed(error));
+                return;
+            }
+        };
         if let (Some(session), Waiter::Client { call, .. }) = (session, waiter) {
             self.dedupe.begin(session, call);
             waiter = Waiter::Session { session, call };
@@ -374,10 +378,7 @@ impl<P: Keep> Controller<P> {
         match self.staff.idle() {
             Some(worker) if self.queue.is_empty() => self.dispatch(worker, key),
             _ => {
-                let lane = lane_of(waiter);
-                if self.queue.len() >= self.bounds.queue_max
-                    && let Some(greedy) = self.queue.to_give_way(lane)
-                {
+                if let Some(greedy) = gives_way {
                     let text = format!(
                         "{} calls wait for a worker, the most that may, and more of this caller than of others",
                         self.bounds.queue_max
@@ -410,7 +411,15 @@ impl<P: Keep> Controller<P> {
         by_default
     }
 
-    fn admit(&self, now_ns: u64, from: Waiter, function: u16, deadline_ns: u64) -> Result<(), CallError> {
+    /// Whether a call may wait its turn; in a full queue, which one gives way to it.
+    fn admit(
+        &self,
+        now_ns: u64,
+        from: Waiter,
+        lane: LaneId,
+        function: u16,
+        deadline_ns: u64,
+    ) -> Result<Option<CallKey>, CallError> {
         let refuse = |code, text: String| Err(CallError::new(code, text));
         if let Waiter::Client { connection, .. } | Waiter::Nobody { connection } = from {
             if self.draining {
@@ -437,10 +446,13 @@ impl<P: Keep> Controller<P> {
         if deadline_ns <= now_ns {
             return refuse(Code::Timeout, "the deadline had passed when the call arrived".into());
         }
-        if self.queue.len() >= self.bounds.queue_max && self.queue.to_give_way(lane_of(from)).is_none() {
-            return refuse(Code::Busy, format!("{} calls wait for a worker, the most that may", self.bounds.queue_max));
+        if self.queue.len() < self.bounds.queue_max {
+            return Ok(None);
         }
-        Ok(())
+        match self.queue.to_give_way(lane) {
+            None => refuse(Code::Busy, format!("{} calls wait for a worker, the most that may", self.bounds.queue_max)),
+            greedy => Ok(greedy),
+        }
     }
 
     fn broken(&self, now_ns: u64, function: usize) -> CallError {
@@ -671,10 +683,14 @@ impl<P: Keep> Controller<P> {
 fn lane_of(waiter: Waiter) -> LaneId {
     match waiter {
         Waiter::Client { connection, .. } | Waiter::Nobody { connection } => connection,
-        // Connections count up from 2^32, sessions from nothing; workers are below 64.
-        Waiter::Session { session, .. } => 1 << 63 | session,
+        Waiter::Session { session, .. } => session_lane(session),
         Waiter::Worker { worker, .. } => u64::from(worker),
     }
+}
+
+/// Connections count up from 2^32, sessions from nothing; workers are below 64.
+fn session_lane(session: u64) -> LaneId {
+    1 << 63 | session
 }
 
 fn key(index: usize, uses: u32) -> CallKey {

@@ -117,6 +117,21 @@ fn g2_errors_are_kept_too_and_refusals_are_not() {
     assert_eq!(bench.controller.queue.len(), 1);
 }
 
+/// Calls of a session were admitted by their connection's lane and then put into the session's, which gave nobody's place: a
+/// full queue grew by every one of them.
+#[test]
+fn g8_calls_that_are_to_run_once_do_not_overfill_the_queue() {
+    let mut bench = Bench::ready(Bounds { queue_max: 4, connection_calls_max: 100, ..bounds() });
+    bench.controller.greeted(7, ANNA, 1).unwrap();
+    let mut refused = 0;
+    for call in 2..22 {
+        bench.ask_once(7, call, 0, false);
+        refused += codes(&bench.did()).iter().filter(|code| **code == Code::Busy).count();
+        assert!(bench.controller.queue.len() <= 4, "{} wait", bench.controller.queue.len());
+    }
+    assert_eq!(refused + 4 + bench.controller.staff.count(), 20);
+}
+
 #[test]
 fn g2_what_was_forgotten_is_refused_and_not_run() {
     let mut bench = Bench::ready(bounds());
