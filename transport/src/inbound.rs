@@ -608,8 +608,8 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>> Inbound<In> {
                 let room = self.room();
                 let room_bytes = room.len();
                 assert!(room_bytes > 0, "a payload that is whole is a frame, and a read of nothing looks like the end");
-                let Some(count) = read(|| stream.read(room))? else { return self.would_block() };
-                self.account(count, room_bytes)?;
+                let outcome = read(|| stream.read(room));
+                let Some(count) = self.account(outcome, room_bytes)? else { return Ok(Fill::WouldBlock) };
                 self.move_on(count);
                 let frame = self.advance(&mut &[][..], bodies)?;
                 Ok(frame.map_or(Fill::Some, Fill::Frame))
@@ -637,22 +637,15 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>> Inbound<In> {
     ) -> Result<Fill<In>, ConnectionError> {
         let mut carry = scratch.carry();
         let room = &mut carry[..bytes_max];
-        let outcome = read(|| stream.read(room)).map_err(ConnectionError::from).and_then(|count| match count {
-            None => Ok(None),
-            Some(count) => self.account(count, bytes_max).map(|()| Some(count)),
-        });
-        match outcome {
+        let outcome = read(|| stream.read(room));
+        match self.account(outcome, bytes_max) {
             Ok(Some(count)) => {
                 let frame = self.advance_through(carry, 0, count, scratch, bodies)?;
                 Ok(frame.map_or(Fill::Some, Fill::Frame))
             }
-            Ok(None) => {
+            nothing => {
                 scratch.carry = Some(carry);
-                self.would_block()
-            }
-            Err(error) => {
-                scratch.carry = Some(carry);
-                Err(error)
+                nothing.map(|_| Fill::WouldBlock)
             }
         }
     }
@@ -675,19 +668,12 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>> Inbound<In> {
             let mut slices = [IoSliceMut::new(&mut carry[..head_room]), IoSliceMut::new(spare)];
             read(|| stream.read_vectored(&mut slices))
         };
-        let outcome = outcome.map_err(ConnectionError::from).and_then(|count| match count {
-            None => Ok(None),
-            Some(count) => self.account(count, room_bytes).map(|()| Some(count)),
-        });
-        let count = match outcome {
+        let count = match self.account(outcome, room_bytes) {
             Ok(Some(count)) => count,
-            other => {
+            nothing => {
                 scratch.carry = Some(carry);
                 scratch.spare = Some(spare);
-                return match other {
-                    Err(error) => Err(error),
-                    _ => self.would_block(),
-                };
+                return nothing.map(|_| Fill::WouldBlock);
             }
         };
         let mut head = &carry[..count.min(head_room)];
@@ -785,21 +771,20 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>> Inbound<In> {
         Ok(Fill::Frame(frame))
     }
 
-    fn would_block(&mut self) -> Result<Fill<In>, ConnectionError> {
+    /// Counts a read: how many bytes it brought, `None` when there are none for now. One that brought nothing is the end.
+    fn account(
+        &mut self,
+        outcome: io::Result<Option<usize>>,
+        room_bytes: usize,
+    ) -> Result<Option<usize>, ConnectionError> {
+        let count = outcome?;
         self.stats.reads += 1;
-        self.drained = true;
-        Ok(Fill::WouldBlock)
-    }
-
-    /// Counts a read. One that brought nothing is the end.
-    pub(crate) fn account(&mut self, count: usize, room_bytes: usize) -> Result<(), ConnectionError> {
-        self.stats.reads += 1;
-        self.stats.bytes += count as u64;
-        self.drained = count < room_bytes;
-        if count == 0 {
+        self.stats.bytes += count.unwrap_or(0) as u64;
+        self.drained = count.is_none_or(|count| count < room_bytes);
+        if count == Some(0) {
             return Err(ConnectionError::Closed { mid_frame: self.mid_frame() });
         }
-        Ok(())
+        Ok(count)
     }
 }
 
