@@ -142,6 +142,22 @@ struct SocketSlot<In, Out> {
     grave: Option<Box<Halves<In, Out>>>,
 }
 
+/// A request for a socket, which is named by its place in the ring's file table (its slot), or by its descriptor.
+macro_rules! request {
+    ($socket:expr, $slot:expr, |$name:ident| $entry:expr) => {
+        match u32::try_from($slot) {
+            Ok(place) if $socket.fixed => {
+                let $name = types::Fixed(place);
+                $entry
+            }
+            _ => {
+                let $name = types::Fd($socket.fd.as_raw_fd());
+                $entry
+            }
+        }
+    };
+}
+
 enum Slot<In, Out> {
     Watch { token: usize, fd: RawFd, events: u32, closed: bool },
     Listener { token: usize, fd: RawFd, accepted: VecDeque<io::Result<OwnedFd>>, accepting: bool, told: bool },
@@ -399,9 +415,10 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Uring<In, Out> {
         } else {
             self.enter()
         };
-        match entered.map_err(|error| (error.raw_os_error(), error)) {
-            Ok(_) | Err((Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY), _)) => {}
-            Err((_, error)) => return Err(error),
+        if let Err(error) = entered
+            && !matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY))
+        {
+            return Err(error);
         }
         self.reap();
         self.feed_the_starved();
@@ -524,7 +541,6 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Uring<In, Out> {
     /// Somebody does not take what arrives for him: no more of it, and the buffers are for others.
     fn copy_out(&mut self, slot: usize) {
         let Some(Slot::Socket(socket)) = self.slots.get_mut(slot) else { return };
-        let multishot = matches!(socket.receiving, Receiving::Multishot { cancelled: false });
         let (mut bytes, mut from) = (Vec::new(), 0);
         let mut rest = VecDeque::new();
         for arrived in socket.arrived.drain(..) {
@@ -540,8 +556,14 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Uring<In, Out> {
         }
         rest.push_front(Arrived::Copied { bytes, from });
         socket.arrived = rest;
-        if multishot {
-            socket.receiving = Receiving::Multishot { cancelled: true };
+        self.end_multishot(slot);
+    }
+
+    /// No more buffers for a socket, once the kernel has heard of it.
+    fn end_multishot(&mut self, slot: usize) {
+        let receiving = &mut self.socket(slot).receiving;
+        if *receiving == (Receiving::Multishot { cancelled: false }) {
+            *receiving = Receiving::Multishot { cancelled: true };
             self.cancel(Op::Receive, slot);
         }
     }
@@ -704,9 +726,8 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
         let slot = self.slot;
         let socket = uring.socket(slot);
         // What a receive under way points to is left alone.
-        let busy =
-            matches!(socket.receiving, Receiving::Once | Receiving::InPlace | Receiving::Multishot { cancelled: true });
-        if socket.starved || busy {
+        let may_look = matches!(socket.receiving, Receiving::No | Receiving::Multishot { cancelled: false });
+        if socket.starved || !may_look {
             return;
         }
         let wants = match self.halves.inbound.wants() {
@@ -715,44 +736,37 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
             }
             wants => wants,
         };
-        match (socket.receiving, wants) {
-            (Receiving::No, _) => {}
-            (Receiving::Multishot { cancelled: false }, Wants::Room) => {
-                socket.receiving = Receiving::Multishot { cancelled: true };
-                return uring.cancel(Op::Receive, slot);
+        if socket.receiving != Receiving::No {
+            // Buffers for what is short; what may be long is asked for by itself.
+            let may_be_long = match wants {
+                Wants::Any => false,
+                Wants::AtMost(_) => self.halves.inbound.expects_long(),
+                Wants::Room => true,
+            };
+            if may_be_long {
+                uring.end_multishot(slot);
             }
-            (Receiving::Multishot { cancelled: false }, Wants::AtMost(_)) if self.halves.inbound.expects_long() => {
-                socket.receiving = Receiving::Multishot { cancelled: true };
-                return uring.cancel(Op::Receive, slot);
-            }
-            _ => return,
+            return;
         }
-        let (fixed, fd) = (socket.fixed, types::Fd(socket.fd.as_raw_fd()));
-        let place = types::Fixed(u32::try_from(slot).unwrap_or(u32::MAX));
         let (receiving, entry) = match wants {
             Wants::Any => {
-                let entry = match fixed {
-                    true => opcode::RecvMulti::new(place, GROUP).build(),
-                    false => opcode::RecvMulti::new(fd, GROUP).build(),
-                };
+                let entry = request!(socket, slot, |name| opcode::RecvMulti::new(name, GROUP).build());
                 (Receiving::Multishot { cancelled: false }, entry)
             }
             Wants::AtMost(bytes) => {
-                let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-                let receive = match fixed {
-                    true => opcode::Recv::new(place, std::ptr::null_mut(), bytes),
-                    false => opcode::Recv::new(fd, std::ptr::null_mut(), bytes),
-                };
-                (Receiving::Once, receive.buf_group(GROUP).build().flags(squeue::Flags::BUFFER_SELECT))
+                let (nowhere, bytes) = (std::ptr::null_mut(), u32::try_from(bytes).unwrap_or(u32::MAX));
+                let entry =
+                    request!(socket, slot, |name| opcode::Recv::new(name, nowhere, bytes).buf_group(GROUP).build());
+                (Receiving::Once, entry.flags(squeue::Flags::BUFFER_SELECT))
             }
             Wants::Room => {
                 let room = self.halves.inbound.room();
                 let bytes = u32::try_from(room.len().min(IN_PLACE_BYTES_MAX)).expect("far below");
-                let receive = match fixed {
-                    true => opcode::Recv::new(place, room.as_mut_ptr(), bytes),
-                    false => opcode::Recv::new(fd, room.as_mut_ptr(), bytes),
-                };
-                (Receiving::InPlace, receive.flags(libc::MSG_WAITALL).build())
+                let room = room.as_mut_ptr();
+                let entry = request!(socket, slot, |name| opcode::Recv::new(name, room, bytes)
+                    .flags(libc::MSG_WAITALL)
+                    .build());
+                (Receiving::InPlace, entry)
             }
         };
         socket.receiving = receiving;
@@ -804,12 +818,10 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
         flight.message.msg_iovlen = used;
         let message = std::ptr::from_ref(&flight.message);
         let socket = uring.socket(self.slot);
-        let send = match socket.fixed {
-            true => opcode::SendMsg::new(types::Fixed(u32::try_from(self.slot).unwrap_or(u32::MAX)), message),
-            false => opcode::SendMsg::new(types::Fd(socket.fd.as_raw_fd()), message),
-        };
         // Not WAITALL: each part that leaves is progress, which somebody may be waiting to see.
-        let entry = send.flags(libc::MSG_NOSIGNAL.cast_unsigned()).build().user_data(Op::Send.of(self.slot));
+        let flags = libc::MSG_NOSIGNAL.cast_unsigned();
+        let entry = request!(socket, self.slot, |name| opcode::SendMsg::new(name, message).flags(flags).build());
+        let entry = entry.user_data(Op::Send.of(self.slot));
         socket.sending = Some(flight);
         // SAFETY: the message and its slices are in the flight, a box that the slot keeps until the completion; they point to
         // heads, keys and bodies in `halves`, which are `Owned`, boxed, and not changed meanwhile (see `queue`; `prepare` and `wrote`
