@@ -287,12 +287,6 @@ impl<S: Side> Hello<S> {
         &mut self.input[self.filled..self.wanted]
     }
 
-    /// Whether it had something to say: of a responder, whether it was sent a whole hello.
-    #[must_use]
-    pub fn has_spoken(&self) -> bool {
-        self.queued > 0
-    }
-
     /// So many bytes of [`Hello::space`] were filled.
     ///
     /// # Errors

@@ -917,6 +917,7 @@ impl Client {
             match self.open.get(&number) {
                 Some(Open::Waiting(_)) => {}
                 Some(Open::Done(_)) => {
+                    // Whoever waited for this one may not come back for those that held requests up.
                     self.flush();
                     return self.finish(number);
                 }
@@ -967,15 +968,10 @@ impl Client {
         if let Some(at) = self.done.iter().position(|done| *done == number) {
             self.done.remove(at);
         }
-        let ended = match self.open.remove(&number) {
+        match self.open.remove(&number) {
             Some(Open::Done(result)) => result,
             _ => unreachable!("a call that is done is open"),
-        };
-        if self.done.is_empty() {
-            // Nobody has to come back for an answer: what was held until then leaves now.
-            self.flush();
         }
-        ended
     }
 
     /// Whichever call is done next, without blocking; `None` when none is. Meant for event loops.
@@ -995,7 +991,12 @@ impl Client {
             }
         }
         let number = *self.done.front()?;
-        Some((CallHandle(number), self.finish(number)))
+        let ended = self.finish(number);
+        if self.done.is_empty() {
+            // Nobody has to come back for an answer: what was held until then leaves now.
+            self.flush();
+        }
+        Some((CallHandle(number), ended))
     }
 
     /// Hands every call that is done to `take`, without blocking. Gives their number.
