@@ -613,12 +613,8 @@ impl Client {
         match queued {
             Ok(()) if corked => Ok(Posted::Sent),
             Ok(()) => {
-                if connection.wants_write() {
-                    // A long input is only queued. What breaks here is found when it is looked at next.
-                    let pool = &self.pool;
-                    let _ = connection.flush(&mut |sent| pool.take_back(sent));
-                }
                 self.collect_sent();
+                // A long input is only queued so far.
                 self.flush();
                 Ok(Posted::Sent)
             }

@@ -339,9 +339,7 @@ impl Clients {
         let index = (connection & 0xffff_ffff) as usize;
         if let Some(client) = self.open.get_mut(index).filter(|client| client.id == connection) {
             client.expired = true;
-            if !std::mem::replace(&mut client.listed, true) {
-                self.again.push(index);
-            }
+            client.list(index, &mut self.again);
         }
     }
 
@@ -361,9 +359,8 @@ impl Clients {
         if alive && (readable || client.paused) {
             alive = client.read(reactor, &mut self.scratch, store, welcome, events);
         }
-        if client.paused && !client.listed {
-            client.listed = true;
-            self.again.push(index);
+        if client.paused {
+            client.list(index, &mut self.again);
         }
         if !client.dirty && client.socket.wants_write() {
             client.dirty = true;
@@ -399,9 +396,7 @@ impl Clients {
             // Cannot be: there is room for all it may ask for. Better no connection than one that misses an answer.
             tracing::warn!(connection, "closed: a client does not read its answers");
             client.expired = true;
-            if !std::mem::replace(&mut client.listed, true) {
-                self.again.push(index);
-            }
+            client.list(index, &mut self.again);
             error.into_body()
         });
         if !client.dirty {
@@ -457,8 +452,8 @@ impl Clients {
                 if client.socket.stats().sent_bytes > client.arrived_bytes || client.socket.wants_write() {
                     client.look_for_its_host(reactor);
                 }
-                if client.expired && !std::mem::replace(&mut client.listed, true) {
-                    self.again.push(index);
+                if client.expired {
+                    client.list(index, &mut self.again);
                 }
             }
         }
@@ -499,6 +494,13 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 impl Client {
+    /// Has it looked at again, though no event may say so.
+    fn list(&mut self, index: usize, again: &mut Vec<usize>) {
+        if !std::mem::replace(&mut self.listed, true) {
+            again.push(index);
+        }
+    }
+
     /// Whether it has so much unread that its requests have to wait: a thousand answers, or two of the largest.
     fn is_full(&self, payload_bytes_max: u64) -> bool {
         let (frames, bytes) = self.socket.backlog();
