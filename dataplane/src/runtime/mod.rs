@@ -10,6 +10,7 @@ mod body;
 mod clients;
 mod error;
 mod greeting;
+mod lent;
 mod peers;
 mod records;
 mod seat;
@@ -46,6 +47,7 @@ use body::{Bytes, Foreign, Heap, Payload, Quota, Store};
 use clients::{Came, Carrier, Clients};
 pub use error::ProcessError;
 use error::system;
+use lent::Lent;
 use peers::Peers;
 use seat::{Channel, Deaf, Given, Seat};
 
@@ -120,6 +122,9 @@ pub struct Process {
     lent_on: HashMap<BlockKey, (Foreign, WorkerId)>,
     /// What the second end of a lease gets, between `Grant` and `Open`: an exchange page, or two queues.
     lease_ends: HashMap<u64, Vec<OwnedFd>>,
+    /// Connections that workers have, and when to look at those workers.
+    lent: HashMap<WorkerId, Lent>,
+    lent_due_ns: u64,
     clients: Clients,
     peers: Peers,
     /// Empty between turns, kept for their memory: what a connection brought, what the kernel has taken.
@@ -205,6 +210,7 @@ impl Process {
             start_ns: config.start_ms * 1_000_000,
             deadline_ns: config.deadline_ms * 1_000_000,
             leases: config.leases,
+            connection_leases: config.lease_connections,
             results_bytes_max: usize::try_from(config.results_bytes_max).unwrap_or(usize::MAX),
         };
         Ok(Process {
@@ -222,6 +228,8 @@ impl Process {
             shared,
             lent_on: HashMap::new(),
             lease_ends: HashMap::new(),
+            lent: HashMap::new(),
+            lent_due_ns: u64::MAX,
             clients,
             peers,
             arrived: Vec::new(),
@@ -267,6 +275,7 @@ impl Process {
         let mut sockets_wait = false;
         loop {
             let worked = self.poll_workers(now);
+            self.look_at_lent(now);
             self.controller.tick(now);
             self.unstick(now);
             self.act(now);
@@ -339,7 +348,8 @@ impl Process {
         worked: bool,
         events: &mut Vec<reactor::Event>,
     ) -> Result<bool, ProcessError> {
-        let wanted = self.core_is_wanted();
+        // Whoever has a connection of ours talks to a client, and the two want the cores.
+        let wanted = self.core_is_wanted() || self.controller.lends();
         let patience = if !wanted {
             self.placement.controller_patience()
         } else if self.may_yield_to_worker(now) {
@@ -352,7 +362,7 @@ impl Process {
         let mut timeout = Duration::ZERO;
         if !spin {
             let due_ns = self.controller.wake_ns().min(self.drain_until_ns.unwrap_or(u64::MAX)).min(self.strays_due_ns);
-            let due_ns = due_ns.min(self.peers.wake_ns());
+            let due_ns = due_ns.min(self.peers.wake_ns()).min(self.lent_due_ns);
             timeout = Duration::from_nanos(due_ns.saturating_sub(now)).min(SLEEP_MAX);
             // Armed before the last look at the rings: whoever publishes after it sees us asleep and rings.
             if let Some(shared) = &self.shared {
@@ -506,10 +516,17 @@ impl Process {
 
     /// Serves a connection. Whether it brought something.
     fn on_client(&mut self, now: u64, index: usize, readable: bool) -> bool {
-        let default_ns = self.config.deadline_ms * 1_000_000;
         let mut arrived = std::mem::take(&mut self.arrived);
         self.clients.serve(index, readable, &mut self.reactor, &mut self.store, &self.welcome, &mut arrived);
         let found = !arrived.is_empty();
+        self.take_in(now, index, &mut arrived);
+        self.arrived = arrived;
+        found
+    }
+
+    /// What a connection brought.
+    fn take_in(&mut self, now: u64, index: usize, arrived: &mut Vec<clients::Event>) {
+        let default_ns = self.config.deadline_ms * 1_000_000;
         for event in arrived.drain(..) {
             match event {
                 clients::Event::Request { connection, call, function, budget_ns, terms, payload } => {
@@ -533,8 +550,6 @@ impl Process {
                 clients::Event::Sent(bytes) => self.release(bytes),
             }
         }
-        self.arrived = arrived;
-        found
     }
 }
 

@@ -149,6 +149,7 @@ impl World {
             start_ns: S,
             deadline_ns: 2 * S,
             leases: !dice.one_in(4),
+            connection_leases: false,
             results_bytes_max: 20 * (dedupe::CALL_BYTES + 1),
         };
         World {
@@ -245,6 +246,7 @@ impl World {
                         seat.inbox.push_back(ToWorker::Ended { lease });
                     }
                 }
+                Action::Lend { .. } => unreachable!("no connection is lent here"),
             }
         }
     }

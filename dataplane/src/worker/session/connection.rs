@@ -185,8 +185,8 @@ impl Lent {
         self.running = Some(Running { call: header.call, deadline_ns, cancelled: false });
         incoming.origin = Origin::Connection;
         incoming.request =
-            Descriptor::new(record::REQUEST | args, header.function, header.call, deadline_ns, inline.into());
-        incoming.heap = None;
+            Descriptor::new(record::REQUEST | args, header.function, header.call, deadline_ns, inline);
+        (incoming.position, incoming.heap) = (0, None);
     }
 
     /// Writes a frame, or what the kernel takes of it.
@@ -465,10 +465,6 @@ impl Session {
     /// Gives the connection back, at rest or broken.
     fn give_back(&mut self, lent: Lent) -> Result<(), Fatal> {
         let how = lent.ended.unwrap_or(Return::AtRest);
-        if how == Return::AtRest {
-            // Should we die before the controller has the record.
-            self.say_where(&lent);
-        }
         let (received, sent) = lent.connection.sequences();
         let lease = lent.lease;
         drop(lent);
@@ -478,7 +474,7 @@ impl Session {
 
     fn say_returned(&mut self, lease: u64, how: Return, received: u64, sent: u64) -> Result<(), Fatal> {
         let sent = Inline::new(&sent.to_le_bytes()).expect("eight bytes");
-        self.send_controller(&Descriptor::new(record::RETURNED, how as u16, lease, received, sent.into()), None)
+        self.send_controller(&Descriptor::new(record::RETURNED, how as u16, lease, received, sent), None)
     }
 
     /// The controller wants the connection back. Whether it is here.
