@@ -60,17 +60,17 @@ impl Process {
         for connection in gone {
             self.controller.disconnected(connection);
         }
-        for worker in starts {
-            self.spawn(now, worker);
-        }
         for at in 0..self.seated.len() {
             let worker = self.seated[at];
-            let deaf = self.seats[usize::from(worker)]
-                .as_mut()
-                .is_some_and(|seat| seat.wants_flush() && seat.flush().is_err());
+            let Some(seat) = &mut self.seats[usize::from(worker)] else { continue };
+            let deaf = seat.wants_flush() && seat.flush().is_err();
+            seat.ring();
             if deaf {
                 self.condemn(worker, Cause::Violation("it does not read its records"));
             }
+        }
+        for worker in starts {
+            self.spawn(now, worker);
         }
     }
 
