@@ -373,8 +373,9 @@ impl Process {
                 .seated
                 .iter()
                 .any(|worker| matches!(&self.seats[usize::from(*worker)], Some(seat) if seat.wants_flush()))
+                || self.controller.has_given_ahead()
             {
-                // A full ring has no bell to tell us of room.
+                // A full ring has no bell to tell us of room, and a worker with more calls rings once for several answers.
                 timeout = timeout.min(Duration::from_millis(1));
             }
         } else if !worked && idle_ns > patience.spin_ns {

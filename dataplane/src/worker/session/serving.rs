@@ -61,6 +61,9 @@ impl Session {
         if let Some(incoming) = self.inbox.pop_front() {
             return Ok(Some(Some(incoming)));
         }
+        if self.unrung_ns.is_some() {
+            self.ring_controller();
+        }
         Ok(self.shutdown.then_some(None))
     }
 
@@ -199,7 +202,7 @@ impl Session {
         let aux = u64::from(status.cast_unsigned());
         let reply = Descriptor::new(kind, code as u16, call, aux, body);
         match origin {
-            Origin::Controller => self.send_controller(&reply, heap),
+            Origin::Controller => self.answer_controller(&reply, heap),
             Origin::Queue(_) => self.reply_on_line(&reply, heap),
             Origin::Ring(_) | Origin::Exchange(_) => {
                 self.reply_leased(origin, &reply);
