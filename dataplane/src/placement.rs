@@ -134,6 +134,12 @@ impl Placement {
         }
     }
 
+    /// How a worker on this core waits for a client whose connection it has. The client may be anywhere; the controller sleeps.
+    #[must_use]
+    pub fn connection_patience(&self, mine: Option<usize>) -> Patience {
+        self.patience(mine, None, true, 2)
+    }
+
     /// How the controller waits while no worker on its own core is busy.
     #[must_use]
     pub fn controller_patience(&self) -> Patience {

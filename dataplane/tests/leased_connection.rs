@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use praas_dataplane::wire::{Code, frame};
 use praas_dataplane::{
-    CallOptions, Client, ClientConfig, Credential, Delivery, InvokeError, Ipc, LaunchKey, LocalProcess, Role, Secret, WaitMode,
+    CallOptions, Client, ClientConfig, Credential, Delivery, InvokeError, Ipc, LaunchKey, LocalProcess, Role, Secret,
+    WaitMode,
 };
 use praas_transport::Header;
 use support::namespace::Cable;
@@ -45,7 +46,8 @@ fn heat(client: &mut Client) {
 fn r1_p3_a_hot_client_talks_to_its_worker_whatever_it_sends() {
     on_both_reactors(|reactor| {
         let (_process, mut client) = reactor.start(2, LEASED);
-        let sizes = [0, 1, 32, 33, 56, 4087, 4088, 4089, 20_000, (256 << 10) - 8, 256 << 10, (1 << 20) - 8, 1 << 20, 3 << 20];
+        let sizes =
+            [0, 1, 32, 33, 56, 4087, 4088, 4089, 20_000, (256 << 10) - 8, 256 << 10, (1 << 20) - 8, 1 << 20, 3 << 20];
         let mut without = 0;
         for call in 0..300 {
             without += u32::from(direct(&mut client, call, 64));
@@ -54,7 +56,8 @@ fn r1_p3_a_hot_client_talks_to_its_worker_whatever_it_sends() {
         let mut dice = Dice(seed());
         let (mut hops, mut without) = (0, 0);
         for call in 0..3000 {
-            let bytes = sizes[dice.below(sizes.len() as u64) as usize].min(if call % 20 == 0 { usize::MAX } else { 5000 });
+            let bytes =
+                sizes[dice.below(sizes.len() as u64) as usize].min(if call % 20 == 0 { usize::MAX } else { 5000 });
             match direct(&mut client, call, bytes) {
                 true => without += 1,
                 false => hops += 1,
@@ -66,7 +69,9 @@ fn r1_p3_a_hot_client_talks_to_its_worker_whatever_it_sends() {
                 2 => assert!(matches!(client.invoke("no such", b""), Err(InvokeError::UnknownFunction { .. }))),
                 3 => client.fire("empty", b"").unwrap(),
                 4 => drop(client.invoke("large", b"5000000").unwrap()),
-                5 => assert!(matches!(client.invoke("echo", vec![0; (64 << 20) + 1]), Err(InvokeError::TooLarge { .. }))),
+                5 => {
+                    assert!(matches!(client.invoke("echo", vec![0; (64 << 20) + 1]), Err(InvokeError::TooLarge { .. })))
+                }
                 _ => {}
             }
         }
@@ -276,7 +281,8 @@ fn w1_w4_g1_g3_workers_killed_at_any_moment_cost_only_what_they_had_begun() {
                 retried.insert(call);
             }
             let options = CallOptions { deadline: Some(Duration::from_secs(10)), delivery: Some(delivery) };
-            let ended = client.submit_with("direct", Tally::input(call, bytes), options).and_then(|call| client.wait(call));
+            let ended =
+                client.submit_with("direct", Tally::input(call, bytes), options).and_then(|call| client.wait(call));
             match ended {
                 Ok(reply) => {
                     assert!(*reply == *Tally::input(call, bytes), "call {call} of {bytes} bytes got another's answer");
@@ -297,7 +303,11 @@ fn w1_w4_g1_g3_workers_killed_at_any_moment_cost_only_what_they_had_begun() {
         assert!(twice.is_empty(), "ran more than once: {twice:?}");
         let lost: Vec<_> = ends.ok.iter().filter(|call| !runs.contains_key(call)).collect();
         assert!(lost.is_empty(), "answered, and did not run: {lost:?}");
-        println!("{kills} kills, {call} calls, {without} without a hop, {} answered; {:?}", ends.ok.len(), ends.by_error);
+        println!(
+            "{kills} kills, {call} calls, {without} without a hop, {} answered; {:?}",
+            ends.ok.len(),
+            ends.by_error
+        );
         assert!(without > 100, "{without} calls without a hop");
     });
 }

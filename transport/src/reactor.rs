@@ -441,13 +441,7 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
     ///
     /// # Errors
     /// The system's: close it.
-    pub fn resume(
-        &mut self,
-        reactor: &mut Reactor<In, Out>,
-        token: usize,
-        received: u64,
-        sent: u64,
-    ) -> io::Result<()> {
+    pub fn resume(&mut self, reactor: &mut Reactor<In, Out>, token: usize, received: u64, sent: u64) -> io::Result<()> {
         match (&mut self.0, &mut reactor.0) {
             (Driven::Epoll(connection), Inner::Epoll(epoll)) => {
                 connection.resume(received, sent);

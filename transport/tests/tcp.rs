@@ -435,7 +435,11 @@ fn r6_two_holders_of_one_connection_are_one_end() {
         assert!(holder.is_at_rest());
         let after = lender.moved().expect("TCP_INFO");
         let stats = holder.stats();
-        assert_eq!(after.read_bytes - before.read_bytes, stats.received_bytes, "the kernel counts what the holder read");
+        assert_eq!(
+            after.read_bytes - before.read_bytes,
+            stats.received_bytes,
+            "the kernel counts what the holder read"
+        );
         assert_eq!(after.written_bytes - before.written_bytes, stats.sent_bytes, "and what it wrote");
         let (received, sent) = holder.sequences();
         lender.resume(received, sent);

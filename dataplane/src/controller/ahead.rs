@@ -27,6 +27,11 @@ impl<P: Keep> Controller<P> {
         }
     }
 
+    /// Whether a worker has more than one call: it rings once for several answers.
+    pub(crate) fn has_given_ahead(&self) -> bool {
+        self.staff.most_laden().is_some()
+    }
+
     /// Somebody has nothing to do: takes calls from the worker that has most ahead. Whether there is one.
     pub(super) fn relieve(&mut self) -> bool {
         let Some(worker) = self.staff.most_laden() else { return false };

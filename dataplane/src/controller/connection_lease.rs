@@ -11,9 +11,9 @@
 use super::{Action, CallError, Caller, Cause, Code, Controller, Keep, Outcome, State, Terms, Violation, WorkerId};
 use crate::numbered::NumberMap;
 
-/// Calls of one function in a row, each alone, each answered, that make a client hot. Handing the socket over and back costs as much as
-/// some twenty hops.
-const HOT_CALLS: u8 = 32;
+/// Calls of one function in a row, each alone, each answered, that make a client hot ([`super::Bounds::hot_calls`]). Handing the socket over
+/// and back costs as much as some twenty hops.
+pub(crate) const HOT_CALLS: u8 = 32;
 /// Calls that a hot client makes before it is tried again when something was under way on its connection.
 const AGAIN_CALLS: u8 = 4;
 /// Longest input or output of a call that may be a hot client's: of longer ones the bytes cost more than the hops.
@@ -34,7 +34,9 @@ enum Phase {
     Lending,
     Lent,
     /// Looked at first then; 0: not yet.
-    Revoking { looked_at_ns: u64 },
+    Revoking {
+        looked_at_ns: u64,
+    },
 }
 
 #[derive(Debug)]
@@ -94,13 +96,15 @@ impl<P: Keep> Controller<P> {
         let fine = matches!(answered, Outcome::Done { payload, .. } if is_small(payload));
         let Some(heat) = self.connection_leases.heat.get_mut(&connection) else { return };
         heat.calls = if fine && heat.counts { heat.calls.saturating_add(1) } else { 0 };
-        let wanted = heat.calls >= HOT_CALLS
+        let wanted = heat.calls >= self.bounds.hot_calls
             && !self.draining
             && self.queue.is_empty()
             && self.staff.most_laden().is_none()
             && matches!(self.staff.state(worker), State::Idle { .. })
             // This one is still counted.
-            && self.connections.get(&connection) == Some(&1);
+            && self.connections.get(&connection) == Some(&1)
+            // A call that its worker forwarded was answered before the connection is back.
+            && !self.connection_leases.lent.values().any(|lent| lent.connection == connection);
         if !wanted {
             return;
         }
@@ -143,7 +147,7 @@ impl<P: Keep> Controller<P> {
         let connection = self.connection_leases.lent.get(&lease).map(|lent| lent.connection);
         self.connection_leases.counts.granted -= 1;
         if let Some(heat) = connection.and_then(|connection| self.connection_leases.heat.get_mut(&connection)) {
-            heat.calls = HOT_CALLS - AGAIN_CALLS;
+            heat.calls = self.bounds.hot_calls.saturating_sub(AGAIN_CALLS);
         }
         self.unlend(now_ns, lease);
     }
@@ -166,7 +170,8 @@ impl<P: Keep> Controller<P> {
     pub(super) fn lent_and_returning(&self) -> (Vec<u64>, usize) {
         let nests = |lent: &Lent| self.staff.nested(lent.worker) > 0;
         let all = &self.connection_leases.lent;
-        let returning = all.values().filter(|lent| matches!(lent.phase, Phase::Revoking { .. }) && !nests(lent)).count();
+        let returning =
+            all.values().filter(|lent| matches!(lent.phase, Phase::Revoking { .. }) && !nests(lent)).count();
         let mut lent: Vec<u64> =
             all.iter().filter(|(_, lent)| !matches!(lent.phase, Phase::Revoking { .. })).map(|(id, _)| *id).collect();
         // A function that nests may be waiting for one of the very calls that wait: last.

@@ -18,7 +18,7 @@
 
 mod ahead;
 mod circuit;
-mod connection_lease;
+pub(crate) mod connection_lease;
 mod dedupe;
 mod lease;
 mod pace;
@@ -156,8 +156,8 @@ pub(crate) struct Bounds {
     pub(crate) start_ns: u64,
     pub(crate) deadline_ns: u64,
     pub(crate) leases: bool,
-    /// Connections of hot clients are lent to workers.
-    pub(crate) connection_leases: bool,
+    /// Calls in a row after which a client's connection is lent to its worker; 0: none is.
+    pub(crate) hot_calls: u8,
     /// Results kept for calls that are sent again, bytes.
     pub(crate) results_bytes_max: usize,
 }
@@ -361,7 +361,7 @@ impl<P: Keep> Controller<P> {
                     }
                 };
                 *self.connections.entry(connection).or_default() += 1;
-                if self.bounds.connection_leases {
+                if self.bounds.hot_calls > 0 {
                     self.warm(connection, function, terms, &payload);
                 }
                 let fired = terms.fire && session.is_none();
@@ -573,7 +573,7 @@ impl<P: Keep> Controller<P> {
                 self.offer_lease(caller, worker);
             }
         }
-        if let (Waiter::Client { connection, .. }, true) = (call.from, self.bounds.connection_leases && answered) {
+        if let (Waiter::Client { connection, .. }, true) = (call.from, self.bounds.hot_calls > 0 && answered) {
             self.consider_lending(connection, worker, &outcome);
         }
         match outcome {

@@ -347,10 +347,7 @@ impl<P: Keep> Controller<P> {
 
     /// Whether the worker is on its own core's busy list: given a call or serving a lease.
     pub(crate) fn is_busy(&self, worker: WorkerId) -> bool {
-        !matches!(
-            self.staff.state(worker),
-            State::Vacant | State::Starting { .. } | State::Idle { .. } | State::Dying
-        )
+        !matches!(self.staff.state(worker), State::Vacant | State::Starting { .. } | State::Idle { .. } | State::Dying)
     }
 
     /// Whether a worker runs a call that it was given here.

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use super::*;
 
 mod ahead;
+mod connection_lease;
 mod once;
 mod simulation;
 
@@ -76,7 +77,7 @@ fn bounds() -> Bounds {
         start_ns: 5 * S,
         deadline_ns: 60 * S,
         leases: true,
-        connection_leases: false,
+        hot_calls: 0,
         results_bytes_max: 1 << 20,
     }
 }

@@ -42,7 +42,9 @@ impl Process {
                     }
                 }
                 // When the answer before it is written.
-                Action::Lend { lease, connection, worker, function } => loans.push((lease, connection, worker, function)),
+                Action::Lend { lease, connection, worker, function } => {
+                    loans.push((lease, connection, worker, function))
+                }
                 Action::Retire { worker } => self.tell(worker, record::SHUTDOWN, 0, 0, 0),
                 Action::Grant { lease, caller, callee } => self.grant(lease, caller, callee),
                 Action::Open { lease, caller, callee, position } => self.open(lease, caller, callee, position),
@@ -65,17 +67,17 @@ impl Process {
         for (lease, connection, worker, function) in loans {
             self.lend(now, lease, connection, worker, function);
         }
-        for worker in starts {
-            self.spawn(now, worker);
-        }
         for at in 0..self.seated.len() {
             let worker = self.seated[at];
-            let deaf = self.seats[usize::from(worker)]
-                .as_mut()
-                .is_some_and(|seat| seat.wants_flush() && seat.flush().is_err());
+            let Some(seat) = &mut self.seats[usize::from(worker)] else { continue };
+            let deaf = seat.wants_flush() && seat.flush().is_err();
+            seat.ring();
             if deaf {
                 self.condemn(worker, Cause::Violation("it does not read its records"));
             }
+        }
+        for worker in starts {
+            self.spawn(now, worker);
         }
     }
 

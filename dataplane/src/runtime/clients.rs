@@ -388,7 +388,9 @@ impl Clients {
         welcome: &Welcome,
         events: &mut Vec<Event>,
     ) {
-        let Some(client) = self.open.get_mut(index(connection)).filter(|client| client.id == connection) else { return };
+        let Some(client) = self.open.get_mut(index(connection)).filter(|client| client.id == connection) else {
+            return;
+        };
         if let Err(text) = client.take(frame, store, welcome, events) {
             let peer = &*client.session.peer.subject;
             tracing::warn!(connection, peer, text, "connection closed");
@@ -510,7 +512,8 @@ impl Clients {
             }
             for (index, client) in &mut self.open {
                 client.look_at_the_clock(now, max, memory_is_short);
-                let may_be_mute = client.socket.stats().sent_bytes > client.arrived_bytes || client.socket.wants_write();
+                let may_be_mute =
+                    client.socket.stats().sent_bytes > client.arrived_bytes || client.socket.wants_write();
                 if may_be_mute || client.lent {
                     client.look_for_its_host(reactor);
                 }

@@ -41,7 +41,8 @@ impl Lent {
     /// From what a dead worker said last, `said`, and what its holders have moved by now.
     fn left(&self, said: Option<LentConnection>, now: Option<Moved>) -> Left {
         let (Some(then), Some(now)) = (self.moved, now) else { return Left::Broken };
-        let begun = LentConnection { lease: self.lease, received: self.received, sent: self.sent, ..Default::default() };
+        let begun =
+            LentConnection { lease: self.lease, received: self.received, sent: self.sent, ..Default::default() };
         // Nothing yet of this one: it did not come to it.
         let said = said.filter(|said| said.lease == self.lease).unwrap_or(begun);
         let LentConnection { received, sent, read_bytes, written_bytes, call, deadline_ns, .. } = said;
@@ -76,7 +77,8 @@ impl Process {
             }
         };
         let moved = self.clients.moved(connection, &self.reactor);
-        let patience = self.placement.controller_patience();
+        let core = self.seats[usize::from(worker)].as_ref().and_then(|seat| seat.cpu);
+        let patience = self.placement.connection_patience(core);
         let deadline_ns = self.config.deadline_ms * 1_000_000;
         let message = wire::LentConnection::new(lease, function, patience, deadline_ns, &terms);
         self.lent.insert(worker, Lent { lease, received, sent, moved, forwarded: None });
@@ -174,7 +176,9 @@ impl Process {
             }
             Return::Closed => {}
             Return::Lost => tracing::info!(connection, "connection lost"),
-            Return::NotFrames => tracing::info!(connection, error = "the stream is not one of frames", "connection lost"),
+            Return::NotFrames => {
+                tracing::info!(connection, error = "the stream is not one of frames", "connection lost")
+            }
             Return::Stalled => tracing::info!(connection, "closed: it stalls in the middle of a frame"),
             Return::Deaf => tracing::info!(connection, "closed: it does not read its answers"),
         }

@@ -35,6 +35,7 @@ use praas_transport::reactor::{self, Interest, Kind, Reactor};
 
 use crate::clock::{now_ns, unix_ns};
 use crate::config::{Ipc, ProcessConfig, WaitMode};
+use crate::controller::connection_lease::HOT_CALLS;
 use crate::controller::{
     Action, Bounds, CallError, CallKey, Caller, Cause, Controller, Outcome, Request, Signal, Stale, Terms, Violation,
     WorkerId,
@@ -210,7 +211,7 @@ impl Process {
             start_ns: config.start_ms * 1_000_000,
             deadline_ns: config.deadline_ms * 1_000_000,
             leases: config.leases,
-            connection_leases: config.lease_connections,
+            hot_calls: if config.lease_connections { HOT_CALLS } else { 0 },
             results_bytes_max: usize::try_from(config.results_bytes_max).unwrap_or(usize::MAX),
         };
         Ok(Process {
@@ -383,8 +384,9 @@ impl Process {
                 .seated
                 .iter()
                 .any(|worker| matches!(&self.seats[usize::from(*worker)], Some(seat) if seat.wants_flush()))
+                || self.controller.has_given_ahead()
             {
-                // A full ring has no bell to tell us of room.
+                // A full ring has no bell to tell us of room, and a worker with more calls rings once for several answers.
                 timeout = timeout.min(Duration::from_millis(1));
             }
         } else if !worked && idle_ns > patience.spin_ns {

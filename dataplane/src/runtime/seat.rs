@@ -30,6 +30,8 @@ pub(crate) struct Seat {
     /// Oldest first: it answers them in this order.
     pub(crate) given: VecDeque<Given>,
     backlog: VecDeque<(Descriptor, Option<Heap>)>,
+    /// Ring: something was sent since the bell was last rung.
+    unrung: bool,
     /// Queue channel: the kernel said that there is something, and we have not seen the end of it.
     pub(crate) readable: bool,
     /// Why we killed it, if we did.
@@ -91,6 +93,7 @@ impl Seat {
             cpu,
             given: VecDeque::new(),
             backlog: VecDeque::new(),
+            unrung: false,
             readable: true,
             verdict: None,
         }
@@ -109,7 +112,7 @@ impl Seat {
         watched
     }
 
-    /// Sends a record, or keeps it until there is room.
+    /// Sends a record, or keeps it until there is room. The worker is told by [`Seat::ring`].
     pub(crate) fn send(&mut self, descriptor: Descriptor, heap: Option<Heap>) -> Result<(), Deaf> {
         if self.backlog.len() >= BACKLOG_MAX {
             return Err(Deaf);
@@ -133,7 +136,6 @@ impl Seat {
         match &mut self.channel {
             Channel::Mapping { .. } => {}
             Channel::Ring { link, .. } => {
-                let mut sent = false;
                 while let Some((descriptor, _)) = self.backlog.front() {
                     let Ok(position) = link.producer.try_send(descriptor) else { break };
                     let call = descriptor.id();
@@ -142,11 +144,8 @@ impl Seat {
                     {
                         given.position.get_or_insert(position);
                     }
-                    sent = true;
+                    self.unrung = true;
                     self.backlog.pop_front();
-                }
-                if sent {
-                    link.bell.ring();
                 }
             }
             // One message at a time, so that the count of records at its end is its own.
@@ -171,6 +170,16 @@ impl Seat {
             },
         }
         Ok(())
+    }
+
+    /// Wakes the worker if something was sent. Once for all that was sent in a turn: a worker that is woken by the first of many
+    /// calls is done with it before the second is there, and has to be woken for each.
+    pub(crate) fn ring(&mut self) {
+        if std::mem::take(&mut self.unrung)
+            && let Channel::Ring { link, .. } = &self.channel
+        {
+            link.bell.ring();
+        }
     }
 
     /// The body of a record to this worker, from what a call was given.

@@ -7,10 +7,12 @@
 //! about to run, and when its answer is written. How many bytes we read and wrote the kernel knows better than we could say it; the
 //! controller compares, and closes a connection of which we died with part of a frame.
 
+use std::os::fd::BorrowedFd;
+
 use praas_shm::{INLINE_BYTES_MAX, LentConnection};
 use praas_transport::tcp::{Bodies, Connection, ConnectionError, Frame, Received, Refusal, Scratch, TcpConfig, Terms};
 use praas_transport::{Flush, Header, Limits};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{Timespec, epoll};
 
 use super::*;
 use crate::wire::{Forwarded, Return, frame};
@@ -115,6 +117,8 @@ pub(super) struct Lent {
     ended: Option<Return>,
     /// Something may be there to read.
     look: bool,
+    /// What a sleep waits for: the edges of the socket and of the doorbell. One system call, and nothing to undo after it.
+    waits: OwnedFd,
     /// When something came or left last.
     since_ns: u64,
     /// In the middle of a frame since then, with so many frames and bytes read at that time.
@@ -169,7 +173,11 @@ impl Lent {
     /// A plain call of our function with nothing behind it: who sends more than one at a time is served by more than one worker.
     fn is_ours(&self, header: &Header) -> bool {
         let plain = header.flags & !(frame::FLAG_ARGS | frame::FLAG_IDEMPOTENT) == 0;
-        plain && header.function == self.function && !self.returning && self.ahead.is_empty() && self.connection.is_at_rest()
+        plain
+            && header.function == self.function
+            && !self.returning
+            && self.ahead.is_empty()
+            && self.connection.is_at_rest()
     }
 
     fn take(&mut self, frame: Frame<Landing>, incoming: &mut Incoming) {
@@ -184,8 +192,7 @@ impl Lent {
         self.input = input;
         self.running = Some(Running { call: header.call, deadline_ns, cancelled: false });
         incoming.origin = Origin::Connection;
-        incoming.request =
-            Descriptor::new(record::REQUEST | args, header.function, header.call, deadline_ns, inline);
+        incoming.request = Descriptor::new(record::REQUEST | args, header.function, header.call, deadline_ns, inline);
         (incoming.position, incoming.heap) = (0, None);
     }
 
@@ -226,7 +233,8 @@ impl Lent {
             return false;
         }
         let stats = self.connection.stats();
-        let (since_ns, frames, bytes) = *self.mid_frame.get_or_insert((now, stats.received_frames, stats.received_bytes));
+        let (since_ns, frames, bytes) =
+            *self.mid_frame.get_or_insert((now, stats.received_frames, stats.received_bytes));
         if stats.received_frames > frames || stats.received_bytes >= bytes + STALL_BYTES {
             self.mid_frame = Some((now, stats.received_frames, stats.received_bytes));
             return false;
@@ -273,6 +281,8 @@ impl Session {
             // Reset meanwhile: the controller finds out by itself.
             Err(_) => return self.say_returned(lease, Return::AtRest, received, sent),
         };
+        let Channel::Ring { doorbell, .. } = &self.channel else { return Err(Fatal("connections need rings".into())) };
+        let waits = watch(doorbell.fd(), connection.as_fd()).map_err(|e| fatal("cannot wait for a connection", e))?;
         let lent = Lent {
             lease,
             function,
@@ -287,6 +297,7 @@ impl Session {
             returning: false,
             ended: None,
             look: true,
+            waits,
             since_ns: now_ns(),
             mid_frame: None,
         };
@@ -359,7 +370,7 @@ impl Session {
                 self.yields.count_wait();
                 // Somebody who is in the middle of a frame has his own time.
                 let left_ns = if lent.connection.mid_frame() { STALL_NS / 4 } else { IDLE_NS.saturating_sub(idle_ns) };
-                self.sleep_on(&mut lent, PollFlags::IN, left_ns)?;
+                self.sleep_on(&mut lent, left_ns)?;
                 if lent.returning {
                     lent.look = true;
                 }
@@ -374,7 +385,7 @@ impl Session {
     }
 
     /// Sleeps until the socket is ready, the controller rings, or so long.
-    fn sleep_on(&mut self, lent: &mut Lent, flags: PollFlags, longest_ns: u64) -> Result<(), Fatal> {
+    fn sleep_on(&mut self, lent: &mut Lent, longest_ns: u64) -> Result<(), Fatal> {
         self.arm()?;
         let Channel::Ring { doorbell, .. } = &self.channel else { return Ok(()) };
         if self.controller_ready() {
@@ -382,22 +393,15 @@ impl Session {
             return Ok(());
         }
         let timeout = Timespec { tv_sec: 0, tv_nsec: i64::try_from(longest_ns.min(999_999_999)).unwrap_or(0) };
-        let fds = &mut [
-            PollFd::from_borrowed_fd(lent.connection.as_fd(), flags),
-            PollFd::from_borrowed_fd(doorbell.fd(), PollFlags::IN),
-        ];
-        let polled = poll(fds, Some(&timeout));
-        let (socket, bell) = (!fds[0].revents().is_empty(), !fds[1].revents().is_empty());
-        if bell {
-            doorbell.drain();
-        } else {
-            doorbell.disarm();
+        let mut events = [NO_EVENT; 2];
+        let waited = epoll::wait(&lent.waits, &mut events[..], Some(&timeout));
+        doorbell.disarm();
+        match waited {
+            Ok(count) => lent.look |= events[..count].iter().any(|event| event.data.u64() == SOCKET),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(fatal("cannot wait for a connection", error)),
         }
-        lent.look |= socket;
-        match polled {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-            Err(error) => Err(fatal("cannot wait for a connection", error)),
-        }
+        Ok(())
     }
 
     /// Waits until the kernel has all that is to be written, as long as the client reads, or nobody else needs us.
@@ -429,7 +433,7 @@ impl Session {
                 lent.ended = Some(Return::Deaf);
                 break;
             }
-            self.sleep_on(lent, PollFlags::OUT, STALL_NS / 4)?;
+            self.sleep_on(lent, STALL_NS / 4)?;
         }
         lent.drop_sent();
         Ok(())
@@ -561,6 +565,19 @@ impl Session {
             }
         }
     }
+}
+
+const DOORBELL: u64 = 0;
+const SOCKET: u64 = 1;
+const NO_EVENT: epoll::Event = epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };
+
+/// The edges of a doorbell, whose eventfd is never read, and of a socket, of which no more is said until something comes.
+fn watch(doorbell: BorrowedFd<'_>, socket: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
+    use epoll::EventFlags as On;
+    let waits = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    epoll::add(&waits, doorbell, epoll::EventData::new_u64(DOORBELL), On::IN | On::ET)?;
+    epoll::add(&waits, socket, epoll::EventData::new_u64(SOCKET), On::IN | On::OUT | On::RDHUP | On::ET)?;
+    Ok(waits)
 }
 
 /// Bytes that can wait to be written.

@@ -50,6 +50,8 @@ const UNTIL_TOLD: u64 = u64::MAX - 1;
 const DIRECT: u64 = 1 << 63;
 /// `activity` of a worker that waits for a nested call.
 pub(crate) const ACTIVITY_WAITING: u64 = 1;
+/// How long an answer waits for its bell while there is more to do.
+const UNRUNG_NS: u64 = 20_000;
 /// Longest text of an error.
 const TEXT_BYTES_MAX: usize = 1024;
 
@@ -333,6 +335,8 @@ pub(crate) struct Session {
     /// Other people's blocks that we passed on and are not back.
     passed: Vec<Held>,
     inbox: VecDeque<Incoming>,
+    /// Since when answers lie in our ring that the controller was not rung for.
+    unrung_ns: Option<u64>,
     revoked: Option<u64>,
     cancelled: u64,
     shutdown: bool,
@@ -385,6 +389,7 @@ impl Session {
             nested: Nested::default(),
             passed: Vec::new(),
             inbox: VecDeque::new(),
+            unrung_ns: None,
             revoked: None,
             cancelled: u64::MAX,
             shutdown: false,
@@ -578,6 +583,30 @@ impl Session {
 
     // ---- the controller ---------------------------------------------------------------------------------------
 
+    /// Answers the controller. With its next request here already the bell waits, for a little while, until there is none: a controller
+    /// that shares our core would take it from us for each answer. It looks by itself within a millisecond meanwhile.
+    fn answer_controller(&mut self, reply: &Descriptor, body: Option<Buffer>) -> Result<(), Fatal> {
+        if let Channel::Ring { link, .. } = &mut self.channel
+            && link.consumer.ready()
+            && link.producer.try_send(reply).is_ok()
+        {
+            let now = now_ns();
+            if now - *self.unrung_ns.get_or_insert(now) > UNRUNG_NS {
+                self.ring_controller();
+            }
+            return Ok(());
+        }
+        self.send_controller(reply, body)
+    }
+
+    #[inline]
+    fn ring_controller(&mut self) {
+        self.unrung_ns = None;
+        if let Channel::Ring { link, .. } = &self.channel {
+            link.bell.ring();
+        }
+    }
+
     fn send_controller(&mut self, descriptor: &Descriptor, body: Option<Buffer>) -> Result<(), Fatal> {
         match &mut self.channel {
             Channel::Ring { link, .. } => {
@@ -586,7 +615,7 @@ impl Session {
                     link.bell.ring();
                     rustix::thread::sched_yield();
                 }
-                link.bell.ring();
+                self.ring_controller();
             }
             Channel::Queue { sender, .. } => {
                 let body = body.unwrap_or_else(|| Buffer::with_len(0));

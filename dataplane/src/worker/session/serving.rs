@@ -67,6 +67,9 @@ impl Session {
         if let Some(incoming) = self.inbox.pop_front() {
             return Ok(Some(Some(incoming)));
         }
+        if self.unrung_ns.is_some() {
+            self.ring_controller();
+        }
         Ok(self.shutdown.then_some(None))
     }
 
@@ -220,7 +223,7 @@ impl Session {
         let aux = u64::from(status.cast_unsigned());
         let reply = Descriptor::new(kind, code as u16, call, aux, body);
         match origin {
-            Origin::Controller | Origin::Connection => self.send_controller(&reply, heap),
+            Origin::Controller | Origin::Connection => self.answer_controller(&reply, heap),
             Origin::Queue(_) => self.reply_on_line(&reply, heap),
             Origin::Ring(_) | Origin::Exchange(_) => {
                 self.reply_leased(origin, &reply);
@@ -278,7 +281,10 @@ impl Session {
             other => answer_did_not_fit(other),
         };
         let text = &text.as_bytes()[..text.len().min(TEXT_BYTES_MAX)];
-        let fits = self.memory.arena.is_none() || origin == Origin::Connection || text.len() <= 40 || self.memory.loan(text.len()).is_ok();
+        let fits = self.memory.arena.is_none()
+            || origin == Origin::Connection
+            || text.len() <= 40
+            || self.memory.loan(text.len()).is_ok();
         let text = if fits { text } else { &text[..40] };
         self.reply(origin, call, block, code, error.status(), text.into())
     }
