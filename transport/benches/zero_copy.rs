@@ -11,7 +11,7 @@
 //!           peer (`--serve ADDRESS:PORT` at the other end) over whatever lies between.
 //! Checks    every byte is counted at the other end; a buffer is used again only after its notification.
 //! Baseline  `sendmsg`, on the same ring.
-//! Run       cargo bench -p praas-transport --bench zero_copy
+//! Run       cargo bench -p praas-transport --bench zero_copy (`-- --queue` for the first part alone)
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -30,6 +30,8 @@ const COPIED: u32 = 1 << 31;
 const BUFFERS: usize = 8;
 const LENGTHS: [usize; 8] = [4 << 10, 8 << 10, 16 << 10, 32 << 10, 64 << 10, 256 << 10, 1 << 20, 5 << 20];
 const ROUNDS: usize = 5;
+/// Half of it is filled: the kernel counts more than the bytes.
+const QUEUE_BYTES: usize = 64 << 20;
 
 #[derive(Clone, Copy, PartialEq)]
 enum Request {
@@ -144,31 +146,35 @@ fn serve(listener: &TcpListener) {
     }
 }
 
+/// Room for so many bytes, whatever the system's limit.
+fn set_room(socket: &impl AsRawFd, option: libc::c_int, bytes: usize) {
+    let room = libc::c_int::try_from(bytes).expect("small");
+    let room_bytes = libc::socklen_t::try_from(size_of_val(&room)).expect("4");
+    // SAFETY: the value is an int, as the option wants it, and outlives the call.
+    let set =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, (&raw const room).cast(), room_bytes) };
+    assert_eq!(set, 0, "the caller saw that we are root");
+}
+
 /// Processor time of a send that goes no further than the socket's queue, us.
 fn queued(length: usize, request: Request) -> f64 {
-    /// 8 GiB would be taken from memory that others need; a ninth buffer's worth goes to the peer, who has room for little.
-    const QUEUE_BYTES: usize = 64 << 20;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-    socket2::SockRef::from(&listener).set_recv_buffer_size(4096).expect("a socket");
+    // A window as a fast network has it: with a small one TCP would cut small packets.
+    set_room(&listener, libc::SO_RCVBUFFORCE, 2 << 20);
     let stream = TcpStream::connect(listener.local_addr().expect("bound")).expect("it listens");
     let (_peer, _) = listener.accept().expect("it connected");
-    let room = libc::c_int::try_from(2 * QUEUE_BYTES).expect("small");
-    // SAFETY: the value is an int, as the option wants it, and outlives the call.
-    let set = unsafe {
-        let room_bytes = libc::socklen_t::try_from(size_of_val(&room)).expect("4");
-        libc::setsockopt(
-            stream.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_SNDBUFFORCE,
-            (&raw const room).cast(),
-            room_bytes,
-        )
-    };
-    assert_eq!(set, 0, "root may");
+    set_room(&stream, libc::SO_SNDBUFFORCE, 2 * QUEUE_BYTES);
     let mut sender = Sender::new(stream, length, request);
-    // Fills the peer's window.
     let mut first = Sender::new(sender.stream.try_clone().expect("descriptors"), 64 << 10, Request::SendMsg);
-    first.send(0);
+    // Until the window is closed.
+    let mut waiting: libc::c_int = 0;
+    while waiting < 256 << 10 {
+        first.send(0);
+        std::thread::sleep(Duration::from_micros(500));
+        // SAFETY: the kernel writes an int into `waiting`, which is one.
+        let asked = unsafe { libc::ioctl(sender.stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut waiting) };
+        assert_eq!(asked, 0, "a socket");
+    }
     let count = (QUEUE_BYTES / 2 / length).min(2000);
     let before = cpu()[0];
     for at in 0..count {
@@ -184,6 +190,9 @@ fn queued(length: usize, request: Request) -> f64 {
 }
 
 fn shares() {
+    if !rustix::process::geteuid().is_root() {
+        return println!("skipped: needs root, for a queue of {} MiB", QUEUE_BYTES >> 20);
+    }
     println!("| into the queue | sendmsg, us | sendmsg_zc, us |");
     println!("|---|---|---|");
     for length in LENGTHS {
@@ -281,6 +290,9 @@ fn main() {
         return serve(&TcpListener::bind(address).expect("a free port"));
     }
     shares();
+    if arguments.iter().any(|argument| argument == "--queue") {
+        return;
+    }
     println!("| place | length | request | p50, us | MiB/s | sender, us/MiB | both ends, us/MiB | copied |");
     println!("|---|---|---|---|---|---|---|---|");
     if let Some(address) = value("--to") {

@@ -341,7 +341,8 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
         }
     }
 
-    /// Writes what waits, or sees to it that it is written, and gives each body that the kernel is done with to `done`.
+    /// Writes what waits, or sees to it that it is written, and gives each body that the kernel is done with to `done`. `Done` when all
+    /// of them are.
     ///
     /// # Errors
     /// Every error is final: close it.
