@@ -77,6 +77,8 @@ pub(crate) mod record {
     pub(crate) const SHUTDOWN: u8 = 13;
     /// id = call: nobody waits for it any more; the function may ask.
     pub(crate) const CANCEL: u8 = 14;
+    /// id = call, aux = position of its request in the controller's ring: it was withdrawn as we took it, and does not run.
+    pub(crate) const VOID: u8 = 15;
 
     /// Bit of the kind: the body holds several arguments.
     pub(crate) const ARGS: u8 = 0x80;

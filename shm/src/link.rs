@@ -12,6 +12,7 @@ use crate::participant::ParticipantId;
 use crate::peer_line::PeerLine;
 use crate::ring::{Consumer, Producer};
 use crate::segment::{OwnSegment, OwnShared, PeerSegment};
+use crate::sync::{Ordering, fence};
 use crate::width::low_half;
 
 /// Why there is no link. Nothing the peer can see has changed.
@@ -117,6 +118,21 @@ impl Link {
         self.ours.mark_taken(position);
     }
 
+    /// Takes the peer's request at `position` to run it, unless the peer has withdrawn it. To be called, in the order of the
+    /// positions, *before* user code is entered.
+    #[inline]
+    pub fn take(&self, position: u64) -> Take {
+        take(&self.ours, &self.theirs, position)
+    }
+
+    /// Takes back every request sent so far that the peer has not taken. Gives the first position that it did not take: requests
+    /// there and later never run; one below may have run, or comes back as [`Take::Crossed`].
+    #[must_use]
+    pub fn withdraw(&self) -> u64 {
+        self.ours.withdraw(self.producer.tail());
+        self.peer_taken()
+    }
+
     /// Exchange requests of the peer up to `sequence` may have run. To be said before user code is entered.
     #[inline]
     pub fn mark_exchange_taken(&self, sequence: u32) {
@@ -156,6 +172,28 @@ impl Link {
     pub fn peer_cancelled(&self) -> u64 {
         if self.is_mutual() { self.theirs.cancelled() } else { 0 }
     }
+}
+
+/// What became of a request that was about to run ([`Link::take`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Take {
+    /// It is ours to run.
+    Mine,
+    /// It was withdrawn: it must not run, and its sender knows that.
+    Void,
+    /// It was withdrawn at the same moment: it must not run, and its sender has to be told, since it may have seen it taken.
+    Crossed,
+}
+
+#[inline]
+pub(crate) fn take(ours: &PeerLine, theirs: &PeerLine, position: u64) -> Take {
+    if position < theirs.withdrawn() {
+        return Take::Void;
+    }
+    ours.mark_taken(position + 1);
+    // crosses `withdraw`.
+    fence(Ordering::SeqCst);
+    if position < theirs.withdrawn() { Take::Crossed } else { Take::Mine }
 }
 
 impl fmt::Debug for Link {

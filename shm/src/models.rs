@@ -12,6 +12,7 @@ use loom::thread;
 use crate::descriptor::Descriptor;
 use crate::doorbell::{Ringer, SleepLine, Sleeper};
 use crate::exchange::{ExchangeCallee, ExchangeCaller, ExchangeLine, ExchangeReply};
+use crate::link::Take;
 use crate::mapping::Window;
 use crate::peer_line::PeerLine;
 use crate::ring::on_heap::Ring;
@@ -322,5 +323,23 @@ fn taken_mark_is_seen_with_the_effects() {
             assert_eq!(judge.taken(), 9);
         }
         worker.join().unwrap();
+    });
+}
+
+/// A withdrawal and a mark that cross: a request that the withdrawer does not see taken does not run.
+#[test]
+fn withdrawn_request_never_runs_unseen() {
+    model(|| {
+        let (takers, withdrawers) = (Window::on_heap(PeerLine::blank()), Window::on_heap(PeerLine::blank()));
+        let (marks, withdrawn) = (takers.clone(), withdrawers.clone());
+        let taker = thread::spawn(move || crate::link::take(&takers, &withdrawn, 0));
+        withdrawers.withdraw(1);
+        let seen_taken = marks.taken() > 0;
+        let take = taker.join().unwrap();
+        match take {
+            Take::Mine => assert!(seen_taken, "it runs, and its sender gives it to another"),
+            Take::Void => assert!(!seen_taken),
+            Take::Crossed => {}
+        }
     });
 }

@@ -11,7 +11,8 @@
 //! |     64 |     8 | `closed_position` | of the lease closed last                                          |
 //! |     72 |     8 | `closed_lease`    | its number; 0: none, or being written                             |
 //! |     80 |     8 | `cancelled`       | the call cancelled last                                           |
-//! |     88 |    40 | reserved          | zero                                                              |
+//! |     88 |     8 | `withdrawn`       | requests of ours below this position are void, unless taken       |
+//! |     96 |    32 | reserved          | zero                                                              |
 //!
 //! The first half is written at every call and read when something is wrong or a ring looks full; the second is
 //! written seldom and read while spinning. Two cache lines keep the writes of the one out of the reads of the other.
@@ -23,6 +24,9 @@
 //! | taken   | fence in `mark_taken`, then user code | whatever shows its effects   | the mark: who sees an effect sees the mark |
 //! | closed  | `close`: fence, then `closed_lease`   | `closed`: lease, then fence  | `closed_position` of that lease  |
 //! | told    | `cancel`                              | `cancelled`                  | nothing but the number           |
+//!
+//! A withdrawal and a mark cross: each side stores its own word, passes a full fence, and reads the other's. So not both
+//! miss the other: a request that the withdrawer does not see taken is one that its taker sees withdrawn.
 
 use crate::mapping::SharedLayout;
 use crate::sync::{AtomicU64, Ordering, fence};
@@ -38,7 +42,8 @@ pub(crate) struct PeerLine {
     closed_position: AtomicU64,
     closed_lease: AtomicU64,
     cancelled: AtomicU64,
-    _reserved_2: [AtomicU64; 5],
+    withdrawn: AtomicU64,
+    _reserved_2: [AtomicU64; 4],
 }
 
 /// Distance between two peer lines, bytes.
@@ -52,7 +57,7 @@ const _: () = {
     assert!(offset_of!(PeerLine, taken) == 16 && offset_of!(PeerLine, exchange_taken) == 24);
     assert!(offset_of!(PeerLine, _reserved) == 32 && offset_of!(PeerLine, closed_position) == 64);
     assert!(offset_of!(PeerLine, closed_lease) == 72 && offset_of!(PeerLine, cancelled) == 80);
-    assert!(offset_of!(PeerLine, _reserved_2) == 88);
+    assert!(offset_of!(PeerLine, withdrawn) == 88 && offset_of!(PeerLine, _reserved_2) == 96);
 };
 
 // SAFETY: `repr(C)` of 16 `AtomicU64`: any bits are a value, all of it is atomics, no padding (asserted above).
@@ -65,7 +70,7 @@ impl PeerLine {
         // Not an edge: the peer this was about is gone, and the next one believes nothing before `link`.
         self.linked.store(0, Ordering::Relaxed);
         let said = [&self.head, &self.taken, &self.exchange_taken, &self.closed_position];
-        for word in said.into_iter().chain([&self.closed_lease, &self.cancelled]) {
+        for word in said.into_iter().chain([&self.closed_lease, &self.cancelled, &self.withdrawn]) {
             word.store(0, Ordering::Relaxed);
         }
     }
@@ -110,6 +115,12 @@ impl PeerLine {
     pub(crate) fn cancel(&self, call: u64) {
         // told (release).
         self.cancelled.store(call, Ordering::Release);
+    }
+
+    pub(crate) fn withdraw(&self, position: u64) {
+        self.withdrawn.store(position, Ordering::Relaxed);
+        // crosses `mark_taken` and `fence` of the taker.
+        fence(Ordering::SeqCst);
     }
 }
 
@@ -158,6 +169,12 @@ impl PeerLine {
         // told (acquire).
         self.cancelled.load(Ordering::Acquire)
     }
+
+    #[inline]
+    pub(crate) fn withdrawn(&self) -> u64 {
+        // Nothing comes with it but the number.
+        self.withdrawn.load(Ordering::Relaxed)
+    }
 }
 
 #[cfg(test)]
@@ -173,6 +190,7 @@ impl PeerLine {
             closed_position: zero(),
             closed_lease: zero(),
             cancelled: zero(),
+            withdrawn: zero(),
             _reserved_2: std::array::from_fn(|_| zero()),
         }
     }

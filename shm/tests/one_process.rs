@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use praas_shm::{
     Body, Descriptor, Identity, Inline, Link, LinkError, OwnSegment, ParticipantId, PeerSegment, SegmentConfig,
-    SegmentError, SegmentFile, eventfd,
+    SegmentError, SegmentFile, Take, eventfd,
 };
 
 const CONFIG: SegmentConfig = SegmentConfig { ring_slots: 64, arena_bytes: 4 << 20 };
@@ -128,6 +128,22 @@ fn the_lines_say_what_was_said() {
     assert_eq!((to_a.peer_closed(), to_a.peer_cancelled()), ((19, 20), 21));
     a.own.set_activity(99);
     assert_eq!(to_a.peer().activity(), 99);
+}
+
+#[test]
+fn a_withdrawn_request_is_void_unless_it_was_taken() {
+    let (a, b) = (Side::new(0), Side::new(1));
+    let (mut to_b, to_a) = (a.link(&b), b.link(&a));
+    for _ in 0..3 {
+        to_b.producer.try_send(&text(b"request")).unwrap();
+    }
+    assert_eq!(to_a.take(0), Take::Mine);
+    assert_eq!(to_b.withdraw(), 1, "the first is taken, the others come back");
+    assert_eq!((to_a.take(1), to_a.take(2)), (Take::Void, Take::Void));
+    assert_eq!(to_b.peer_taken(), 1, "what is void is not taken");
+    to_b.producer.try_send(&text(b"later request")).unwrap();
+    assert_eq!(to_a.take(3), Take::Mine);
+    assert_eq!(to_b.withdraw(), 4);
 }
 
 #[test]

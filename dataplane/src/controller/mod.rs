@@ -8,14 +8,18 @@
 //! | `mod.rs`      | admission, dispatch, deadlines, answers                        |
 //! | `queue.rs`    | whose call is next                                             |
 //! | `lease.rs`    | which worker may call which without us                         |
+//! | `ahead.rs`    | which calls busy workers are given already, and take back      |
+//! | `pace.rs`     | how long a function takes                                      |
 //! | `staff.rs`    | how many workers run, their deaths, replacement and back-off   |
 //! | `circuit.rs`  | which function has killed its workers too often                |
 //! | `dedupe.rs`   | which calls came before, and how they ended                    |
 //! | `peers.rs`    | which connection joins us to each process we were told of      |
 
+mod ahead;
 mod circuit;
 mod dedupe;
 mod lease;
+mod pace;
 pub(crate) mod peers;
 mod queue;
 mod staff;
@@ -32,9 +36,10 @@ use circuit::Circuit;
 use dedupe::{Dedupe, Seen};
 pub(crate) use dedupe::{Keep, Once, SessionId, Stale, WINDOW_CALLS};
 use lease::Lease;
+use pace::Pace;
 use queue::{LaneId, Queue};
 pub(crate) use staff::Cause;
-use staff::{Staff, State};
+use staff::{Staff, State, Turn};
 
 /// Number of a worker, 1..=63: its participant id.
 pub(crate) type WorkerId = u8;
@@ -100,12 +105,14 @@ pub(crate) enum Outcome<P> {
 /// What the runtime has to do, in the order given.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Action<P> {
-    /// Hand the call to a worker.
+    /// Hand the call to a worker, behind those it has.
     Dispatch { worker: WorkerId, call: CallKey, function: u16, deadline_ns: u64, payload: P },
     /// Tell the caller how it ended.
     Answer { to: Caller, outcome: Outcome<P> },
     /// Nobody wants this payload any more.
     Discard(P),
+    /// Take back the calls of a worker that it has not begun on, and give them to [`Controller::withdrawn`].
+    Withdraw { worker: WorkerId },
     /// Nobody waits for `call` any more; the function may ask.
     TellCancelled { worker: WorkerId, call: CallKey },
     /// Start a worker in this place.
@@ -137,6 +144,8 @@ pub(crate) struct Bounds {
     pub(crate) workers: u8,
     pub(crate) workers_max: u8,
     pub(crate) queue_max: usize,
+    /// Calls that a worker may be given besides the one it runs; 0 where they cannot be taken back.
+    pub(crate) ahead_max: usize,
     pub(crate) connection_calls_max: u32,
     pub(crate) grace_ns: u64,
     pub(crate) start_ns: u64,
@@ -179,7 +188,7 @@ struct Call<P> {
     uses: u32,
     /// The caller has its answer already; only the worker is still at it.
     abandoned: bool,
-    /// Present while queued.
+    /// Present while queued; a worker has it else.
     payload: Option<P>,
 }
 
@@ -198,6 +207,7 @@ pub(crate) struct Controller<P> {
     bounds: Bounds,
     functions: Vec<String>,
     circuits: Vec<Circuit>,
+    paces: Vec<Pace>,
     calls: Slab<Call<P>>,
     uses: u32,
     queue: Queue,
@@ -220,6 +230,7 @@ impl<P: Keep> Controller<P> {
             bounds,
             functions: Vec::new(),
             circuits: Vec::new(),
+            paces: Vec::new(),
             calls: Slab::new(),
             uses: 0,
             queue: Queue::default(),
@@ -345,6 +356,8 @@ impl<P: Keep> Controller<P> {
             }
             Caller::Worker { worker, call } => {
                 self.staff.nested_began(worker);
+                // It waits now, and so would they.
+                self.withdraw(worker);
                 deadline_ns = deadline_ns.min(self.served_until(now_ns, worker));
                 (Waiter::Worker { worker, call }, None)
             }
@@ -376,7 +389,7 @@ impl<P: Keep> Controller<P> {
         let key = key(index, self.uses);
         self.wake_by(deadline_ns);
         match self.staff.idle() {
-            Some(worker) if self.queue.is_empty() => self.dispatch(worker, key),
+            Some(worker) if self.queue.is_empty() => self.dispatch(now_ns, worker, key),
             _ => {
                 if let Some(greedy) = gives_way {
                     let text = format!(
@@ -387,6 +400,7 @@ impl<P: Keep> Controller<P> {
                 }
                 self.queue.push(lane, key);
                 self.make_room(now_ns);
+                self.give_ahead(now_ns);
             }
         }
     }
@@ -446,7 +460,7 @@ impl<P: Keep> Controller<P> {
         if deadline_ns <= now_ns {
             return refuse(Code::Timeout, "the deadline had passed when the call arrived".into());
         }
-        if self.queue.len() < self.bounds.queue_max {
+        if self.queue.len() + self.staff.ahead() < self.bounds.queue_max {
             return Ok(None);
         }
         match self.queue.to_give_way(lane) {
@@ -475,24 +489,37 @@ impl<P: Keep> Controller<P> {
                 self.abandon(key, Some(self.broken(now_ns, function)));
             }
         }
+        // Those that wait with a worker are refused when they are back.
+        self.withdraw_all();
     }
 
-    fn dispatch(&mut self, worker: WorkerId, key: CallKey) {
+    fn dispatch(&mut self, now_ns: u64, worker: WorkerId, key: CallKey) {
         let call = self.call(key).expect("a queued call is known");
         let payload = call.payload.take().expect("a queued call has its payload");
         let (function, deadline_ns) = (call.function, call.deadline_ns);
-        self.staff.set(worker, State::Running { call: key });
+        let expected_ns = self.paces[usize::from(function)].expected_ns().unwrap_or(ahead::UNKNOWN_NS);
+        self.staff.give(now_ns, worker, key, expected_ns);
         self.actions.push_back(Action::Dispatch { worker, call: key, function, deadline_ns, payload });
     }
 
-    /// Gives a worker that has nothing to do the oldest call that waits.
+    /// A worker has nothing to do: gives it the oldest call that waits.
     fn employ(&mut self, now_ns: u64, worker: WorkerId) {
         self.staff.set(worker, State::Idle { since_ns: now_ns });
         self.stuck_since_ns = None;
-        if let Some(key) = self.queue.pop() {
-            self.dispatch(worker, key);
-        } else if self.staff.surplus(self.bounds.workers) {
+        if !self.queue.is_empty() {
+            self.hand_out(now_ns);
+            self.give_ahead(now_ns);
+        } else if !self.relieve() && self.staff.surplus(self.bounds.workers) {
             self.wake_by(now_ns + staff::SURPLUS_IDLE_NS);
+        }
+    }
+
+    /// Gives calls that wait to workers that do nothing.
+    fn hand_out(&mut self, now_ns: u64) {
+        while let Some(worker) = self.staff.idle()
+            && let Some(key) = self.queue.pop()
+        {
+            self.dispatch(now_ns, worker, key);
         }
     }
 
@@ -508,6 +535,7 @@ impl<P: Keep> Controller<P> {
             return Err((Violation("an answer to a call it was not given"), outcome));
         }
         let call = self.calls.remove(place(key));
+        self.paces[usize::from(call.function)].answered(self.staff.took_ns(now_ns, worker));
         // Late is late, also when the timer has not fired yet.
         let late = !call.abandoned && call.deadline_ns <= now_ns;
         let answered = !call.abandoned && !late;
@@ -518,7 +546,12 @@ impl<P: Keep> Controller<P> {
             self.circuits[usize::from(call.function)].worked();
         }
         self.staff.on_time(worker);
-        if !panicked {
+        if panicked {
+            self.withdraw(worker);
+        } else if let Some(next) = self.staff.go_on(worker) {
+            self.begins(now_ns, next);
+            self.give_ahead(now_ns);
+        } else {
             self.employ(now_ns, worker);
             // Before the answer, so that the caller finds its lease when it wakes and the next call goes directly.
             if let (Waiter::Worker { worker: caller, .. }, true) = (call.from, answered) {
@@ -585,8 +618,10 @@ impl<P: Keep> Controller<P> {
             }
             None => {
                 call.abandoned = true;
-                if let Some(worker) = self.staff.running(key) {
-                    self.actions.push_back(Action::TellCancelled { worker, call: key });
+                match self.staff.holder(key) {
+                    Some((worker, Turn::Now)) => self.actions.push_back(Action::TellCancelled { worker, call: key }),
+                    Some((worker, Turn::Later)) => self.withdraw(worker),
+                    None => {}
                 }
             }
         }
@@ -618,16 +653,20 @@ impl<P: Keep> Controller<P> {
         for key in due {
             let Some(call) = self.call(key) else { continue };
             let queued = call.payload.is_some();
+            let holder = if queued { None } else { self.staff.holder(key) };
+            let runs = matches!(holder, Some((_, Turn::Now)));
+            let Some(call) = self.call(key) else { continue };
             if !call.abandoned {
-                let text = if queued {
+                let text = if !runs {
                     "the deadline passed before a worker was free"
                 } else {
                     "the deadline passed while the function ran"
                 };
                 self.abandon(key, Some(CallError::new(Code::Timeout, text)));
             }
-            if !queued && let Some(worker) = self.staff.running(key) {
+            if let Some((worker, Turn::Now)) = holder {
                 self.staff.overdue(worker, now_ns + self.bounds.grace_ns);
+                self.withdraw(worker);
             }
         }
         let next = self.calls.iter().map(|(_, call)| call.deadline_ns).filter(|deadline| *deadline > now_ns).min();

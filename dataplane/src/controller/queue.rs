@@ -47,6 +47,11 @@ impl Queue {
         self.len += 1;
     }
 
+    /// What `pop` would give.
+    pub(super) fn next(&self) -> Option<CallKey> {
+        self.lanes.get(self.turns.front()?)?.front().copied()
+    }
+
     pub(super) fn pop(&mut self) -> Option<CallKey> {
         let lane = self.turns.pop_front()?;
         let calls = self.lanes.get_mut(&lane).expect("a lane whose turn it is has calls");
@@ -136,9 +141,10 @@ mod tests {
                         queue.push(lane, key);
                         list.push((lane, key));
                     }
-                    2 => match queue.pop() {
-                        None => prop_assert!(list.is_empty()),
-                        Some(popped) => {
+                    2 => match (queue.next(), queue.pop()) {
+                        (next, popped) if next != popped => prop_assert!(false, "{next:?} was shown, {popped:?} came"),
+                        (_, None) => prop_assert!(list.is_empty()),
+                        (_, Some(popped)) => {
                             let at = list.iter().position(|(_, key)| *key == popped).expect("it was pushed");
                             let (lane, _) = list.remove(at);
                             prop_assert!(list[..at].iter().all(|(of, _)| *of != lane), "first of its lane");

@@ -1,5 +1,7 @@
 //! The workers: how many there are, what each is doing, what follows when one dies.
 
+use std::collections::VecDeque;
+
 use super::{Action, CallError, CallKey, Code, Controller, Keep, Outcome, Signal, Violation, Waiter, WorkerId, place};
 
 /// A worker beyond `workers` that has had nothing to do for this long is retired.
@@ -9,9 +11,10 @@ const BACK_OFF_NS: u64 = 10_000_000;
 const BACK_OFF_MAX_NS: u64 = 5_000_000_000;
 
 /// What a place for a worker is used for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum State {
     /// Nobody here. Not to be used again before `mourners` have forgotten the last one.
+    #[default]
     Vacant,
     Starting {
         since_ns: u64,
@@ -65,9 +68,25 @@ impl Cause {
     }
 }
 
-#[derive(Debug, Clone)]
+/// When a worker runs a call it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    Now,
+    Later,
+}
+
+#[derive(Debug, Clone, Default)]
 struct Post {
     state: State,
+    /// Calls it has besides the one it runs, the next one first, and how long each is expected to take.
+    ahead: VecDeque<(CallKey, u64)>,
+    /// How long the one it runs is expected to take, and all those ahead, ns.
+    runs_ns: u64,
+    ahead_ns: u64,
+    /// When it last began on a call, as far as we can tell.
+    began_ns: u64,
+    /// They are being taken back.
+    asked_back: bool,
     /// Bit `n`: worker `n` still holds on to this place's last worker.
     mourners: u64,
     /// Nested calls of this worker that we have not answered.
@@ -79,14 +98,17 @@ struct Post {
 #[derive(Debug)]
 pub(super) struct Staff {
     posts: Vec<Post>,
+    /// Bit `n`: worker `n` is in this state, or has calls ahead.
+    idle: u64,
+    running: u64,
+    laden: u64,
     failures: u32,
     hire_after_ns: u64,
 }
 
 impl Staff {
     pub(super) fn new() -> Self {
-        let post = Post { state: State::Vacant, mourners: 0, nested: 0, overdue: None };
-        Staff { posts: vec![post; 64], failures: 0, hire_after_ns: 0 }
+        Staff { posts: vec![Post::default(); 64], idle: 0, running: 0, laden: 0, failures: 0, hire_after_ns: 0 }
     }
 
     pub(super) fn state(&self, worker: WorkerId) -> State {
@@ -95,6 +117,101 @@ impl Staff {
 
     pub(super) fn set(&mut self, worker: WorkerId, state: State) {
         self.posts[usize::from(worker)].state = state;
+        let bit = 1 << worker;
+        let mark = |mask: &mut u64, is: bool| *mask = if is { *mask | bit } else { *mask & !bit };
+        mark(&mut self.idle, matches!(state, State::Idle { .. }));
+        mark(&mut self.running, matches!(state, State::Running { .. }));
+    }
+
+    /// A worker gets a call that is expected to take so long: to run it now, or behind those it has.
+    pub(super) fn give(&mut self, now_ns: u64, worker: WorkerId, call: CallKey, expected_ns: u64) {
+        let runs = matches!(self.state(worker), State::Running { .. });
+        let post = &mut self.posts[usize::from(worker)];
+        if runs {
+            post.ahead.push_back((call, expected_ns));
+            post.ahead_ns += expected_ns;
+            self.laden |= 1 << worker;
+        } else {
+            (post.runs_ns, post.began_ns) = (expected_ns, now_ns);
+            self.set(worker, State::Running { call });
+        }
+    }
+
+    /// How long a worker took for the call that it is done with now.
+    pub(super) fn took_ns(&mut self, now_ns: u64, worker: WorkerId) -> u64 {
+        let began_ns = std::mem::replace(&mut self.posts[usize::from(worker)].began_ns, now_ns);
+        now_ns.saturating_sub(began_ns)
+    }
+
+    /// A worker is done with its call. The next one that it has.
+    pub(super) fn go_on(&mut self, worker: WorkerId) -> Option<CallKey> {
+        let post = &mut self.posts[usize::from(worker)];
+        let (call, expected_ns) = post.ahead.pop_front()?;
+        (post.runs_ns, post.ahead_ns) = (expected_ns, post.ahead_ns - expected_ns);
+        // What it is now, it was: no mask changes.
+        post.state = State::Running { call };
+        self.look_what_is_ahead(worker);
+        Some(call)
+    }
+
+    fn look_what_is_ahead(&mut self, worker: WorkerId) {
+        if self.posts[usize::from(worker)].ahead.is_empty() {
+            self.laden &= !(1 << worker);
+        }
+    }
+
+    /// A worker does not have this call any more. Whether it was its only one: then it is to be employed.
+    pub(super) fn take_from(&mut self, worker: WorkerId, call: CallKey) -> bool {
+        if self.state(worker) == (State::Running { call }) {
+            return self.go_on(worker).is_none();
+        }
+        let post = &mut self.posts[usize::from(worker)];
+        post.ahead.retain(|(had, _)| *had != call);
+        post.ahead_ns = post.ahead.iter().map(|(_, expected_ns)| expected_ns).sum();
+        self.look_what_is_ahead(worker);
+        false
+    }
+
+    /// Whether a worker has calls ahead that are not on their way back. They are then.
+    pub(super) fn ask_back(&mut self, worker: WorkerId) -> bool {
+        let post = &mut self.posts[usize::from(worker)];
+        !post.ahead.is_empty() && !std::mem::replace(&mut post.asked_back, true)
+    }
+
+    pub(super) fn asked(&mut self, worker: WorkerId) {
+        self.posts[usize::from(worker)].asked_back = false;
+    }
+
+    /// The worker to be given one more call than it runs, if any may: of those that have less than `ahead_max` more and are expected to
+    /// be through with all of it in `load_ns`, the one with fewest.
+    pub(super) fn least_laden(&self, ahead_max: usize, load_ns: u64) -> Option<WorkerId> {
+        let may = |post: &Post| {
+            let is_at_hand = post.nested == 0 && post.overdue.is_none() && !post.asked_back;
+            is_at_hand && post.ahead.len() < ahead_max && post.runs_ns.saturating_add(post.ahead_ns) <= load_ns
+        };
+        let found = bits(self.running).map(|worker| (worker, &self.posts[usize::from(worker)]));
+        found.filter(|(_, post)| may(post)).min_by_key(|(_, post)| post.ahead.len()).map(|(worker, _)| worker)
+    }
+
+    /// Workers that have calls ahead.
+    pub(super) fn laden(&self) -> impl Iterator<Item = WorkerId> + use<> {
+        bits(self.laden)
+    }
+
+    /// Calls that wait with workers.
+    pub(super) fn ahead(&self) -> usize {
+        self.laden().map(|worker| self.posts[usize::from(worker)].ahead.len()).sum()
+    }
+
+    pub(super) fn most_laden(&self) -> Option<WorkerId> {
+        self.laden().max_by_key(|worker| self.posts[usize::from(*worker)].ahead.len())
+    }
+
+    /// The place of a dead worker, free when `mourners` have let go.
+    fn bury(&mut self, worker: WorkerId, mourners: u64) {
+        self.set(worker, State::Vacant);
+        self.laden &= !(1 << worker);
+        self.posts[usize::from(worker)] = Post { mourners, ..Post::default() };
     }
 
     pub(super) fn places(&self) -> usize {
@@ -105,16 +222,18 @@ impl Staff {
         (0..).zip(&self.posts).skip(1)
     }
 
-    fn find(&self, wanted: impl Fn(State) -> bool) -> Option<WorkerId> {
-        self.numbered().find(|(_, post)| wanted(post.state)).map(|(worker, _)| worker)
-    }
-
     pub(super) fn idle(&self) -> Option<WorkerId> {
-        self.find(|state| matches!(state, State::Idle { .. }))
+        bits(self.idle).next()
     }
 
-    pub(super) fn running(&self, call: CallKey) -> Option<WorkerId> {
-        self.find(|state| state == State::Running { call })
+    /// Who has a call, and whether it runs it.
+    pub(super) fn holder(&self, call: CallKey) -> Option<(WorkerId, Turn)> {
+        bits(self.running).find_map(|worker| {
+            let post = &self.posts[usize::from(worker)];
+            let now = post.state == State::Running { call };
+            let later = || post.ahead.iter().any(|(ahead, _)| *ahead == call);
+            (now || later()).then_some((worker, if now { Turn::Now } else { Turn::Later }))
+        })
     }
 
     /// Workers that are here or coming.
@@ -161,6 +280,15 @@ impl Staff {
     }
 }
 
+/// Numbers of the bits that are set, from the lowest on.
+fn bits(mut mask: u64) -> impl Iterator<Item = WorkerId> {
+    std::iter::from_fn(move || {
+        let bit = mask.trailing_zeros();
+        mask &= mask.wrapping_sub(1);
+        (bit < 64).then_some(bit as WorkerId)
+    })
+}
+
 impl<P: Keep> Controller<P> {
     /// Starts one worker if a place is free and the last failure is long enough ago.
     pub(super) fn hire(&mut self, now_ns: u64) -> bool {
@@ -184,6 +312,7 @@ impl<P: Keep> Controller<P> {
         if self.functions.is_empty() {
             self.functions = functions.to_vec();
             self.circuits.resize_with(functions.len(), Default::default);
+            self.paces.resize_with(functions.len(), Default::default);
         } else if self.functions != functions {
             return Err(Violation("registered other functions than the workers before it; was its program replaced?"));
         }
@@ -221,24 +350,22 @@ impl<P: Keep> Controller<P> {
     }
 
     /// A worker is dead, and everything it published before has been taken in. `started` tells whether it had begun
-    /// on the call it was given, `request` gives that call's payload back, `mourners` are the workers who knew it.
+    /// on the first call it had, `requests` gives the payloads back of those it had, `mourners` are the workers who knew it.
     pub(crate) fn died(
         &mut self,
         now_ns: u64,
         worker: WorkerId,
         cause: Cause,
         started: bool,
-        request: Option<P>,
+        mut requests: Vec<(CallKey, P)>,
         mourners: u64,
     ) {
         let state = self.staff.state(worker);
         // A request it was about to be given is one it never saw.
-        let (request, started) = match self.recall(worker) {
-            Some(unsent) => (Some(unsent), false),
-            None => (request, started),
-        };
-        let post = &mut self.staff.posts[usize::from(worker)];
-        *post = Post { state: State::Vacant, mourners, nested: 0, overdue: None };
+        let unsent = self.recall(worker);
+        let started = started && !unsent.iter().any(|(call, _)| state == State::Running { call: *call });
+        requests.extend(unsent);
+        self.staff.bury(worker, mourners);
         if let State::Starting { .. } = state {
             self.staff.failures = self.staff.failures.saturating_add(1);
             let doublings = (self.staff.failures - 1).min(32);
@@ -250,11 +377,18 @@ impl<P: Keep> Controller<P> {
             post.mourners &= !(1 << worker);
         }
         self.abandon_all(|from| matches!(from, Waiter::Worker { worker: of, .. } if of == worker));
-        match (state, request) {
-            (State::Running { call }, request) => self.judge(now_ns, call, cause, started, request),
-            (_, Some(request)) => self.actions.push_back(Action::Discard(request)),
-            _ => {}
+        let first = match state {
+            State::Running { call } => Some(call),
+            _ => None,
+        };
+        let at = requests.iter().position(|(call, _)| Some(*call) == first);
+        let request = at.map(|at| requests.remove(at).1);
+        // Behind the first: those it cannot have begun on.
+        self.requeue(now_ns, requests);
+        if let Some(first) = first {
+            self.judge(now_ns, first, cause, started, request);
         }
+        self.distribute(now_ns);
         self.leases_of_the_dead(now_ns, worker);
         let forgotten: Vec<WorkerId> = self
             .staff
@@ -268,13 +402,16 @@ impl<P: Keep> Controller<P> {
         self.wake_by(now_ns);
     }
 
-    /// Takes back what was decided about a worker that died before anybody did it. Returns the request among it.
-    fn recall(&mut self, dead: WorkerId) -> Option<P> {
-        let mut request = None;
+    /// Takes back what was decided about a worker that died before anybody did it. Gives the requests among it.
+    fn recall(&mut self, dead: WorkerId) -> Vec<(CallKey, P)> {
+        let mut requests = Vec::new();
         for action in std::mem::take(&mut self.actions) {
             match action {
-                Action::Dispatch { worker, payload, .. } if worker == dead => request = Some(payload),
-                Action::TellCancelled { worker, .. } | Action::Signal { worker, .. } | Action::Retire { worker }
+                Action::Dispatch { worker, call, payload, .. } if worker == dead => requests.push((call, payload)),
+                Action::TellCancelled { worker, .. }
+                | Action::Withdraw { worker }
+                | Action::Signal { worker, .. }
+                | Action::Retire { worker }
                     if worker == dead => {}
                 Action::Revoke { callee, .. } if callee == dead => {}
                 Action::Grant { caller, callee, .. } if caller == dead || callee == dead => {}
@@ -284,7 +421,7 @@ impl<P: Keep> Controller<P> {
                 action => self.actions.push_back(action),
             }
         }
-        request
+        requests
     }
 
     /// The verdict on the call a dead worker had (faults.md): never started means nothing happened.
@@ -300,13 +437,7 @@ impl<P: Keep> Controller<P> {
         match request {
             Some(payload) if again => {
                 self.call(key).expect("looked up above").payload = Some(payload);
-                match self.staff.idle() {
-                    Some(worker) => self.dispatch(worker, key),
-                    None => {
-                        self.queue.push_first(super::lane_of(from), key);
-                        self.make_room(now_ns);
-                    }
-                }
+                self.queue.push_first(super::lane_of(from), key);
             }
             request => {
                 self.calls.remove(place(key));

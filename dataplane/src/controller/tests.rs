@@ -9,6 +9,7 @@ use std::rc::Rc;
 
 use super::*;
 
+mod ahead;
 mod once;
 mod simulation;
 
@@ -69,6 +70,7 @@ fn bounds() -> Bounds {
         workers: 1,
         workers_max: 1,
         queue_max: 4,
+        ahead_max: 0,
         connection_calls_max: 3,
         grace_ns: 100 * MS,
         start_ns: 5 * S,
@@ -97,6 +99,7 @@ enum Did {
     Done { to: Caller },
     Failed { to: Caller, code: Code, text: String },
     Discard,
+    Withdraw { worker: WorkerId },
     TellCancelled { worker: WorkerId },
     Spawn { worker: WorkerId },
     Signal { worker: WorkerId, signal: Signal },
@@ -147,6 +150,7 @@ impl Bench {
                     payload.spend();
                     Did::Discard
                 }
+                Action::Withdraw { worker } => Did::Withdraw { worker },
                 Action::TellCancelled { worker, .. } => Did::TellCancelled { worker },
                 Action::Spawn { worker } => Did::Spawn { worker },
                 Action::Signal { worker, signal } => Did::Signal { worker, signal },
@@ -187,8 +191,11 @@ impl Bench {
     }
 
     fn dies(&mut self, worker: WorkerId, cause: Cause, started: bool, has_request: bool) {
-        let request = has_request.then(|| self.ledger.token());
-        self.controller.died(self.now_ns, worker, cause, started, request, 0);
+        let first = match self.controller.staff.state(worker) {
+            State::Running { call } if has_request => Some((call, self.ledger.token())),
+            _ => None,
+        };
+        self.controller.died(self.now_ns, worker, cause, started, first.into_iter().collect(), 0);
     }
 
     fn key(did: &[Did]) -> CallKey {
@@ -863,7 +870,7 @@ fn a_callee_s_death_ends_its_lease_in_every_phase() {
             bench.call(ECHO);
             assert_eq!(bench.did(), [Did::Revoke { lease, callee: 2 }]);
         }
-        bench.controller.died(bench.now_ns, 2, Cause::Killed(9), false, None, 1 << 1);
+        bench.controller.died(bench.now_ns, 2, Cause::Killed(9), false, Vec::new(), 1 << 1);
         let did = bench.did();
         assert_eq!(
             did.contains(&Did::End { lease, caller: 1 }),
@@ -901,7 +908,7 @@ fn a_caller_s_death_frees_its_callee_in_every_phase_once_it_has_forgotten() {
             bench.did();
         }
         let knew = if phase == 0 { 0 } else { 1 << 2 };
-        bench.controller.died(bench.now_ns, 1, Cause::Killed(9), true, None, knew);
+        bench.controller.died(bench.now_ns, 1, Cause::Killed(9), true, Vec::new(), knew);
         let did = bench.did();
         assert_eq!(codes(&did), [Code::WorkerLost], "its own call");
         bench.ask(Caller::Client { connection: 3, call: 1 }, ECHO, 10 * S, false);

@@ -30,6 +30,7 @@ impl Process {
                     self.answer_worker(worker, call, outcome)
                 }
                 Action::Discard(payload) => self.release(payload.bytes),
+                Action::Withdraw { worker } => self.withdraw(now, worker),
                 Action::TellCancelled { worker, call } => self.tell(worker, record::CANCEL, 0, call, 0),
                 // A start takes a millisecond or more: answers go out first.
                 Action::Spawn { worker } => starts.push(worker),
@@ -59,17 +60,17 @@ impl Process {
         for connection in gone {
             self.controller.disconnected(connection);
         }
-        for worker in starts {
-            self.spawn(now, worker);
-        }
         for at in 0..self.seated.len() {
             let worker = self.seated[at];
-            let deaf = self.seats[usize::from(worker)]
-                .as_mut()
-                .is_some_and(|seat| seat.wants_flush() && seat.flush().is_err());
+            let Some(seat) = &mut self.seats[usize::from(worker)] else { continue };
+            let deaf = seat.wants_flush() && seat.flush().is_err();
+            seat.ring();
             if deaf {
                 self.condemn(worker, Cause::Violation("it does not read its records"));
             }
+        }
+        for worker in starts {
+            self.spawn(now, worker);
         }
     }
 
@@ -97,11 +98,17 @@ impl Process {
         let kind = record::REQUEST | if is_args { record::ARGS } else { 0 };
         let body = Seat::body_of(&request);
         if let Some(seat) = &mut self.seats[usize::from(worker)] {
-            seat.given = Some(Given { call, position: None, request, is_args });
+            seat.given.push_back(Given { call, position: None, request, is_args });
         }
         self.send(worker, Descriptor::new(kind, function, call, deadline_ns, body), heap);
         self.handed_over = Some((worker, now));
         self.yields.count_wait();
+    }
+
+    fn withdraw(&mut self, now: u64, worker: WorkerId) {
+        let unbegun = self.seats[usize::from(worker)].as_mut().map(Seat::withdraw).unwrap_or_default();
+        let calls = self.take_requests_back(worker, unbegun);
+        self.controller.withdrawn(now, worker, calls);
     }
 
     pub(super) fn answer_worker(&mut self, worker: WorkerId, call: u64, outcome: Outcome<Payload>) {

@@ -35,7 +35,8 @@ use praas_transport::reactor::{self, Interest, Kind, Reactor};
 use crate::clock::{now_ns, unix_ns};
 use crate::config::{Ipc, ProcessConfig, WaitMode};
 use crate::controller::{
-    Action, Bounds, CallError, Caller, Cause, Controller, Outcome, Request, Signal, Stale, Terms, Violation, WorkerId,
+    Action, Bounds, CallError, CallKey, Caller, Cause, Controller, Outcome, Request, Signal, Stale, Terms, Violation,
+    WorkerId,
 };
 use crate::error::answer_did_not_fit;
 use crate::payload::BlockKey;
@@ -67,6 +68,8 @@ const PEERS: usize = 0x1_0000_0000;
 const RING_SLOTS: u32 = 256;
 /// Records that may wait for a worker when one more is forwarded from another: so nobody fills a neighbour's backlog.
 const FORWARDED_MAX: usize = 1024;
+/// Calls that a worker may have besides the one it runs.
+const AHEAD_MAX: usize = 64;
 /// Pause between two looks for strays: a killed one takes a moment to die.
 const STRAYS_NS: u64 = 10_000_000;
 /// Records taken from one worker before the next one's turn.
@@ -195,6 +198,8 @@ impl Process {
             workers: config.workers,
             workers_max: config.workers_max,
             queue_max: config.queue_max as usize,
+            // What is in a queue cannot be taken back.
+            ahead_max: if config.ipc == Ipc::Ring { AHEAD_MAX } else { 0 },
             connection_calls_max: config.connection_calls_max,
             grace_ns: config.grace_ms * 1_000_000,
             start_ns: config.start_ms * 1_000_000,

@@ -108,6 +108,14 @@ impl Process {
                 self.controller.forgotten(now, worker, gone.ok_or(Violation("forgot a participant out of range"))?);
                 Ok(())
             }
+            record::VOID => {
+                let seat = self.seats[usize::from(worker)].as_mut().expect("checked above");
+                if let Some(given) = seat.take_void(id, aux) {
+                    let calls = self.take_requests_back(worker, [given]);
+                    self.controller.withdrawn(now, worker, calls);
+                }
+                Ok(())
+            }
             record::OVERRUN => {
                 self.controller.lease_overrun(now, worker, id);
                 Ok(())
@@ -151,11 +159,11 @@ impl Process {
     /// Whether a block of our arena is lent to this worker, or was passed on to it.
     pub(super) fn holds_of_ours(&self, worker: WorkerId, block: &BlockRef) -> bool {
         let key = BlockKey::from(block);
-        let given = self.seats[usize::from(worker)].as_ref().and_then(|seat| seat.given.as_ref());
+        let given = self.seats[usize::from(worker)].as_ref().map(|seat| &seat.given);
         let passed = |request: &seat::Request| matches!(request, seat::Request::Foreign(foreign) if BlockKey::from(foreign.view.block()) == key);
         let lent = |arena: &praas_shm::Arena| arena.is_lent(ParticipantId::new(worker).expect("a worker"), block);
         self.store.arena.as_ref().is_some_and(lent)
-            || given.is_some_and(|given| passed(&given.request))
+            || given.is_some_and(|given| given.iter().any(|given| passed(&given.request)))
             || self.lent_on.get(&key).is_some_and(|(_, holder)| *holder == worker)
     }
 
@@ -179,7 +187,8 @@ impl Process {
     ) -> Result<(), Violation> {
         let code = Code::from_wire(reply.tag()).ok_or(Violation("an answer with an unknown code"))?;
         let seat = self.seats[usize::from(worker)].as_mut().expect("checked by on_record");
-        let given = seat.given.take_if(|given| given.call == reply.id());
+        let is_next = seat.given.front().is_some_and(|given| given.call == reply.id());
+        let given = if is_next { seat.given.pop_front() } else { None };
         let Some(Given { request, .. }) = given else { return Err(Violation("an answer to a call it was not given")) };
         let me = ParticipantId::new(worker).expect("workers have participant numbers");
         let keeps = reply.kind() & record::KEEPS != 0;

@@ -1,4 +1,4 @@
-//! One worker as the controller has it before it: its OS process, its channel, the call it was given.
+//! One worker as the controller has it before it: its OS process, its channel, the calls it was given.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,8 +12,9 @@ use praas_transport::reactor::Interest;
 
 use super::body::{Foreign, Heap};
 use crate::controller::{CallKey, Cause};
+use crate::wire::record;
 
-/// Records that may wait for a worker that does not read. It is sent one request at a time; the rest are answers to
+/// Records that may wait for a worker that does not read. It is sent a few requests at a time; the rest are answers to
 /// its own calls (at most 1024) and returns of blocks it lent us.
 const BACKLOG_MAX: usize = 4096;
 
@@ -26,8 +27,11 @@ pub(crate) struct Seat {
     /// Bit `n`: this worker has the segment of worker `n`.
     pub(crate) knows: u64,
     pub(crate) cpu: Option<usize>,
-    pub(crate) given: Option<Given>,
+    /// Oldest first: it answers them in this order.
+    pub(crate) given: VecDeque<Given>,
     backlog: VecDeque<(Descriptor, Option<Heap>)>,
+    /// Ring: something was sent since the bell was last rung.
+    unrung: bool,
     /// Queue channel: the kernel said that there is something, and we have not seen the end of it.
     pub(crate) readable: bool,
     /// Why we killed it, if we did.
@@ -53,7 +57,7 @@ pub(crate) enum Channel {
     },
 }
 
-/// The call a worker has been given, and what it was given with it.
+/// A call a worker has been given, and what it was given with it.
 #[derive(Debug)]
 pub(crate) struct Given {
     pub(crate) call: CallKey,
@@ -87,8 +91,9 @@ impl Seat {
             channel,
             knows: 0,
             cpu,
-            given: None,
+            given: VecDeque::new(),
             backlog: VecDeque::new(),
+            unrung: false,
             readable: true,
             verdict: None,
         }
@@ -107,7 +112,7 @@ impl Seat {
         watched
     }
 
-    /// Sends a record, or keeps it until there is room.
+    /// Sends a record, or keeps it until there is room. The worker is told by [`Seat::ring`].
     pub(crate) fn send(&mut self, descriptor: Descriptor, heap: Option<Heap>) -> Result<(), Deaf> {
         if self.backlog.len() >= BACKLOG_MAX {
             return Err(Deaf);
@@ -131,18 +136,16 @@ impl Seat {
         match &mut self.channel {
             Channel::Mapping { .. } => {}
             Channel::Ring { link, .. } => {
-                let mut sent = false;
                 while let Some((descriptor, _)) = self.backlog.front() {
                     let Ok(position) = link.producer.try_send(descriptor) else { break };
                     let call = descriptor.id();
-                    if let Some(given) = self.given.as_mut().filter(|given| given.call == call) {
+                    if descriptor.kind() & record::KIND == record::REQUEST
+                        && let Some(given) = self.given.iter_mut().rfind(|given| given.call == call)
+                    {
                         given.position.get_or_insert(position);
                     }
-                    sent = true;
+                    self.unrung = true;
                     self.backlog.pop_front();
-                }
-                if sent {
-                    link.bell.ring();
                 }
             }
             // One message at a time, so that the count of records at its end is its own.
@@ -151,7 +154,7 @@ impl Seat {
                 while let Some(message) = sender.take_sent() {
                     // Kept in case the worker dies without having begun; an answer's body is of no more use.
                     let id = Descriptor::from_bytes(&message.head).ok().map(|descriptor| descriptor.id());
-                    if let Some(given) = self.given.as_mut().filter(|given| Some(given.call) == id) {
+                    if let Some(given) = self.given.iter_mut().find(|given| Some(given.call) == id) {
                         given.position.get_or_insert(sender.stats().records);
                         if let Request::Heap(kept @ None) = &mut given.request {
                             *kept = Some(message.body);
@@ -169,6 +172,16 @@ impl Seat {
         Ok(())
     }
 
+    /// Wakes the worker if something was sent. Once for all that was sent in a turn: a worker that is woken by the first of many
+    /// calls is done with it before the second is there, and has to be woken for each.
+    pub(crate) fn ring(&mut self) {
+        if std::mem::take(&mut self.unrung)
+            && let Channel::Ring { link, .. } = &self.channel
+        {
+            link.bell.ring();
+        }
+    }
+
     /// The body of a record to this worker, from what a call was given.
     pub(crate) fn body_of(request: &Request) -> Body {
         match request {
@@ -179,10 +192,10 @@ impl Seat {
         }
     }
 
-    /// Whether the worker had begun on the call it was given, as far as one can tell from outside.
+    /// Whether the worker had begun on the first call it has, as far as one can tell from outside.
     pub(crate) fn had_begun(&self) -> bool {
         // Given a call that is no longer here: it was answered, though not as it should be.
-        let Some(given) = &self.given else { return true };
+        let Some(given) = self.given.front() else { return true };
         match &self.channel {
             Channel::Mapping { .. } => false,
             Channel::Ring { link, .. } => given.position.is_some_and(|position| position < link.peer_taken()),
@@ -192,6 +205,24 @@ impl Seat {
                 sender.stats().records.saturating_sub(u64::from(queued)) >= end
             }),
         }
+    }
+
+    /// Takes back what the worker has not begun on, whether it is there already or waits for room. Rings only.
+    pub(crate) fn withdraw(&mut self) -> VecDeque<Given> {
+        let Channel::Ring { link, .. } = &self.channel else { return VecDeque::new() };
+        let taken = link.withdraw();
+        let begun = self.given.iter().take_while(|given| given.position.is_some_and(|position| position < taken));
+        let unbegun = self.given.split_off(begun.count());
+        self.backlog.retain(|(record, _)| {
+            record.kind() & record::KIND != record::REQUEST || unbegun.iter().all(|given| given.call != record.id())
+        });
+        unbegun
+    }
+
+    /// The worker found a request void that stood at `position`: takes that back which we saw begun.
+    pub(crate) fn take_void(&mut self, call: CallKey, position: u64) -> Option<Given> {
+        let is_it = |given: &Given| given.call == call && given.position == Some(position);
+        if self.given.front().is_some_and(is_it) { self.given.pop_front() } else { None }
     }
 
     /// What this worker says it is doing; rings only.

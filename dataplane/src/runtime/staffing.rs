@@ -26,7 +26,7 @@ impl Process {
                 } else {
                     self.start_error.get_or_insert(error);
                 }
-                self.controller.died(now, worker, Cause::Exited(127), false, None, 0);
+                self.controller.died(now, worker, Cause::Exited(127), false, Vec::new(), 0);
             }
         }
     }
@@ -181,7 +181,7 @@ impl Process {
         self.seated.retain(|seated| *seated != worker);
         let begun = seat.had_begun();
         let me = ParticipantId::new(worker).expect("workers have participant numbers");
-        let request = seat.given.take().and_then(|given| self.take_request_back(me, given));
+        let requests = self.take_requests_back(worker, std::mem::take(&mut seat.given));
         if let Some(arena) = &mut self.store.arena {
             arena.reclaim(me);
         }
@@ -217,20 +217,30 @@ impl Process {
             };
             self.start_error.get_or_insert(ProcessError::WorkerSilent { program: self.program(), how });
         }
-        self.controller.died(now, worker, cause, begun, request, mourners);
+        self.controller.died(now, worker, cause, begun, requests, mourners);
         drop(seat);
         self.strays_due_ns = now;
     }
 
-    /// What a dead worker was given, in our hands again.
-    pub(super) fn take_request_back(&mut self, worker: ParticipantId, given: Given) -> Option<Payload> {
-        let bytes = match given.request {
-            seat::Request::Inline(inline) => Bytes::Inline(inline),
-            seat::Request::Lent(block) => Bytes::Own(self.store.arena.as_mut()?.take_back(worker, &block).ok()?),
-            seat::Request::Foreign(foreign) => Bytes::Foreign(foreign),
-            seat::Request::Heap(buffer) => Bytes::Heap(self.store.heap.count(buffer?)),
+    /// What a worker was given and has not begun on, or died with, in our hands again.
+    pub(super) fn take_requests_back(
+        &mut self,
+        worker: WorkerId,
+        given: impl IntoIterator<Item = Given>,
+    ) -> Vec<(CallKey, Payload)> {
+        let me = ParticipantId::new(worker).expect("workers have participant numbers");
+        let mut back = |request| {
+            Some(match request {
+                seat::Request::Inline(inline) => Bytes::Inline(inline),
+                seat::Request::Lent(block) => Bytes::Own(self.store.arena.as_mut()?.take_back(me, &block).ok()?),
+                seat::Request::Foreign(foreign) => Bytes::Foreign(foreign),
+                seat::Request::Heap(buffer) => Bytes::Heap(self.store.heap.count(buffer?)),
+            })
         };
-        Some(Payload { bytes, is_args: given.is_args, keeps: false })
+        let requests = given.into_iter().filter_map(|Given { call, request, is_args, .. }| {
+            back(request).map(|bytes| (call, Payload { bytes, is_args, keeps: false }))
+        });
+        requests.collect()
     }
 
     /// Ends children of dead workers that left their process group and came to us (W8), and reaps them (W9). True

@@ -96,7 +96,9 @@ impl Worker {
         let mut session = register(control, names)?;
         let mut incoming = Incoming::none();
         while session.next_request(&mut incoming)? {
-            session.begin(incoming.origin);
+            if !session.begin(&incoming)? {
+                continue;
+            }
             let Some(handler) = handlers.get_mut(usize::from(incoming.request.tag())) else {
                 unknown_function(&mut session, &mut incoming)?;
                 continue;

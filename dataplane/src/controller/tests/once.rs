@@ -502,12 +502,12 @@ impl Model {
                 self.act(None);
             }
             Step::Die { started } => {
-                let Some((_, session, call)) = self.running.take() else { return };
+                let Some((key, session, call)) = self.running.take() else { return };
                 let known = self.peers[session].calls.get_mut(&call).expect("it ran");
                 known.runs = 0;
                 let request = self.bench.ledger.token();
                 self.payloads.insert(request.number, (session, call));
-                self.bench.controller.died(self.bench.now_ns, 1, Cause::Killed(9), started, Some(request), 0);
+                self.bench.controller.died(self.bench.now_ns, 1, Cause::Killed(9), started, vec![(key, request)], 0);
             }
             Step::Wait { ms } => {
                 self.bench.now_ns += ms * MS;

@@ -278,7 +278,7 @@ impl Session {
             Ok(None) => Ok(false),
             Ok(Some((request, body))) if request.kind() & record::KIND == record::REQUEST => {
                 let heap = (!body.as_ref().is_empty()).then_some(body);
-                *incoming = Incoming { origin: Origin::Queue(line.peer), request, heap };
+                *incoming = Incoming { origin: Origin::Queue(line.peer), request, position: 0, heap };
                 Ok(true)
             }
             Ok(Some(_)) | Err(_) => {

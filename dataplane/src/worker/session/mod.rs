@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use praas_shm::{
     Bell, BlockRef, Body, Descriptor, Doorbell, ExchangeCallee, ExchangeCaller, ExchangeReply, Inline, Link,
-    OwnSegment, ParticipantId, PeerSegment, handover,
+    OwnSegment, ParticipantId, PeerSegment, Take, handover,
 };
 use praas_transport::queue::{Buffer, Message, Receiver, Sender};
 
@@ -142,13 +142,15 @@ pub(crate) struct Incoming {
     pub(crate) origin: Origin,
     /// `id` is the controller's key, the caller's number, or the exchange's sequence.
     pub(crate) request: Descriptor,
+    /// Of the controller's: where it stands in its ring.
+    pub(crate) position: u64,
     /// Queue channel: the input, when the record does not hold it.
     pub(crate) heap: Option<Buffer>,
 }
 
 impl Incoming {
     pub(crate) fn none() -> Incoming {
-        Incoming { origin: Origin::Controller, request: Descriptor::bare(0, 0, 0, 0), heap: None }
+        Incoming { origin: Origin::Controller, request: Descriptor::bare(0, 0, 0, 0), position: 0, heap: None }
     }
 }
 
@@ -614,7 +616,11 @@ impl Session {
         let giver = self.giver(ParticipantId::CONTROLLER);
         match kind & record::KIND {
             record::REQUEST => {
-                self.inbox.push_back(Incoming { origin: Origin::Controller, request: *descriptor, heap });
+                let position = match &self.channel {
+                    Channel::Ring { link, .. } => link.consumer.head() - 1,
+                    Channel::Queue { .. } => 0,
+                };
+                self.inbox.push_back(Incoming { origin: Origin::Controller, request: *descriptor, position, heap });
             }
             record::REPLY => self.settle(descriptor, giver, heap)?,
             record::RELEASE => self.released(giver_of_release(tag), descriptor.block()),

@@ -144,12 +144,19 @@ impl Session {
         self.tell_controller(record::CLOSED, 0, lease, 0)
     }
 
-    /// Marks the controller's request as begun: from here on it may have run.
+    /// Marks the controller's request as begun: from here on it may have run. False when it was withdrawn: it must not run.
     #[inline(always)]
-    pub(crate) fn begin(&mut self, origin: Origin) {
-        if let (Origin::Controller, Channel::Ring { link, .. }) = (origin, &mut self.channel) {
-            let head = link.consumer.head();
-            link.mark_taken(head);
+    pub(crate) fn begin(&mut self, incoming: &Incoming) -> Result<bool, Fatal> {
+        let (Origin::Controller, Channel::Ring { link, .. }) = (incoming.origin, &self.channel) else {
+            return Ok(true);
+        };
+        match link.take(incoming.position) {
+            Take::Mine => Ok(true),
+            Take::Void => Ok(false),
+            Take::Crossed => {
+                self.tell_controller(record::VOID, 0, incoming.request.id(), incoming.position)?;
+                Ok(false)
+            }
         }
     }
 

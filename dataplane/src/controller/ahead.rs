@@ -1,0 +1,99 @@
+//! Calls that a busy worker is given already, so that the next one is there when it finishes: without them a worker
+//! waits for us after each call, and we wait for it.
+//!
+//! Such a call waits as those in the queue do: it is taken back, unless it has begun, as soon as another worker has
+//! nothing to do, its own worker waits for a nested call, runs late or panics, or nobody wants it any more. So a call is never
+//! held up behind a long one that another worker could have overtaken. What has been given is out of the turns that callers
+//! take, so a worker is given no more than it is expected to be through with in a moment. Only clients' calls are given ahead: a
+//! nested one could come to wait for its own caller.
+
+use super::{Action, CallKey, Controller, Keep, Outcome, Waiter, WorkerId, lane_of, place};
+
+/// Work that a worker may have, the call that it runs included. Longer functions lose little by waiting for us: 3 us a call.
+const LOAD_NS: u64 = 100_000;
+/// What a function is expected to take of which no call has come back.
+pub(super) const UNKNOWN_NS: u64 = LOAD_NS / 2;
+
+impl<P: Keep> Controller<P> {
+    /// Hands calls that wait to workers that are busy.
+    pub(super) fn give_ahead(&mut self, now_ns: u64) {
+        while let Some(key) = self.queue.next() {
+            if matches!(self.calls[place(key)].from, Waiter::Worker { .. }) {
+                return;
+            }
+            let Some(worker) = self.staff.least_laden(self.bounds.ahead_max, LOAD_NS) else { return };
+            self.queue.pop();
+            self.dispatch(now_ns, worker, key);
+        }
+    }
+
+    /// Somebody has nothing to do: takes calls from the worker that has most ahead. Whether there is one.
+    pub(super) fn relieve(&mut self) -> bool {
+        let Some(worker) = self.staff.most_laden() else { return false };
+        self.withdraw(worker);
+        true
+    }
+
+    pub(super) fn withdraw(&mut self, worker: WorkerId) {
+        if self.staff.ask_back(worker) {
+            self.actions.push_back(Action::Withdraw { worker });
+        }
+    }
+
+    pub(super) fn withdraw_all(&mut self) {
+        self.staff.laden().for_each(|worker| self.withdraw(worker));
+    }
+
+    /// Calls that a worker had not begun on are back, in the order it was given them: those asked of it
+    /// ([`Action::Withdraw`]), perhaps none, or one that it found withdrawn itself.
+    pub(crate) fn withdrawn(&mut self, now_ns: u64, worker: WorkerId, calls: Vec<(CallKey, P)>) {
+        let has_none = calls.iter().fold(false, |none, (key, _)| none | self.staff.take_from(worker, *key));
+        self.staff.asked(worker);
+        self.requeue(now_ns, calls);
+        if has_none {
+            self.staff.on_time(worker);
+            self.employ(now_ns, worker);
+        }
+        self.distribute(now_ns);
+    }
+
+    /// Calls are back in the queue.
+    pub(super) fn distribute(&mut self, now_ns: u64) {
+        self.hand_out(now_ns);
+        if !self.queue.is_empty() {
+            self.make_room(now_ns);
+            self.give_ahead(now_ns);
+        }
+    }
+
+    /// Puts calls back to where they were, except those that nobody wants any more or that would be refused by now.
+    pub(super) fn requeue(&mut self, now_ns: u64, calls: Vec<(CallKey, P)>) {
+        for (key, payload) in calls.into_iter().rev() {
+            let known = self.call(key).map(|call| (call.from, usize::from(call.function), call.abandoned));
+            let refused = known.filter(|(_, function, _)| self.circuits[*function].refuses(now_ns).is_some());
+            match (known, refused) {
+                (Some((from, _, false)), None) => {
+                    self.call(key).expect("looked up above").payload = Some(payload);
+                    self.queue.push_first(lane_of(from), key);
+                }
+                (_, refused) => {
+                    self.actions.push_back(Action::Discard(payload));
+                    if known.is_some() {
+                        self.calls.remove(place(key));
+                    }
+                    if let Some((from, function, false)) = refused {
+                        self.answer(from, Outcome::Failed(self.broken(now_ns, function)));
+                    }
+                }
+            }
+        }
+    }
+
+    /// A worker goes on with a call that it was given ahead.
+    pub(super) fn begins(&mut self, now_ns: u64, key: CallKey) {
+        if self.calls.get(place(key)).is_some_and(|call| call.deadline_ns <= now_ns) {
+            // Its timer has fired already.
+            self.wake_by(now_ns);
+        }
+    }
+}
