@@ -927,10 +927,12 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
         done: &mut dyn FnMut(Out),
     ) -> Result<Flush, ConnectionError> {
         let socket = uring.socket(self.slot);
+        let outbound = &mut self.halves.outbound;
+        // Also while a send is under way: it points to none of what has ended.
+        outbound.end_shares(socket.shares.ended(), done);
         if socket.sending.is_some() {
             return Ok(Flush::Blocked);
         }
-        let outbound = &mut self.halves.outbound;
         match socket.sent.take() {
             None => {}
             Some(count @ 0..) => outbound.wrote(usize::try_from(count).expect("not negative"), done),
@@ -939,7 +941,6 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
                 return Err(io::Error::from_raw_os_error(-error).into());
             }
         }
-        outbound.end_shares(socket.shares.ended(), done);
         // What one system call sends now is not worth a request: its completion would come as an event of its own. More goes by
         // itself, beside whatever we do meanwhile.
         if !outbound.is_empty() && outbound.unsent_bytes() <= DIRECT_SEND_BYTES_MAX {
