@@ -33,7 +33,7 @@ use praas_transport::queue::{Buffer, QueueConfig, Receiver, Sender};
 use praas_transport::reactor::{self, Interest, Kind, Reactor};
 
 use crate::clock::{now_ns, unix_ns};
-use crate::config::{Ipc, ProcessConfig, WaitMode};
+use crate::config::{Checks, Ipc, ProcessConfig, WaitMode};
 use crate::controller::{
     Action, Bounds, CallError, CallKey, Caller, Cause, Controller, Outcome, Request, Signal, Stale, Terms, Violation,
     WorkerId,
@@ -554,6 +554,7 @@ fn responder(config: &ProcessConfig, incarnation: u64) -> Result<ResponderConfig
         process: config.process.clone(),
         incarnation,
         versions: wire::VERSIONS,
+        checks_on_loopback: config.checks == Checks::Always,
     })
 }
 
