@@ -3,6 +3,7 @@
 
 #[allow(unsafe_code, reason = "one getsockopt that no library wraps, into a struct of ours")]
 mod acknowledged;
+mod congestion;
 pub mod frame;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
