@@ -53,6 +53,8 @@ fn the_json_has_every_finding_and_the_exit_code_follows_it() {
         assert!(!found["value"].as_str().expect("text").is_empty(), "{found}");
         assert!(!found["uses"].as_str().expect("text").is_empty(), "{found}");
     }
+    let usable = report["facts"]["tcp"]["usable"].as_array().expect("a list of names");
+    assert!(usable.contains(&"reno".into()) && report["facts"]["tcp"]["auto_on_loopback"] == "reno");
     let allowed = report["facts"]["cores"]["allowed"].as_array().expect("a list of CPUs");
     assert!(!allowed.is_empty());
 }

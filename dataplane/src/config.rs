@@ -23,6 +23,20 @@ pub enum Ipc {
 
 /// Which reactor carries connections.
 pub use praas_transport::reactor::Choice as ReactorChoice;
+/// Which congestion control connections use.
+pub use praas_transport::tcp::{Congestion, CongestionError};
+
+/// On which connections frames have checks: a tag of each header, made with the key of the hello, and a checksum of key and payload.
+/// A connection has them when either end asks, and nobody between the two can ask otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum Checks {
+    /// Where bytes leave this host. On loopback each header has a checksum, payloads have none.
+    #[default]
+    Auto,
+    /// Everywhere.
+    Always,
+}
 
 /// A word that knows how to be read and shown.
 mod as_text {
@@ -85,6 +99,7 @@ macro_rules! names {
     };
 }
 names!(Ipc, "a channel", "ring" => Ipc::Ring => Ipc::Ring, "mq" => Ipc::Queue => Ipc::Queue);
+names!(Checks, "a choice of checks", "auto" => Checks::Auto => Checks::Auto, "always" => Checks::Always => Checks::Always);
 names!(WaitMode, "a wait mode",
     "latency" => WaitMode::Latency => WaitMode::Latency,
     "balanced" => WaitMode::Balanced => WaitMode::Balanced,
@@ -167,6 +182,12 @@ pub struct ProcessConfig {
     /// What carries connections: io_uring, epoll, or whichever is the faster of those that work here.
     #[serde(with = "as_text")]
     pub reactor: ReactorChoice,
+    /// Congestion control of connections with clients and peers: `auto` (reno on this host, the system's otherwise), `system`, or a
+    /// name that the kernel knows. Default `auto`.
+    #[serde(with = "as_text")]
+    pub congestion: Congestion,
+    /// Which connections have tags and checksums. Default `auto`: those that leave this host.
+    pub checks: Checks,
     /// Which cores everybody runs on.
     pub pin: Pin,
     /// Whether workers may lease each other and talk without the controller (ring only). Default true.
@@ -215,6 +236,8 @@ impl Default for ProcessConfig {
             ipc: Ipc::default(),
             wait: WaitMode::default(),
             reactor: ReactorChoice::default(),
+            congestion: Congestion::default(),
+            checks: Checks::default(),
             pin: Pin::default(),
             leases: true,
             lease_connections: false,
@@ -311,6 +334,9 @@ pub enum ConfigError {
     /// Peers prove who they are, and we have nothing to do it with.
     #[error("peers need {0}")]
     PeersNeed(&'static str),
+    /// The kernel does not take this congestion control from us.
+    #[error("{0}; check --congestion")]
+    Congestion(#[from] CongestionError),
     /// Two keys.
     #[error("both key_file and key_fd are given: use one of --key-file and --key-fd")]
     TwoKeys,
@@ -611,6 +637,17 @@ mod tests {
         }
         let text = toml::to_string(&good).unwrap();
         assert_eq!(toml::from_str::<ProcessConfig>(&text).unwrap(), good);
+    }
+
+    #[test]
+    fn r7_congestion_and_checks_are_chosen_in_a_file_by_the_names_of_their_flags() {
+        let told = |text: &str| toml::from_str::<ProcessConfig>(text);
+        let config = told("congestion = 'reno'\nchecks = 'always'").unwrap();
+        assert_eq!((config.congestion.to_string(), config.checks), ("reno".to_owned(), Checks::Always));
+        assert_eq!(told(&toml::to_string(&config).unwrap()).unwrap(), config);
+        assert_eq!(told("").unwrap().congestion, Congestion::Auto);
+        assert!(told("congestion = 'a b'").unwrap_err().message().contains("`system`"));
+        assert!(told("checks = 'never'").is_err());
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub mod wire;
 pub mod worker;
 
 pub use client::{CallOptions, Client, ClientConfig, ClientReply, Delivery};
-pub use config::{ConfigError, Ipc, Pin, ProcessConfig, ReactorChoice, WaitMode};
+pub use config::{Checks, ConfigError, Congestion, Ipc, Pin, ProcessConfig, ReactorChoice, WaitMode};
 pub use error::{Failure, InvokeError};
 pub use launch::{LaunchConfig, LaunchError, LaunchKey, LocalProcess};
 pub use payload::{Input, Loan, Output, Payload, Reply};

@@ -15,9 +15,7 @@ use praas_dataplane::{Client, ClientConfig, InvokeError, Ipc, LocalProcess, Wait
 use praas_transport::Header;
 use praas_transport::frame::{Seal, Transit};
 use support::proxy::{Fault, Lane, Plan, Proxy, Way};
-use support::{
-    Dice, PATIENCE, Tally, connect, content, cuts, fds, has_flag, on_both_reactors, seed, start_with, wait_until,
-};
+use support::{Dice, PATIENCE, Tally, connect, content, cuts, fds, on_both_reactors, seed, start_with, wait_until};
 
 /// The bodies of a stream of three requests: none, shorter than a header, longer than one.
 const BODIES: [usize; 3] = [0, 3, 100];
@@ -419,11 +417,8 @@ fn n6_a_flipped_bit_is_refused_or_harmless() {
 /// With checksums over payloads no flip anywhere passes for an answer, or runs as a request.
 #[test]
 fn n6_a_bit_flipped_in_a_payload_is_refused_where_payloads_have_checksums() {
-    if !has_flag("--checksums") {
-        return;
-    }
     on_both_reactors(|reactor| {
-        let (process, _client) = reactor.start(1, &["--checksums", "always"]);
+        let (process, _client) = reactor.start(1, &["--checks", "always"]);
         let seed = seed();
         let proxy = Proxy::start(process.addr(), seed, move |number| {
             let mut dice = Dice(seed ^ number << 20);

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-use praas_dataplane::{Client, ClientConfig, Delivery, InvokeError, Ipc, LaunchConfig, LocalProcess};
+use praas_dataplane::{Client, ClientConfig, Delivery, InvokeError, Ipc, LaunchConfig, LocalProcess, WaitMode};
 use support::proxy::{Fault, Lane, Plan, Proxy, Way};
 use support::{
     Dice, PATIENCE, children, connect, connect_with, content, cpu_seconds, fds, lives, memory_kib, on_both_reactors,
@@ -431,5 +431,26 @@ fn x3_descriptors_that_run_out_stop_nobody_who_is_in_and_come_back() {
         });
         let config = ClientConfig { connect_within: Duration::from_secs(2), ..ClientConfig::default() };
         assert_eq!(&*connect_with(&process, &config).invoke("echo", b"late").unwrap(), b"late");
+    });
+}
+
+/// A request of over a megabyte that lay in the socket whole was read in two turns, the second without an event, and handed to a worker only
+/// after the sleep that followed: a second later.
+#[test]
+fn a_request_that_is_read_to_its_end_without_an_event_is_run_at_once() {
+    on_both_reactors(|reactor| {
+        let config = LaunchConfig { wait: WaitMode::Efficient, ..reactor.config(Ipc::Ring, 1, &[]) };
+        let (process, mut client) = start_with(&config);
+        for round in 0..20 {
+            let input = content(round, (1 << 20) + 300_000);
+            // Stopped, it finds as much of it as the kernel holds when it goes on.
+            signal(process.pid(), 19);
+            let call = client.submit("echo", input.clone()).expect("room for it");
+            std::thread::sleep(Duration::from_millis(20));
+            signal(process.pid(), 18);
+            let begun = Instant::now();
+            assert!(*client.wait(call).expect("an answer") == *input);
+            assert!(begun.elapsed() < Duration::from_millis(700), "call {round} took {:?}", begun.elapsed());
+        }
     });
 }

@@ -159,7 +159,8 @@ fn measure(args: &IdleConnectionsArgs, wait: Wait, reactor: Option<Reactor>) -> 
         ipc: Channel::Ring.name().into(),
         wait: wait.to_string(),
         reactor: subject.reactor(),
-        placement: format!("{} connections, made in {seconds:.1} s", args.connections),
+        placement: format!("made in {seconds:.1} s"),
+        silent: Some(args.connections),
         workers: Some(2),
         ..Row::default()
     };

@@ -8,6 +8,7 @@
 //! Samples   `--repetitions` per run, `--runs` runs, each of a fresh process in turns with a fresh floor: floor, calls, floor, calls, ... so that
 //!           both see the same weather; the ratio is the median over the turns. A slow cell stops at `--run-limit` seconds, with at least 100 samples.
 //! Checks    length, sequence number and last byte of every answer (`--untouched`: length; content after the last).
+//!           With `--checks off,on` see `checks.rs` instead.
 //! Baseline  local ring: cache-line ping-pong over two lines, via exchange over one; local mq: two raw queue round trips in
 //!           a row; remote: a raw TCP round trip; same size, wait mode and cores.
 
@@ -19,6 +20,7 @@ use clap::Args;
 use indicatif::ProgressBar;
 
 use crate::channel::{self, Pair};
+use crate::checks;
 use crate::end::Block;
 use crate::floors::{DISTRIBUTION_BYTES_MAX, progress, warm_up};
 use crate::owed::judge;
@@ -28,7 +30,7 @@ use crate::recorder::{Recorder, interpolated, median};
 use crate::remote::{RemoteCaller, until_warm};
 use crate::row::{Row, RowSink};
 use crate::size::{self, Size};
-use crate::subject::{Channel, Reactor, Setup, Subject, drive, reactors};
+use crate::subject::{Channel, Checks, Reactor, Setup, Subject, drive, reactors};
 use crate::table;
 use crate::worker::{Drive, Via};
 
@@ -98,6 +100,10 @@ pub(crate) struct InvokeArgs {
     /// Whether a client's connection is lent to the worker that serves it, for remote calls; several take turns.
     #[arg(long, value_delimiter = ',', default_value = "off")]
     lease: Vec<Lent>,
+    /// For remote calls: plain text (off), or a key, keyed tags and payload checksums (on). Both: in turns, one beside the other
+    /// instead of a floor [default: plain text].
+    #[arg(long, value_delimiter = ',')]
+    checks: Vec<Checks>,
     /// Also make the paper's rows: 100 repetitions of a fresh process, all kept, and a line with the first dropped.
     #[arg(long)]
     r100: bool,
@@ -135,13 +141,20 @@ struct Way {
     touched: bool,
     reactor: Option<Reactor>,
     lent: bool,
+    checks: Option<Checks>,
+    /// With checks, beside the same without.
+    beside_off: bool,
 }
 
 impl Way {
-    fn start(self) -> Result<Subject> {
+    fn setup(self) -> Setup<'static> {
         let setup = Setup::new(self.ipc, self.wait, self.workers);
         let leases = self.via != Via::Controller;
-        Setup { leases, lease_connections: self.lent, reactor: self.reactor, ..setup }.start()
+        Setup { leases, lease_connections: self.lent, reactor: self.reactor, checks: self.checks, ..setup }
+    }
+
+    fn start(self) -> Result<Subject> {
+        self.setup().start()
     }
 }
 
@@ -199,10 +212,14 @@ pub(crate) fn run(args: &InvokeArgs) -> Result<()> {
         };
         let measured = match args.in_flight {
             Some(in_flight) => throughput(way, placement, &args.sizes, in_flight, &plan, &bar),
+            None if way.beside_off => {
+                let row = row_of("checks", way, placement);
+                checks::beside(way.setup(), placement, &args.sizes, &plan, &row, &bar)
+            }
             None => round_trips(way, placement, &args.sizes, &plan, &bar),
         };
         let mut measured = measured.with_context(|| way.to_string())?;
-        if args.r100 && args.in_flight.is_none() {
+        if args.r100 && args.in_flight.is_none() && !way.beside_off {
             measured.extend(paper_rows(way, placement, &args.sizes).with_context(|| format!("{way}, R=100"))?);
             bar.inc(1);
         }
@@ -222,6 +239,7 @@ pub(crate) fn run(args: &InvokeArgs) -> Result<()> {
 /// Every combination that was asked for and means something: only local calls over rings have a choice of way.
 fn ways(args: &InvokeArgs) -> Result<Vec<Way>> {
     let remote_reactors = reactors(&args.reactor)?;
+    let both = args.checks.contains(&Checks::Off) && args.checks.contains(&Checks::On);
     let mut ways = Vec::new();
     for &path in &args.path {
         for &ipc in &args.ipc {
@@ -240,6 +258,11 @@ fn ways(args: &InvokeArgs) -> Result<Vec<Way>> {
                 Path::Remote => remote_reactors.clone(),
                 Path::Local => vec![None],
             };
+            // Nor has it a key.
+            let (checks, beside_off) = match path {
+                Path::Remote => (args.checks.last().copied(), both),
+                Path::Local => (None, false),
+            };
             for &wait in &args.wait {
                 for &via in &vias {
                     for &reactor in &reactors {
@@ -249,7 +272,18 @@ fn ways(args: &InvokeArgs) -> Result<Vec<Way>> {
                                 continue;
                             }
                             let (workers, touched) = (args.workers, !args.untouched);
-                            ways.push(Way { path, ipc, wait, via, workers, touched, reactor, lent });
+                            ways.push(Way {
+                                path,
+                                ipc,
+                                wait,
+                                via,
+                                workers,
+                                touched,
+                                reactor,
+                                lent,
+                                checks,
+                                beside_off,
+                            });
                         }
                     }
                 }
@@ -271,6 +305,11 @@ impl std::fmt::Display for Way {
         }
         if self.lent {
             write!(f, ", {LENT}")?;
+        }
+        match self.checks {
+            Some(_) if self.beside_off => f.write_str(", checks off and on")?,
+            Some(checks) => write!(f, ", checks {checks}")?,
+            None => {}
         }
         match self.via.name() {
             Some(name) => write!(f, ", via {name}"),
@@ -455,6 +494,7 @@ fn row_of(experiment: &str, way: Way, placement: Placement) -> Row {
         placement: placement.to_string(),
         workers: Some(way.workers.into()),
         touched: Some(way.touched),
+        checks: way.checks.map(|checks| checks.to_string()),
         ..Row::default()
     }
 }

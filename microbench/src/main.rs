@@ -2,6 +2,7 @@
 #![deny(unsafe_code)]
 
 mod channel;
+mod checks;
 mod copy;
 mod death;
 mod end;
@@ -57,6 +58,7 @@ Start here:
   praas-bench invoke                                   our invocations beside their floors
   praas-bench invoke --path local --via exchange,ring --sizes 8,64,5MiB
   praas-bench invoke --path local --sizes 8 --in-flight 64      calls per second
+  praas-bench invoke --path remote --checks off,on --sizes 64,1MiB,5MiB      what keys and checksums cost
   praas-bench peers                                    a remote call beside raw TCP, tokio, tokio-uring and axum
   praas-bench load --in-flight 1,16,64 --rates 10%,50%,90%     calls per second over TCP, and latency over load
   praas-bench load --connections 100 --in-flight 4 --rate 20000 --place netns

@@ -13,7 +13,8 @@ use crate::recorder::Summary;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Row {
     /// `floor`, `invocation`, `invocation_r100`, `invocation_r100_drop_first`, `throughput`, `death`, `idle_*`; `peer` and
-    /// `beside_peer` of `peers`; `load`; `reactors` (io_uring beside epoll); `connections_idle_*`.
+    /// `beside_peer` of `peers`; `load`; `reactors` (io_uring beside epoll); `checks` (keys and checksums beside
+    /// plain text); `connections_idle_*`.
     pub(crate) experiment: String,
     /// `raw` (two plain processes), `local` or `remote`.
     pub(crate) path: String,
@@ -36,6 +37,12 @@ pub(crate) struct Row {
     /// What the process waited with, as its ready line says: `uring` or `epoll`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) reactor: Option<String>,
+    /// `off` or `on`, where it was asked for: a key, keyed tags and payload checksums on loopback.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) checks: Option<String>,
+    /// Connections that were open and silent meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) silent: Option<u32>,
     /// `loopback` or `netns`, where a client chose.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) place: Option<String>,

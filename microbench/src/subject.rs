@@ -59,6 +59,24 @@ impl fmt::Display for Reactor {
     }
 }
 
+/// Whether the connections under test, on loopback, have a key, keyed tags and payload checksums.
+#[derive(Copy, Clone, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub(crate) enum Checks {
+    /// Plain text, a checksum of each header.
+    Off,
+    /// A key, `--checks always`.
+    On,
+}
+
+impl fmt::Display for Checks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Checks::Off => "off",
+            Checks::On => "on",
+        })
+    }
+}
+
 /// The reactors to measure, of those asked for: those with which a process starts here. A container may forbid io_uring, which is
 /// no reason not to measure the rest.
 pub(crate) fn reactors(asked: &[Reactor]) -> Result<Vec<Option<Reactor>>> {
@@ -114,6 +132,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) quiet: bool,
     /// `None` says nothing about it to the process.
     pub(crate) reactor: Option<Reactor>,
+    /// `None` leaves it to the process: off on loopback.
+    pub(crate) checks: Option<Checks>,
     pub(crate) connections_max: Option<u32>,
     /// `None` is loopback.
     pub(crate) network: Option<&'a Network>,
@@ -129,6 +149,7 @@ impl Setup<'_> {
             lease_connections: false,
             quiet: false,
             reactor: None,
+            checks: None,
             connections_max: None,
             network: None,
         }
@@ -156,11 +177,12 @@ impl Setup<'_> {
         {
             args.extend(["--listen".to_owned(), format!("{}:0", network.server_ip())]);
         }
+        if self.checks == Some(Checks::On) {
+            args.extend(["--checks".to_owned(), "always".to_owned()]);
+        }
         // Who listens off loopback serves nobody without a key; one for this run only, known to this process and that one.
-        let secret = match self.network.map(Network::place) {
-            Some(Place::Netns) => Some(Arc::new(Secret::random().context("a key for the process under test")?)),
-            Some(Place::Loopback) | None => None,
-        };
+        let keyed = self.checks == Some(Checks::On) || self.network.map(Network::place) == Some(Place::Netns);
+        let secret = keyed.then(Secret::random).transpose().context("a key for the process under test")?.map(Arc::new);
         let config = LaunchConfig {
             key: secret.clone().map(LaunchKey::Pipe),
             worker: vec![program.to_owned(), worker::SUBCOMMAND.to_owned()],

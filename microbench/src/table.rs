@@ -172,13 +172,19 @@ pub(crate) fn what(row: &Row) -> String {
     let mut text = match (row.experiment.as_str(), row.path.as_str()) {
         ("floor", _) => row.ipc.clone(),
         ("peer", _) | ("load", "raw") => format!("peer {}", row.ipc),
-        ("invocation" | "beside_peer" | "load", path) => format!("{path} {}", row.ipc),
+        ("invocation" | "beside_peer" | "load" | "checks", path) => format!("{path} {}", row.ipc),
         ("invocation_r100", path) => format!("{path} {}, R=100", row.ipc),
         ("invocation_r100_drop_first", path) => format!("{path} {}, R=100, first dropped", row.ipc),
         (experiment, path) => format!("{experiment} {path} {}", row.ipc),
     };
     if let Some(reactor) = &row.reactor {
         text += &format!(", {reactor}");
+    }
+    if let Some(checks) = &row.checks {
+        text += &format!(", checks {checks}");
+    }
+    if let Some(silent) = row.silent {
+        text += &format!(", {silent} silent connections");
     }
     if row.place.as_deref() == Some("netns") {
         text += ", netns";

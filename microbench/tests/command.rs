@@ -157,6 +157,26 @@ fn b3_reactors_stand_beside_each_other_in_one_run() {
     assert!(uring["floor"] == "reactor epoll" && uring["verdict"].is_string(), "{uring}");
 }
 
+/// B3: plain text and keys with checksums take turns in one run; a local call has neither.
+#[test]
+fn b3_checks_stand_beside_plain_text_in_one_run() {
+    let ours = ["invoke", "--wait", "efficient", "--sizes", "64,300KiB", "--repetitions", "60", "--runs", "1"];
+    let (rows, _) = rows_of(&[&ours[..], &["--path", "remote", "--checks", "off,on"]].concat());
+    assert_eq!(rows.len(), 2 * 2);
+    for pair in rows.chunks(2) {
+        assert!(pair.iter().all(|row| row["experiment"] == "checks" && row["count"].as_u64() >= Some(60)), "{pair:?}");
+        assert_eq!((&pair[0]["checks"], &pair[1]["checks"]), (&"off".into(), &"on".into()));
+        assert!(pair[0]["ratio_p50"].is_null() && pair[0]["verdict"].is_null());
+        assert!(pair[1]["ratio_p50"].as_f64() > Some(0.0) && pair[1]["verdict"].is_string());
+        assert_eq!(pair[1]["floor"], "without checks");
+    }
+    let (rows, _) = rows_of(&[&ours[..], &["--path", "local,remote", "--checks", "on"]].concat());
+    let checks: Vec<_> = rows.iter().map(|row| (row["path"].as_str(), row["checks"].as_str())).collect();
+    let [local, remote] = [(Some("local"), None), (Some("remote"), Some("on"))];
+    assert_eq!(checks, [local, local, remote, remote]);
+    assert!(rows.iter().all(|row| row["experiment"] == "invocation" && row["ratio_p50"].as_f64() > Some(0.0)));
+}
+
 /// B2, B3: a closed and an open loop over several connections, on ours and on a raw peer; the rows tell what was due, what came
 /// of it and what it cost, and make pictures.
 #[test]
@@ -222,7 +242,7 @@ fn calls_cross_namespaces_that_are_gone_afterwards() {
 fn b3_silent_connections_have_a_price_each_and_a_busy_one_beside_them() {
     let (rows, _) = rows_of(&["idle-connections", "--connections", "50", "--runs", "1", "--repetitions", "200"]);
     assert_eq!(rows.len(), 3);
-    assert!(rows[0]["unit"] == "KiB each" && rows[0]["value"].as_f64() >= Some(0.0) && rows[0]["verdict"].is_string());
+    assert!(rows[0]["unit"] == "KiB each" && rows[0]["value"].as_f64() >= Some(0.0) && rows[0]["silent"] == 50);
     assert!(rows[2]["floor"] == "without them" && rows[2]["ratio_p50"].as_f64() > Some(0.0));
 }
 

@@ -49,8 +49,9 @@ pub use doorbell::{Bell, Doorbell, eventfd, has_barriers, join_barriers};
 pub use exchange::{ExchangeCallee, ExchangeCaller, ExchangeReply};
 pub use inline::{INLINE_BYTES_MAX, Inline};
 #[cfg(not(loom))]
-pub use link::{Link, LinkError, Take};
+pub use link::{Link, LinkError};
 pub use participant::{PARTICIPANTS_MAX, ParticipantId};
+pub use peer_line::Take;
 pub use ring::{BadPosition, Consumer, Full, Producer};
 #[cfg(not(loom))]
 pub use segment::{

@@ -9,10 +9,9 @@ use std::sync::Arc;
 use crate::doorbell::Bell;
 use crate::mapping::Window;
 use crate::participant::ParticipantId;
-use crate::peer_line::PeerLine;
+use crate::peer_line::{PeerLine, Take};
 use crate::ring::{Consumer, Producer};
 use crate::segment::{OwnSegment, OwnShared, PeerSegment};
-use crate::sync::{Ordering, fence};
 use crate::width::low_half;
 
 /// Why there is no link. Nothing the peer can see has changed.
@@ -122,7 +121,7 @@ impl Link {
     /// positions, *before* user code is entered.
     #[inline]
     pub fn take(&self, position: u64) -> Take {
-        take(&self.ours, &self.theirs, position)
+        self.ours.take(&self.theirs, position)
     }
 
     /// Takes back every request sent so far that the peer has not taken. Gives the first position that it did not take: requests
@@ -172,28 +171,6 @@ impl Link {
     pub fn peer_cancelled(&self) -> u64 {
         if self.is_mutual() { self.theirs.cancelled() } else { 0 }
     }
-}
-
-/// What became of a request that was about to run ([`Link::take`]).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Take {
-    /// It is ours to run.
-    Mine,
-    /// It was withdrawn: it must not run, and its sender knows that.
-    Void,
-    /// It was withdrawn at the same moment: it must not run, and its sender has to be told, since it may have seen it taken.
-    Crossed,
-}
-
-#[inline]
-pub(crate) fn take(ours: &PeerLine, theirs: &PeerLine, position: u64) -> Take {
-    if position < theirs.withdrawn() {
-        return Take::Void;
-    }
-    ours.mark_taken(position + 1);
-    // crosses `withdraw`.
-    fence(Ordering::SeqCst);
-    if position < theirs.withdrawn() { Take::Crossed } else { Take::Mine }
 }
 
 impl fmt::Debug for Link {

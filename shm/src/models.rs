@@ -12,9 +12,8 @@ use loom::thread;
 use crate::descriptor::Descriptor;
 use crate::doorbell::{Ringer, SleepLine, Sleeper};
 use crate::exchange::{ExchangeCallee, ExchangeCaller, ExchangeLine, ExchangeReply};
-use crate::link::Take;
 use crate::mapping::Window;
-use crate::peer_line::PeerLine;
+use crate::peer_line::{PeerLine, Take};
 use crate::ring::on_heap::Ring;
 use crate::ring::{Consumer, Producer};
 
@@ -332,7 +331,7 @@ fn withdrawn_request_never_runs_unseen() {
     model(|| {
         let (takers, withdrawers) = (Window::on_heap(PeerLine::blank()), Window::on_heap(PeerLine::blank()));
         let (marks, withdrawn) = (takers.clone(), withdrawers.clone());
-        let taker = thread::spawn(move || crate::link::take(&takers, &withdrawn, 0));
+        let taker = thread::spawn(move || takers.take(&withdrawn, 0));
         withdrawers.withdraw(1);
         let seen_taken = marks.taken() > 0;
         let take = taker.join().unwrap();

@@ -31,6 +31,17 @@
 use crate::mapping::SharedLayout;
 use crate::sync::{AtomicU64, Ordering, fence};
 
+/// What became of a request that was about to run ([`crate::Link::take`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Take {
+    /// It is ours to run.
+    Mine,
+    /// It was withdrawn: it must not run, and its sender knows that.
+    Void,
+    /// It was withdrawn at the same moment: it must not run, and its sender has to be told, since it may have seen it taken.
+    Crossed,
+}
+
 /// See the module.
 #[repr(C, align(128))]
 pub(crate) struct PeerLine {
@@ -95,6 +106,18 @@ impl PeerLine {
         fence(Ordering::Release);
     }
 
+    /// See [`crate::Link::take`].
+    #[inline]
+    pub(crate) fn take(&self, theirs: &PeerLine, position: u64) -> Take {
+        if position < theirs.withdrawn() {
+            return Take::Void;
+        }
+        self.mark_taken(position + 1);
+        // crosses `withdraw`.
+        fence(Ordering::SeqCst);
+        if position < theirs.withdrawn() { Take::Crossed } else { Take::Mine }
+    }
+
     #[inline]
     pub(crate) fn mark_exchange_taken(&self, sequence: u32) {
         self.exchange_taken.store(u64::from(sequence), Ordering::Relaxed);
@@ -119,7 +142,7 @@ impl PeerLine {
 
     pub(crate) fn withdraw(&self, position: u64) {
         self.withdrawn.store(position, Ordering::Relaxed);
-        // crosses `mark_taken` and `fence` of the taker.
+        // crosses `take`.
         fence(Ordering::SeqCst);
     }
 }

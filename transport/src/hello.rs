@@ -75,7 +75,7 @@ pub struct Session {
     pub send_key: Option<[u8; 32]>,
     /// Key of what we receive.
     pub receive_key: Option<[u8; 32]>,
-    /// Whether payloads carry a checksum.
+    /// Whether payloads carry a checksum and headers, where there is a key, a keyed tag.
     pub payload_checksums: bool,
 }
 
@@ -180,7 +180,7 @@ pub struct InitiatorConfig {
     pub session_id: [u8; 16],
     /// Which life of it this is; 0 where that means nothing.
     pub incarnation: u64,
-    /// Whether it asks for checksums on payloads.
+    /// Whether it asks for checksums on payloads, and keyed tags of headers. Then it takes no session without.
     pub payload_checksums: bool,
     /// The process that it must be. A process that merely knows the key is not enough then.
     pub expect_process: Option<String>,
@@ -199,6 +199,8 @@ pub struct ResponderConfig {
     pub incarnation: u64,
     /// Versions it speaks.
     pub versions: Versions,
+    /// Whether frames have checks on loopback, too: keyed tags and payload checksums. Elsewhere they always do.
+    pub checks_on_loopback: bool,
 }
 
 /// One end of a hello. Give it what is received and send what it has to say ([`Hello::advance`] does both for a stream)
@@ -524,7 +526,7 @@ impl Responder {
             _ => None,
         };
         let Some(possession) = possession else { return Err(self.refuse()) };
-        let wanted = if self.side.on_loopback { 0 } else { PAYLOAD_CHECKSUMS };
+        let wanted = if self.side.on_loopback && !config.checks_on_loopback { 0 } else { PAYLOAD_CHECKSUMS };
         let mut challenge = ChallengeMessage {
             head: Head::new(kind::CHALLENGE, head.suite),
             version: version.into(),

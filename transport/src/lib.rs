@@ -3,6 +3,7 @@
 
 #[allow(unsafe_code, reason = "one getsockopt and one ioctl that no library wraps, into values of ours")]
 mod acknowledged;
+mod congestion;
 pub mod frame;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]

@@ -28,6 +28,10 @@ const _: () = assert!(PIECE_LEN as u64 == PIECE_BYTES);
 /// Short frames that may begin one after another while a piece waits.
 const SHORTS_PER_PIECE_MAX: usize = 64;
 
+/// Shortest body that may stay with the kernel after it is written (a zero-copy send), bytes. At 8 KiB it costs what a copy costs, at
+/// 32 KiB half: 3 of 6 us, which pays for the second completion (`docs/decisions/0018`).
+pub(crate) const SHARED_BYTES_MIN: usize = 32 << 10;
+
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct OutboundStats {
     pub(crate) bytes: u64,
@@ -73,6 +77,14 @@ enum Load<Out> {
     },
 }
 
+/// A body that is written whole, and that the kernel may read again.
+#[derive(Debug)]
+struct Held<Out> {
+    body: Out,
+    /// Until this share and all before it have ended.
+    until: u64,
+}
+
 /// What is under way, apart from what waits: the part that a write looks at.
 #[derive(Debug)]
 struct Wire<Out> {
@@ -104,6 +116,12 @@ pub(crate) struct Outbound<Out> {
     frames: usize,
     unsent_bytes: u64,
     sent: VecDeque<Out>,
+    /// Sends whose bodies stay with the kernel: how many began, and up to which all ended.
+    shares_begun: u64,
+    shares_ended: u64,
+    /// In the order in which they were written, and so of `until`.
+    held: VecDeque<Held<Out>>,
+    held_bytes: u64,
     broken: bool,
     pub(crate) stats: OutboundStats,
 }
@@ -181,27 +199,37 @@ impl<Out: AsRef<[u8]>> Outbound<Out> {
             frames: 0,
             unsent_bytes: 0,
             sent: VecDeque::new(),
+            shares_begun: 0,
+            shares_ended: 0,
+            held: VecDeque::new(),
+            held_bytes: 0,
             broken: false,
             stats: OutboundStats::default(),
         }
     }
 
+    /// Nothing is left to write.
     pub(crate) fn is_empty(&self) -> bool {
         self.frames == 0
     }
 
-    /// Frames and bytes that wait for the kernel.
+    /// Bytes that are left to write.
+    pub(crate) fn unsent_bytes(&self) -> u64 {
+        self.unsent_bytes
+    }
+
+    /// Frames and bytes that wait for the kernel: to be taken, or to be let go of.
     pub(crate) fn backlog(&self) -> (usize, u64) {
-        (self.frames, self.unsent_bytes)
+        (self.frames + self.held.len(), self.unsent_bytes + self.held_bytes)
     }
 
     pub(crate) fn take_sent(&mut self) -> Option<Out> {
         self.sent.pop_front()
     }
 
-    /// Nothing waits to be written, and nothing failed.
+    /// Nothing waits to be written, nothing written is the kernel's to read, and nothing failed.
     pub(crate) fn is_at_rest(&self) -> bool {
-        self.frames == 0 && !self.broken
+        self.backlog().0 == 0 && !self.broken
     }
 
     /// The seal as it is between two frames.
@@ -239,8 +267,9 @@ impl<Out: AsRef<[u8]>> Outbound<Out> {
             return Err(SendError::Closed(body));
         }
         let frame_bytes = (HEADER_BYTES + key.len()) as u64 + body_bytes;
-        let full = self.frames > 0 && self.unsent_bytes + frame_bytes > self.bytes_max;
-        if full || self.frames + self.sent.len() >= self.frames_max {
+        let (frames, bytes) = self.backlog();
+        let full = frames > 0 && bytes + frame_bytes > self.bytes_max;
+        if full || frames + self.sent.len() >= self.frames_max {
             return Err(SendError::Backlogged(body));
         }
         #[expect(clippy::cast_possible_truncation, reason = "checked above to be at most KEY_BYTES_MAX")]
@@ -404,7 +433,31 @@ impl<Out: AsRef<[u8]>> Outbound<Out> {
             };
             self.stats.frames += 1;
             self.frames -= 1;
-            done(body);
+            let bytes = body.as_ref().len();
+            if self.shares_ended < self.shares_begun && bytes >= SHARED_BYTES_MIN {
+                // Which of the shares are of this body is not worth knowing: a peer acknowledges in order.
+                self.held_bytes += bytes as u64;
+                self.held.push_back(Held { body, until: self.shares_begun });
+            } else {
+                done(body);
+            }
+        }
+    }
+
+    /// The next write leaves a body of at least [`SHARED_BYTES_MIN`] with the kernel; it is the share of this number, one more than
+    /// the last.
+    pub(crate) fn share(&mut self, number: u64) {
+        assert_eq!(number, self.shares_begun + 1, "shares are counted");
+        self.shares_begun = number;
+    }
+
+    /// Up to this share all have ended.
+    pub(crate) fn end_shares(&mut self, ended: u64, done: &mut dyn FnMut(Out)) {
+        assert!(ended <= self.shares_begun, "{ended} of {} shares", self.shares_begun);
+        self.shares_ended = ended;
+        while let Some(held) = self.held.pop_front_if(|held| held.until <= ended) {
+            self.held_bytes -= held.body.as_ref().len() as u64;
+            done(held.body);
         }
     }
 
@@ -441,10 +494,12 @@ impl<Out: AsRef<[u8]>> Outbound<Out> {
         self.broken = true;
     }
 
-    /// Hands out every body still held: sent, half sent or waiting. Only before the connection is dropped.
+    /// Hands out every body still held: sent, half sent or waiting. Only before the connection is dropped, and when the kernel has let
+    /// go of all.
     pub(crate) fn abandon(&mut self, done: &mut dyn FnMut(Out)) {
         self.broken = true;
         self.give_sent(done);
+        self.end_shares(self.shares_begun, done);
         for begun in self.wire.line.drain(..) {
             if let Load::Body(body) = begun.load {
                 done(body);
@@ -552,6 +607,50 @@ mod tests {
                 assert_eq!((outbound.stats.bytes, outbound.stats.frames), (expected.len() as u64, 5));
             }
         }
+    }
+
+    /// What was written without a copy is its owner's again when the kernel says so, not when it is written.
+    #[test]
+    fn n4_a_shared_body_comes_back_once_and_not_before_its_share_ends() {
+        let (mut outbound, mut back) = (plain(3, 1 << 20), Vec::new());
+        let long = |first| [vec![first], vec![0; SHARED_BYTES_MIN]].concat();
+        let write = |outbound: &mut Outbound<Vec<u8>>, share: u64, back: &mut Vec<u8>| {
+            let mut slices = [IoSlice::new(&[]); 3 * FRAMES_PER_WRITE_MAX];
+            let used = outbound.prepare(&mut slices);
+            let count = slices[..used].iter().map(|slice| slice.len()).sum();
+            if share > 0 {
+                outbound.share(share);
+            }
+            outbound.wrote(count, &mut |body: Vec<u8>| back.push(body[0]));
+        };
+        outbound.send(None, &header(0), b"", long(0)).expect("room");
+        outbound.send(None, &header(1), b"", vec![1]).expect("room");
+        write(&mut outbound, 1, &mut back);
+        assert_eq!(back, [1], "what is short was copied");
+        outbound.send(None, &header(2), b"", long(2)).expect("room");
+        write(&mut outbound, 2, &mut back);
+        assert!(outbound.is_empty());
+        assert_eq!(outbound.backlog(), (2, 2 * (SHARED_BYTES_MIN as u64 + 1)), "the memory is not back");
+        // Written with a copy, but perhaps begun as a share.
+        outbound.send(None, &header(3), b"", long(3)).expect("room");
+        assert!(
+            matches!(outbound.send(None, &header(4), b"", vec![4]), Err(SendError::Backlogged(_))),
+            "held is bounded"
+        );
+        write(&mut outbound, 0, &mut back);
+        assert_eq!(back, [1]);
+        let mut give = |ended, outbound: &mut Outbound<Vec<u8>>| {
+            outbound.end_shares(ended, &mut |body| back.push(body[0]));
+            back.clone()
+        };
+        assert_eq!(give(0, &mut outbound), [1]);
+        assert_eq!(give(1, &mut outbound), [1, 0]);
+        assert_eq!(give(2, &mut outbound), [1, 0, 2, 3]);
+        assert_eq!(outbound.backlog(), (0, 0));
+        outbound.send(None, &header(5), b"", long(5)).expect("room");
+        write(&mut outbound, 3, &mut back);
+        outbound.abandon(&mut |body| back.push(body[0]));
+        assert_eq!(back, [1, 0, 2, 3, 5]);
     }
 
     #[test]

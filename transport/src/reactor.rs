@@ -12,6 +12,7 @@ mod buffers;
 mod epoll;
 #[allow(unsafe_code, reason = "requests that point to memory")]
 mod uring;
+mod zero_copy;
 
 use std::fmt;
 use std::io;
@@ -26,6 +27,7 @@ use crate::tcp::{Bodies, Connection, ConnectionError, Frame, Scratch, SendError,
 use epoll::Epoll;
 pub use uring::Owned;
 use uring::Uring;
+pub use zero_copy::{ZeroCopy, ZeroCopyStats};
 
 /// Which reactor to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -182,6 +184,22 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Reactor<In, Out> {
         }
     }
 
+    /// Whether connections adopted from now on send long bodies without a copy. epoll never does.
+    pub fn set_zero_copy(&mut self, zero_copy: ZeroCopy) {
+        if let Inner::Uring(uring) = &mut self.0 {
+            uring.zero_copy = zero_copy;
+        }
+    }
+
+    /// What came of zero-copy sends, of all connections.
+    #[must_use]
+    pub fn zero_copy_stats(&self) -> ZeroCopyStats {
+        match &self.0 {
+            Inner::Epoll(_) => ZeroCopyStats::default(),
+            Inner::Uring(uring) => uring.zero_copy_stats,
+        }
+    }
+
     /// Tells of this descriptor's readiness from now on. The descriptor stays its owner's, who calls [`Reactor::unwatch`] before it
     /// closes it.
     ///
@@ -323,7 +341,8 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
         }
     }
 
-    /// Writes what waits, or sees to it that it is written, and gives each body that the kernel is done with to `done`.
+    /// Writes what waits, or sees to it that it is written, and gives each body that the kernel is done with to `done`. `Done` when all
+    /// of them are.
     ///
     /// # Errors
     /// Every error is final: close it.
@@ -363,14 +382,14 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
         }
     }
 
-    /// Something waits to be written.
+    /// Something waits to be written, or to be let go of.
     #[inline]
     #[must_use]
     pub fn wants_write(&self) -> bool {
         self.backlog().0 > 0
     }
 
-    /// Frames and bytes that wait for the kernel.
+    /// Frames and bytes that wait for the kernel: to be taken, or, sent without a copy, to be let go of.
     #[inline]
     #[must_use]
     pub fn backlog(&self) -> (usize, u64) {

@@ -7,10 +7,17 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use namespace::Cable;
 use praas_transport::frame::Header;
-use praas_transport::reactor::{Choice, Event, Interest, Kind, Reactor, Socket, choose, probe};
+use praas_transport::reactor::{
+    Choice, Event, Interest, Kind, Reactor, Socket, ZeroCopy, ZeroCopyStats, choose, probe,
+};
 use praas_transport::tcp::{Bodies, Connection, HeapBodies, Received};
 use praas_transport::{Flush, Limits, Scratch, TcpConfig, Terms};
+
+#[allow(dead_code, reason = "here no cable is pulled")]
+#[path = "support/namespace.rs"]
+mod namespace;
 
 const LISTENER: usize = 1;
 const CONNECTIONS: usize = 1000;
@@ -37,13 +44,44 @@ impl Bodies for Counted {
     }
 }
 
-/// Every kind there is here.
-fn on_both(test: impl Fn(Kind)) {
-    test(Kind::Epoll);
+/// How bytes are carried.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Way {
+    kind: Kind,
+    zero_copy: ZeroCopy,
+}
+
+/// The kernel copies what a loopback carries, but no sooner than it must: pages are its own until the peer has acknowledged.
+const SHARING: Way = Way { kind: Kind::Uring, zero_copy: ZeroCopy::Always };
+
+/// Every way there is here.
+fn on_all(test: impl Fn(Way)) {
+    test(Way { kind: Kind::Epoll, zero_copy: ZeroCopy::Auto });
+    with_ring(|| {
+        test(Way { kind: Kind::Uring, zero_copy: ZeroCopy::Auto });
+        test(SHARING);
+    });
+}
+
+fn with_ring(test: impl FnOnce()) {
     match probe() {
-        Ok(()) => test(Kind::Uring),
+        Ok(()) => test(),
         Err(error) => println!("skipped: needs io_uring ({error})"),
     }
+}
+
+/// Between which places: on the loopback, and through a pair of network namespaces.
+fn in_all_places(test: impl Fn(Option<&Cable>)) {
+    test(None);
+    if let Some(cable) = Cable::lay() {
+        test(Some(&cable));
+    }
+}
+
+/// What the owner of a body does with it once it is back. Whatever the kernel still reads of it, the peer sees.
+fn scribble(mut body: Vec<u8>, returned: &mut usize) {
+    body.fill(0xEE);
+    *returned += 1;
 }
 
 /// A thread's worth of connections that send back what they get.
@@ -62,10 +100,19 @@ struct Echo {
 }
 
 impl Echo {
-    fn new(kind: Kind) -> Echo {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    fn new(way: Way) -> Echo {
+        Echo::at(way, None)
+    }
+
+    fn at(way: Way, cable: Option<&Cable>) -> Echo {
+        let listener = match cable {
+            None => TcpListener::bind("127.0.0.1:0"),
+            Some(cable) => cable.far.run(|| TcpListener::bind((cable.far.address(), 0))),
+        };
+        let listener = listener.expect("a port");
         listener.set_nonblocking(true).expect("a socket");
-        let mut reactor = Reactor::new(kind).expect("it was probed");
+        let mut reactor = Reactor::new(way.kind).expect("it was probed");
+        reactor.set_zero_copy(way.zero_copy);
         reactor.listen(&listener, LISTENER).expect("a listener");
         Echo {
             reactor,
@@ -81,7 +128,16 @@ impl Echo {
     }
 
     fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.listener.local_addr().expect("bound")).expect("it listens");
+        self.connect_over(None)
+    }
+
+    fn connect_over(&self, cable: Option<&Cable>) -> TcpStream {
+        let address = self.listener.local_addr().expect("bound");
+        let stream = match cable {
+            None => TcpStream::connect(address),
+            Some(cable) => cable.near.run(|| TcpStream::connect(address)),
+        };
+        let stream = stream.expect("it listens");
         stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
         stream
     }
@@ -90,7 +146,7 @@ impl Echo {
         let mut events: Vec<Event> = Vec::new();
         self.reactor.wait(&mut events, Some(Duration::from_millis(20))).expect("a reactor");
         let (scratch, bodies, returned) = (&mut self.scratch, &mut self.bodies, &mut self.returned);
-        self.reactor.reclaim(bodies, &mut |_| *returned += 1);
+        self.reactor.reclaim(bodies, &mut |body| scribble(body, returned));
         for event in events {
             if event.token == LISTENER {
                 while let Some(stream) = self.reactor.accept(&self.listener, LISTENER).expect("descriptors") {
@@ -110,7 +166,7 @@ impl Echo {
                 continue;
             }
             let Some(socket) = self.open.get_mut(&event.token) else { continue };
-            let mut alive = socket.flush(&mut self.reactor, &mut |_| *returned += 1).is_ok();
+            let mut alive = socket.flush(&mut self.reactor, &mut |body| scribble(body, returned)).is_ok();
             while alive {
                 match socket.receive(&mut self.reactor, scratch, bodies) {
                     Ok(Some(frame)) => {
@@ -124,12 +180,45 @@ impl Echo {
                     Err(_) => alive = false,
                 }
             }
-            alive = alive && socket.flush(&mut self.reactor, &mut |_| *returned += 1).is_ok();
+            alive = alive && socket.flush(&mut self.reactor, &mut |body| scribble(body, returned)).is_ok();
             if !alive {
                 let socket = self.open.remove(&event.token).expect("seen above");
-                socket.close(&mut self.reactor, bodies, &mut |_| *returned += 1);
+                socket.close(&mut self.reactor, bodies, &mut |body| scribble(body, returned));
             }
         }
+    }
+
+    /// A connection, both ends, ours with this to send.
+    fn speak(&mut self, cable: Option<&Cable>, sizes: &[usize]) -> (TcpStream, usize) {
+        let (stream, token) = (self.connect_over(cable), self.next);
+        while !self.open.contains_key(&token) {
+            self.turn();
+        }
+        self.say(token, 0..sizes.len(), sizes);
+        (stream, token)
+    }
+
+    fn say(&mut self, token: usize, calls: std::ops::Range<usize>, sizes: &[usize]) {
+        let socket = self.open.get_mut(&token).expect("it is open");
+        for call in calls {
+            let header = Header { kind: 1, call: call as u64, ..Header::default() };
+            socket.queue(&header, b"key", content(call, sizes[call])).expect("room");
+            self.frames += 1;
+        }
+        let _ = socket.flush(&mut self.reactor, &mut |body| scribble(body, &mut self.returned)).expect("a peer");
+    }
+
+    /// Turns for so long.
+    fn turn_for(&mut self, time: Duration) {
+        let begun = Instant::now();
+        while begun.elapsed() < time {
+            self.turn();
+        }
+    }
+
+    fn close(&mut self, token: usize) {
+        let socket = self.open.remove(&token).expect("it is open");
+        socket.close(&mut self.reactor, &mut self.bodies, &mut |body| scribble(body, &mut self.returned));
     }
 
     /// Turns until a thread is done.
@@ -146,7 +235,7 @@ impl Echo {
     fn finish(mut self) {
         let sockets: Vec<_> = self.open.drain().map(|(_, socket)| socket).collect();
         for socket in sockets {
-            socket.close(&mut self.reactor, &mut self.bodies, &mut |_| self.returned += 1);
+            socket.close(&mut self.reactor, &mut self.bodies, &mut |body| scribble(body, &mut self.returned));
         }
         self.scratch.abandon(&mut self.bodies);
         let begun = Instant::now();
@@ -169,25 +258,38 @@ fn content(seed: usize, bytes: usize) -> Vec<u8> {
 
 /// The other end: a plain connection over epoll, which sends and receives at once.
 fn exchange(stream: TcpStream, sizes: Vec<usize>) {
-    exchange_over(&mut plain(stream), &sizes);
+    let mut connection = plain(stream);
+    exchange_over(&mut connection, &sizes);
+}
+
+/// Sends frames of these sizes, and receives as many.
+fn exchange_over(connection: &mut Connection<Vec<u8>, Vec<u8>>, sizes: &[usize]) {
+    for (call, bytes) in sizes.iter().enumerate() {
+        let header = Header { kind: 1, call: call as u64, ..Header::default() };
+        connection.queue(&header, b"key", content(call, *bytes)).expect("room");
+    }
+    receive_all(connection, sizes);
 }
 
 fn plain(stream: TcpStream) -> Connection<Vec<u8>, Vec<u8>> {
     stream.set_nonblocking(true).expect("a socket");
     let config = TcpConfig { backlog_bytes_max: 1 << 30, ..TcpConfig::default() };
     let stream = mio::net::TcpStream::from_std(stream);
-    Connection::new(stream, Limits { payload_bytes_max: 64 << 20 }, config, Terms::default()).expect("a connection")
+    let limits = Limits { payload_bytes_max: 64 << 20 };
+    Connection::new(stream, limits, config, Terms::default()).expect("a connection")
 }
 
-fn exchange_over(connection: &mut Connection<Vec<u8>, Vec<u8>>, sizes: &[usize]) {
+/// Receives frames of these sizes, whole and unchanged, and sends what waits meanwhile.
+fn receive(mut connection: Connection<Vec<u8>, Vec<u8>>, sizes: &[usize]) {
+    receive_all(&mut connection, sizes);
+}
+
+fn receive_all(connection: &mut Connection<Vec<u8>, Vec<u8>>, sizes: &[usize]) {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let mut scratch = Scratch::default();
-    for (call, bytes) in sizes.iter().enumerate() {
-        let header = Header { kind: 1, call: call as u64, ..Header::default() };
-        connection.queue(&header, b"key", content(call, *bytes)).expect("room");
-    }
     let mut seen = vec![false; sizes.len()];
-    while seen.contains(&false) {
+    let mut left = sizes.len();
+    while left > 0 {
         let blocked = connection.flush(&mut drop).expect("a peer") == Flush::Blocked;
         let mut some = false;
         while let Some(frame) = connection.receive(&mut scratch, &mut HeapBodies).expect("a peer") {
@@ -196,20 +298,21 @@ fn exchange_over(connection: &mut Connection<Vec<u8>, Vec<u8>>, sizes: &[usize])
             assert!(!std::mem::replace(&mut seen[call], true), "{call} came twice");
             assert_eq!(&*frame.key, b"key");
             assert!(frame.body == Received::Whole(content(call, sizes[call])), "{call} of {} B changed", sizes[call]);
+            left -= 1;
         }
         if !some {
             let flags = if blocked { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
             let timeout = Timespec { tv_sec: 10, tv_nsec: 0 };
             let ready = poll(&mut [PollFd::new(&*connection, flags)], Some(&timeout)).expect("poll");
-            assert!(ready > 0, "nothing for 10 s, {} to come", seen.iter().filter(|seen| !**seen).count());
+            assert!(ready > 0, "nothing for 10 s, {left} to come");
         }
     }
 }
 
 #[test]
 fn r1_r7_frames_of_every_size_come_back_from_many_connections() {
-    on_both(|kind| {
-        let mut echo = Echo::new(kind);
+    on_all(|way| {
+        let mut echo = Echo::new(way);
         let sizes = |seed: usize| {
             (0..60)
                 .map(|n| match (seed * 31 + n * 17) % 10 {
@@ -238,8 +341,8 @@ fn r1_r7_frames_of_every_size_come_back_from_many_connections() {
 /// The issue's: large bodies are received where they stay, and sent from there.
 #[test]
 fn long_bodies_are_not_copied_once_they_are_expected() {
-    on_both(|kind| {
-        let mut echo = Echo::new(kind);
+    on_all(|way| {
+        let mut echo = Echo::new(way);
         let stream = echo.connect();
         let client = std::thread::spawn(move || exchange(stream, vec![8 << 20; 8]));
         let begun = Instant::now();
@@ -251,8 +354,8 @@ fn long_bodies_are_not_copied_once_they_are_expected() {
         }
         client.join().expect("no panic");
         // Of the first, what one multishot receive had taken when it was told to stop.
-        let most = if kind == Kind::Uring { 1 << 20 } else { 4096 };
-        assert!(copied <= most, "{kind}: {copied} of {} bytes copied", 64 << 20);
+        let most = if way.kind == Kind::Uring { 1 << 20 } else { 4096 };
+        assert!(copied <= most, "{way:?}: {copied} of {} bytes copied", 64 << 20);
         echo.finish();
     });
 }
@@ -260,8 +363,8 @@ fn long_bodies_are_not_copied_once_they_are_expected() {
 /// N9, G8: one connection that its owner does not read does not take the buffers of others (ENOBUFS).
 #[test]
 fn n9_a_connection_that_is_not_read_leaves_buffers_to_others() {
-    on_both(|kind| {
-        let mut echo = Echo::new(kind);
+    on_all(|way| {
+        let mut echo = Echo::new(way);
         let ignored: Vec<_> = (0..12).map(|_| echo.connect()).collect();
         while echo.open.len() < ignored.len() {
             echo.turn();
@@ -286,8 +389,8 @@ fn n9_a_connection_that_is_not_read_leaves_buffers_to_others() {
 /// N4: whoever leaves in the middle of whatever takes nobody's memory along.
 #[test]
 fn n4_bodies_come_back_from_connections_that_break_in_the_middle() {
-    on_both(|kind| {
-        let mut echo = Echo::new(kind);
+    on_all(|way| {
+        let mut echo = Echo::new(way);
         for round in 0..60_usize {
             let mut stream = echo.connect();
             let thread = std::thread::spawn(move || {
@@ -311,7 +414,7 @@ fn n4_bodies_come_back_from_connections_that_break_in_the_middle() {
                 let tokens: Vec<_> = echo.open.keys().copied().collect();
                 for token in tokens {
                     let socket = echo.open.remove(&token).expect("listed");
-                    socket.close(&mut echo.reactor, &mut echo.bodies, &mut |_| echo.returned += 1);
+                    socket.close(&mut echo.reactor, &mut echo.bodies, &mut |body| scribble(body, &mut echo.returned));
                 }
             }
         }
@@ -325,9 +428,9 @@ fn n4_bodies_come_back_from_connections_that_break_in_the_middle() {
 /// A reactor that goes while the kernel still has memory of connections waits until it has not.
 #[test]
 fn a_reactor_that_is_dropped_lets_go_of_everything() {
-    on_both(|kind| {
+    on_all(|way| {
         for _ in 0..20 {
-            let mut echo = Echo::new(kind);
+            let mut echo = Echo::new(way);
             let mut streams: Vec<_> = (0..4).map(|_| echo.connect()).collect();
             while echo.open.len() < 4 {
                 echo.turn();
@@ -344,7 +447,7 @@ fn a_reactor_that_is_dropped_lets_go_of_everything() {
             let Echo { reactor, open, .. } = echo;
             let begun = Instant::now();
             drop(reactor);
-            assert!(begun.elapsed() < Duration::from_millis(500), "{kind}: {:?}", begun.elapsed());
+            assert!(begun.elapsed() < Duration::from_millis(500), "{way:?}: {:?}", begun.elapsed());
             drop(open);
             for stream in &mut streams {
                 let _ = stream.write_all(&vec![2; 100_000]);
@@ -353,10 +456,239 @@ fn a_reactor_that_is_dropped_lets_go_of_everything() {
     });
 }
 
+// ---- sending without a copy ---------------------------------------------------------------------------------------
+
+/// N4: whoever gets a body back may do with it what he likes. While the peer does not read, the kernel has most of what was sent in
+/// no other place than the body.
+#[test]
+fn n4_a_body_sent_without_a_copy_comes_back_when_the_kernel_has_read_it() {
+    with_ring(|| {
+        in_all_places(|cable| {
+            let mut echo = Echo::at(SHARING, cable);
+            let sizes: Vec<_> = (0..60).map(|n| 100_000 + n * 104_729 % 900_000).collect();
+            let (stream, token) = echo.speak(cable, &sizes);
+            echo.turn_for(Duration::from_millis(300));
+            let (waiting, _) = echo.open[&token].backlog();
+            assert!(
+                echo.returned < sizes.len() && echo.returned + waiting == sizes.len(),
+                "what the kernel has is counted"
+            );
+            assert!(echo.reactor.zero_copy_stats().begun > 0);
+            let reader = std::thread::spawn(move || receive(plain(stream), &sizes));
+            echo.until(reader);
+            // Without another word from the peer: the kernel's is enough.
+            let begun = Instant::now();
+            while echo.open.get(&token).is_some_and(|socket| socket.wants_write()) {
+                assert!(begun.elapsed() < PATIENCE);
+                echo.turn();
+            }
+            echo.finish();
+        });
+    });
+}
+
+/// R7: whatever is copied and whatever is not, and whatever is cut where, the stream is the same.
+#[test]
+fn r7_ten_thousand_sends_of_any_length_without_a_copy_arrive_whole() {
+    with_ring(|| {
+        in_all_places(|cable| {
+            let mut echo = Echo::at(SHARING, cable);
+            let streams: Vec<_> = (0..4).map(|_| echo.connect_over(cable)).collect();
+            let clients = std::thread::spawn(move || {
+                let threads = streams.into_iter().zip(1_u64..).map(|(stream, seed)| {
+                    std::thread::spawn(move || {
+                        let mut state = seed;
+                        let lengths = (0..2500).map(|n| {
+                            state ^= state << 13;
+                            state ^= state >> 7;
+                            state ^= state << 17;
+                            let longest = [100, 5000, 70_000, 70_000, 600_000][n % 5].min(if n % 50 > 5 {
+                                70_000
+                            } else {
+                                600_000
+                            });
+                            usize::try_from(state % longest).expect("short")
+                        });
+                        exchange(stream, lengths.collect());
+                    })
+                });
+                let threads: Vec<_> = threads.collect();
+                threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
+            });
+            echo.until(clients);
+            assert_eq!(echo.frames, 10_000);
+            let stats = echo.reactor.zero_copy_stats();
+            assert!(stats.begun > 1000 && stats.refused == 0, "{stats:?}");
+            echo.finish();
+        });
+    });
+}
+
+/// N4: a reset frees the kernel's hold on everything, sent, half sent or not.
+#[test]
+fn n4_a_reset_in_the_middle_of_sends_without_a_copy_gives_all_back_once() {
+    with_ring(|| {
+        in_all_places(|cable| {
+            let mut echo = Echo::at(SHARING, cable);
+            for round in 0..40_usize {
+                let (mut stream, token) = echo.speak(cable, &[4_000_000, 100, 40_000, 3_000_000]);
+                let thread = std::thread::spawn(move || {
+                    let _ = stream.read_exact(&mut vec![0; 1 + round * 150_000]);
+                    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("a socket");
+                });
+                echo.until(thread);
+                let begun = Instant::now();
+                while echo.open.contains_key(&token) {
+                    assert!(begun.elapsed() < PATIENCE, "the reset was not seen");
+                    echo.turn();
+                }
+            }
+            assert!(echo.reactor.zero_copy_stats().begun > 0);
+            echo.finish();
+        });
+    });
+}
+
+/// N4: closed from our side with sends under way, whether the peer reads or not. One that does not cannot keep our memory for long.
+#[test]
+fn n4_closed_with_sends_without_a_copy_under_way_all_comes_back_once() {
+    const PIECE: usize = 256 << 10;
+    with_ring(|| {
+        in_all_places(|cable| {
+            let mut echo = Echo::at(SHARING, cable);
+            let sizes = [4_000_000, 9_000_000];
+            let whole = [content(0, sizes[0]), content(1, sizes[1])];
+            let (mut deaf, mut arrived) = (Vec::new(), 0);
+            for round in 0..20 {
+                let (mut stream, token) = echo.speak(cable, &sizes);
+                // At once: the kernel has not heard of the send.
+                echo.turn_for(Duration::from_millis(round % 4));
+                echo.close(token);
+                if round % 2 == 0 {
+                    deaf.push(stream);
+                    continue;
+                }
+                let reader = std::thread::spawn(move || {
+                    let mut bytes = Vec::new();
+                    let _ = stream.read_to_end(&mut bytes);
+                    bytes
+                });
+                let bytes = echo.until(reader);
+                // Two frames that open, with their keys; then pieces in turns, each after its head.
+                let mut rest = bytes.get(2 * (64 + 3)..).unwrap_or_default();
+                for piece in 0.. {
+                    let Some(bytes) = rest.get(64..).filter(|_| piece < 30) else { break };
+                    let part = &whole[piece % 2][(piece / 2) * PIECE..][..PIECE.min(bytes.len())];
+                    assert!(
+                        bytes.starts_with(part),
+                        "piece {piece} changed: what the kernel took before is what arrives"
+                    );
+                    rest = &bytes[part.len()..];
+                }
+                arrived += bytes.len();
+            }
+            assert!(arrived > 1 << 20, "{arrived} B");
+            let begun = Instant::now();
+            while echo.returned < echo.frames {
+                assert!(begun.elapsed() < Duration::from_secs(8), "{} of {}", echo.returned, echo.frames);
+                echo.turn();
+            }
+            drop(deaf);
+            assert!(echo.reactor.zero_copy_stats().begun > 0);
+            echo.finish();
+        });
+    });
+}
+
+/// N4, as for receives: a reactor that goes waits for nobody who does not read.
+#[test]
+fn n4_a_reactor_dropped_with_sends_without_a_copy_under_way_is_gone_soon() {
+    with_ring(|| {
+        in_all_places(|cable| {
+            for turns in 0..4 {
+                let mut echo = Echo::at(SHARING, cable);
+                let connections: Vec<_> = (0..4).map(|_| echo.speak(cable, &[9_000_000])).collect();
+                for _ in 0..turns {
+                    echo.turn();
+                }
+                for (_, token) in &connections[..2] {
+                    echo.close(*token);
+                }
+                let Echo { reactor, open, .. } = echo;
+                let begun = Instant::now();
+                drop(reactor);
+                assert!(begun.elapsed() < Duration::from_millis(500), "{:?}", begun.elapsed());
+                drop(open);
+                for (mut stream, _) in connections {
+                    // Reset, or all that was sent and the end; not for ever.
+                    let mut bytes = Vec::new();
+                    let _ = stream.read_to_end(&mut bytes);
+                    assert!(bytes.len() < 9_000_000);
+                }
+            }
+        });
+    });
+}
+
+/// What is local is copied whatever is asked for: then it is no use to ask. On loopback it is known beforehand.
+#[test]
+fn a_connection_whose_bytes_are_copied_all_the_same_gives_up() {
+    with_ring(|| {
+        in_all_places(|cable| {
+            let mut echo = Echo::at(Way { kind: Kind::Uring, zero_copy: ZeroCopy::Auto }, cable);
+            let (stream, token) = echo.speak(cable, &[1_000_000; 8]);
+            let reader = std::thread::spawn(move || receive(plain(stream), &[1_000_000; 16]));
+            let begun = Instant::now();
+            while echo.returned < 8 {
+                assert!(begun.elapsed() < PATIENCE);
+                echo.turn();
+            }
+            let first = echo.reactor.zero_copy_stats();
+            match cable {
+                None => assert_eq!(first, ZeroCopyStats::default()),
+                Some(_) => assert!(first.copied > 0 && first.copied == first.begun, "{first:?}"),
+            }
+            echo.say(token, 8..16, &[1_000_000; 16]);
+            echo.until(reader);
+            assert_eq!(echo.reactor.zero_copy_stats(), first, "it has given up");
+            echo.finish();
+        });
+    });
+}
+
+/// X7: memory that may be pinned is bounded (RLIMIT_MEMLOCK); a send that is refused for it is a copy.
+#[test]
+fn x7_a_send_that_may_not_pin_memory_is_copied() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+    with_ring(|| {
+        let before = getrlimit(Resource::Memlock);
+        let limited = Rlimit { current: Some(600 << 10), maximum: before.maximum };
+        setrlimit(Resource::Memlock, limited).expect("less is allowed");
+        // A thread's own; the limit holds for all, but for those who may pin whatever they like.
+        let thread = std::thread::spawn(|| {
+            let mut sets = capabilities(None).expect("one's own");
+            sets.effective.remove(CapabilitySet::IPC_LOCK);
+            set_capabilities(None, sets).expect("less is allowed");
+            let mut echo = Echo::new(SHARING);
+            let (stream, _) = echo.speak(None, &[2_000_000; 8]);
+            echo.turn_for(Duration::from_millis(100));
+            let reader = std::thread::spawn(move || receive(plain(stream), &[2_000_000; 8]));
+            echo.until(reader);
+            let stats = echo.reactor.zero_copy_stats();
+            assert!(stats.begun > stats.refused && stats.refused == 1, "{stats:?}");
+            echo.finish();
+        });
+        let done = thread.join();
+        setrlimit(Resource::Memlock, before).expect("as it was");
+        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+}
+
 #[test]
 fn descriptors_are_watched_until_they_are_not() {
-    on_both(|kind| {
-        let mut reactor: Reactor<Vec<u8>, Vec<u8>> = Reactor::new(kind).expect("it was probed");
+    on_all(|way| {
+        let mut reactor: Reactor<Vec<u8>, Vec<u8>> = Reactor::new(way.kind).expect("it was probed");
         let (mut reader, mut writer) = std::os::unix::net::UnixStream::pair().expect("sockets");
         reader.set_nonblocking(true).expect("a socket");
         reactor.watch(reader.as_fd(), 7, Interest::Read).expect("a descriptor");
@@ -369,9 +701,9 @@ fn descriptors_are_watched_until_they_are_not() {
         assert_eq!(wait(Duration::ZERO), []);
         for _ in 0..3 {
             writer.write_all(b"x").expect("a peer");
-            assert!(wait(PATIENCE).iter().any(|event| event.token == 7 && event.readable), "{kind}");
+            assert!(wait(PATIENCE).iter().any(|event| event.token == 7 && event.readable), "{way:?}");
             reader.read_exact(&mut [0]).expect("told");
-            assert_eq!(wait(Duration::from_millis(5)), [], "{kind}: nothing is left");
+            assert_eq!(wait(Duration::from_millis(5)), [], "{way:?}: nothing is left");
         }
         writer.write_all(b"y").expect("a peer");
         // A look that does not wait finds it as well, sooner or later.
@@ -384,23 +716,23 @@ fn descriptors_are_watched_until_they_are_not() {
         let mut events = Vec::new();
         for _ in 0..3 {
             reactor.wait(&mut events, Some(Duration::from_millis(5))).expect("a reactor");
-            assert_eq!(events, [], "{kind}: not watched any more");
+            assert_eq!(events, [], "{way:?}: not watched any more");
         }
         let begun = Instant::now();
         reactor.wait(&mut events, Some(Duration::from_millis(50))).expect("a reactor");
-        assert!((Duration::from_millis(45)..PATIENCE).contains(&begun.elapsed()), "{kind}: {:?}", begun.elapsed());
+        assert!((Duration::from_millis(45)..PATIENCE).contains(&begun.elapsed()), "{way:?}: {:?}", begun.elapsed());
     });
 }
 
 /// More completions than the ring holds: none is lost.
 #[test]
 fn a_flood_of_completions_overflows_nothing() {
-    on_both(|kind| {
+    on_all(|way| {
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
         if limit.is_some_and(|files| files < 9500) {
             return println!("skipped: needs 9500 descriptors (ulimit -n)");
         }
-        let mut echo = Echo::new(kind);
+        let mut echo = Echo::new(way);
         // The ring has room for 4096; and these send while nobody looks.
         let mut streams = Vec::new();
         while streams.len() < 4500 {
@@ -418,7 +750,7 @@ fn a_flood_of_completions_overflows_nothing() {
         let begun = Instant::now();
         // Answered, and the answers with the kernel.
         while echo.returned < streams.len() {
-            assert!(begun.elapsed() < PATIENCE, "{kind}: {} of {}", echo.returned, streams.len());
+            assert!(begun.elapsed() < PATIENCE, "{way:?}: {} of {}", echo.returned, streams.len());
             echo.turn();
         }
         for mut stream in &streams {
@@ -428,7 +760,7 @@ fn a_flood_of_completions_overflows_nothing() {
         }
         drop(streams);
         while !echo.open.is_empty() {
-            assert!(begun.elapsed() < PATIENCE, "{kind}: {} are not known to be gone", echo.open.len());
+            assert!(begun.elapsed() < PATIENCE, "{way:?}: {} are not known to be gone", echo.open.len());
             echo.turn();
         }
         echo.finish();
@@ -453,7 +785,7 @@ fn x7_what_is_chosen_is_said_with_a_reason() {
 /// R6: a connection is lent between two frames, served elsewhere, and taken up again; whatever arrives at the moment of lending is lost to nobody.
 #[test]
 fn r6_a_connection_is_lent_and_comes_back() {
-    on_both(|kind| {
+    on_all(|kind| {
         let mut echo = Echo::new(kind);
         let stream = echo.connect();
         let client = std::thread::spawn(move || {
@@ -502,7 +834,7 @@ fn r6_a_connection_is_lent_and_comes_back() {
             socket.resume(&mut echo.reactor, token, received, sent).expect("a socket");
         }
         client.join().expect("no panic");
-        println!("{kind}: lent {lent} times, refused {refused} times");
+        println!("{kind:?}: lent {lent} times, refused {refused} times");
         assert!(lent > 20, "lent {lent} times, refused {refused} times");
         echo.finish();
     });

@@ -364,7 +364,7 @@ fn p2_an_oversize_payload_is_refused_and_the_connection_goes_on() {
 
 /// Trap: the system's default may be bbr, which paces loopback.
 #[test]
-fn loopback_uses_reno_unless_told_otherwise() {
+fn r7_loopback_uses_reno_unless_told_otherwise() {
     let (client, server) = connections();
     assert_eq!(client.congestion_control().expect("a socket"), "reno");
     assert_eq!(server.congestion_control().expect("a socket"), "reno");
@@ -372,9 +372,23 @@ fn loopback_uses_reno_unless_told_otherwise() {
     let (client, _server) = pair();
     let client = connection(client, TcpConfig { congestion: Congestion::System, ..TcpConfig::default() });
     assert_eq!(client.congestion_control().expect("a socket"), system.trim());
+    // Other than the system's and than reno, where there is another.
+    let available = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control").expect("Linux");
+    for name in available.split_whitespace() {
+        let congestion: Congestion = name.parse().expect("a name");
+        if congestion.check().is_err() {
+            println!("skipped: {name}: needs CAP_NET_ADMIN");
+            continue;
+        }
+        let (client, server) = pair();
+        let connections =
+            [client, server].map(|stream| connection(stream, TcpConfig { congestion, ..TcpConfig::default() }));
+        assert!(connections.iter().all(|connection| connection.congestion_control().expect("a socket") == name));
+    }
     let (client, _server) = pair();
     client.set_nonblocking(true).expect("a socket");
-    let config = TcpConfig { congestion: Congestion::Named("no-such"), ..TcpConfig::default() };
+    let no_such = "no-such".parse().expect("a name");
+    let config = TcpConfig { congestion: no_such, ..TcpConfig::default() };
     let client = mio::net::TcpStream::from_std(client);
     assert!(Heap::new(client, Limits::default(), config, Terms::default()).is_err());
 }

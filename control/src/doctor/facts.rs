@@ -235,6 +235,10 @@ pub struct Tcp {
     pub available: Vec<String>,
     /// Usable without privilege.
     pub allowed: Vec<String>,
+    /// Of those available, the ones that a socket of ours takes: tried.
+    pub usable: Vec<String>,
+    /// What a socket on loopback has when `praas-process --congestion auto` has set it: tried.
+    pub auto_on_loopback: Option<String>,
 }
 
 /// Where we run.

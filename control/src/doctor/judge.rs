@@ -416,11 +416,14 @@ fn congestion(tcp: &Tcp) -> Finding {
         "TCP congestion control",
         format!("{in_force} in force; available: {}", tcp.available.join(" ")),
     );
-    let uses = "reno on our own sockets, which every kernel allows";
-    if in_force == "bbr" {
-        return found.ok(format!("{uses}; bbr would pace loopback"));
-    }
-    found.ok(uses)
+    let names = format!("`--congestion NAME` may be {}", tcp.usable.join(", "));
+    let Some(here) = &tcp.auto_on_loopback else {
+        return found
+            .note(format!("no socket on loopback takes what `--congestion auto` gives it; {names}"))
+            .change("praas-process --congestion system");
+    };
+    let why = if in_force == "bbr" { " (bbr would pace loopback)" } else { "" };
+    found.ok(format!("{here} between ends on this host{why}, {in_force} with other hosts; {names}"))
 }
 
 fn host(host: &Host) -> Finding {

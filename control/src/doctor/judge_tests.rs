@@ -35,7 +35,13 @@ fn good() -> Facts {
             pm_qos: PmQos::Allowed,
         },
         shmem_huge_pages: Some("advise".into()),
-        tcp: Tcp { in_force: Some("cubic".into()), available: vec!["reno".into(), "cubic".into()], allowed: vec![] },
+        tcp: Tcp {
+            in_force: Some("cubic".into()),
+            available: vec!["reno".into(), "cubic".into(), "bbr".into()],
+            allowed: vec!["reno".into(), "cubic".into()],
+            usable: vec!["reno".into(), "cubic".into()],
+            auto_on_loopback: Some("reno".into()),
+        },
         host: Host { virtual_machine: false, product: None, container: None },
     }
 }
@@ -191,4 +197,16 @@ fn bytes_are_printed_with_binary_units_rounded_down() {
     {
         assert_eq!(bytes(count), text);
     }
+}
+
+#[test]
+fn which_congestion_control_would_be_taken_and_which_may_be_named_is_said() {
+    let found = after("congestion", |_| {});
+    assert!(found.value.contains("cubic in force") && found.value.contains("reno cubic bbr"), "{found:?}");
+    assert!(found.uses.contains("reno between ends on this host, cubic with other hosts"), "{found:?}");
+    assert!(found.uses.ends_with("may be reno, cubic"), "{found:?}");
+    let paced = after("congestion", |facts| facts.tcp.in_force = Some("bbr".into()));
+    assert!(paced.uses.contains("pace") && paced.verdict == Verdict::Ok, "{paced:?}");
+    let none = after("congestion", |facts| facts.tcp.auto_on_loopback = None);
+    assert!(none.verdict == Verdict::Note && none.change.is_some_and(|change| change.contains("system")));
 }

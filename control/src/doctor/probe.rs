@@ -6,11 +6,12 @@ use super::facts::{
     Clock, Cores, Facts, Host, Idle, IdleState, Kernel, Limit, Limits, Memory, PmQos, QueueLimits, Seccomp, Space, Tcp,
 };
 use super::trial;
-use praas_dataplane::cgroup;
+use praas_dataplane::{Congestion, cgroup};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Resource;
 use rustix::time::ClockId;
 use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -43,11 +44,7 @@ pub fn probe() -> Facts {
         shmem_huge_pages: machine
             .text("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
             .and_then(|text| chosen(&text)),
-        tcp: Tcp {
-            in_force: machine.text("/proc/sys/net/ipv4/tcp_congestion_control"),
-            available: machine.words("/proc/sys/net/ipv4/tcp_available_congestion_control"),
-            allowed: machine.words("/proc/sys/net/ipv4/tcp_allowed_congestion_control"),
-        },
+        tcp: tcp(&machine),
         host: host(&machine),
     }
 }
@@ -98,6 +95,23 @@ impl Machine {
     fn meminfo_bytes(&self, name: &str) -> Option<u64> {
         let kib: u64 = self.field("/proc/meminfo", name)?.parse().ok()?;
         Some(kib * 1024)
+    }
+}
+
+fn tcp(machine: &Machine) -> Tcp {
+    let available = machine.words("/proc/sys/net/ipv4/tcp_available_congestion_control");
+    let is_usable = |name: &&String| name.parse().is_ok_and(|congestion: Congestion| congestion.check().is_ok());
+    let auto = || {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        Congestion::Auto.apply(&listener, true)?;
+        Congestion::of(&listener)
+    };
+    Tcp {
+        in_force: machine.text("/proc/sys/net/ipv4/tcp_congestion_control"),
+        usable: available.iter().filter(is_usable).cloned().collect(),
+        available,
+        allowed: machine.words("/proc/sys/net/ipv4/tcp_allowed_congestion_control"),
+        auto_on_loopback: auto().ok(),
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use praas_dataplane::{Ipc, Pin, Process, ProcessConfig, ProcessError, ReactorChoice, WaitMode};
+use praas_dataplane::{Checks, Congestion, Ipc, Pin, Process, ProcessConfig, ProcessError, ReactorChoice, WaitMode};
 
 /// Runs one cloud process: a controller and the workers that run your functions.
 ///
@@ -79,6 +79,13 @@ struct Arguments {
     /// What carries connections: auto (the faster that works here), uring or epoll [default: auto]
     #[arg(long, value_name = "REACTOR")]
     reactor: Option<ReactorChoice>,
+    /// Congestion control of connections: auto (reno on this host, the system's otherwise), system, or a name that the kernel knows; the
+    /// ready line says what listens [default: auto]
+    #[arg(long, value_name = "NAME")]
+    congestion: Option<Congestion>,
+    /// Keyed tags and payload checksums on frames: auto (where connections leave this host) or always [default: auto]
+    #[arg(long, value_name = "WHEN")]
+    checks: Option<Checks>,
     /// Cores: auto, none, or a list such as 0,1 (controller first, then workers) [default: auto]
     #[arg(long, value_name = "CORES")]
     pin: Option<Pin>,
@@ -146,6 +153,8 @@ impl Arguments {
             ipc,
             wait,
             reactor,
+            congestion,
+            checks,
             pin,
             leases,
             lease_connections,

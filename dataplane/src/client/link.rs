@@ -23,7 +23,7 @@ use super::delivery::BackOff;
 use super::payload::{OutgoingBytes, Pool};
 use super::{Attempts, ClientConfig, ConnectError};
 use crate::clock::unix_s;
-use crate::config::WaitMode;
+use crate::config::{Checks, WaitMode};
 use crate::wire::{VERSIONS, Welcome, frame};
 
 pub(super) type Socket = Connection<Vec<u8>, OutgoingBytes>;
@@ -128,7 +128,9 @@ impl Link {
             Phase::Hello { mut stream, mut initiator, until_ns } => {
                 match initiator.advance(&mut stream, unix_s()).map_err(|error| self.not_agreed(address, error))? {
                     Some(session) => {
-                        let tcp = TcpConfig { backlog_bytes_max: BACKLOG_BYTES_MAX, ..TcpConfig::default() };
+                        let congestion = self.config.congestion;
+                        let tcp =
+                            TcpConfig { backlog_bytes_max: BACKLOG_BYTES_MAX, congestion, ..TcpConfig::default() };
                         let limits = Limits { payload_bytes_max: 1 << 30 };
                         let terms = Terms::of(&session, self.number);
                         self.session = Some(session);
@@ -181,7 +183,7 @@ impl Link {
             purpose: Purpose::Invoke,
             session_id: self.session_id,
             incarnation: self.number,
-            payload_checksums: !on_loopback(address),
+            payload_checksums: self.config.checks == Checks::Always || !on_loopback(address),
             // Without a key a name proves nothing, but it still finds mistakes.
             expect_process: self.process.clone(),
         };

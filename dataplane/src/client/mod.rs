@@ -25,7 +25,7 @@ use praas_transport::tcp::{Connection, ConnectionError, Received, Scratch, SendE
 use praas_transport::{Frame, Header};
 
 use crate::clock::now_ns;
-use crate::config::WaitMode;
+use crate::config::{Checks, Congestion, CongestionError, WaitMode};
 use crate::controller::WINDOW_CALLS;
 use crate::error::InvokeError;
 use crate::numbered::NumberMap;
@@ -57,6 +57,11 @@ pub struct ClientConfig {
     /// The name of the process that has to answer: with a credential any other is refused. Default: whichever does, and from then
     /// on no other.
     pub expect_process: Option<String>,
+    /// Congestion control of our side of the connection. Default `auto`: reno on this host, the system's otherwise.
+    pub congestion: Congestion,
+    /// Whether frames have keyed tags and payload checksums on loopback, too; elsewhere they always do. Default `auto`: when the process
+    /// wants it.
+    pub checks: Checks,
 }
 
 impl Default for ClientConfig {
@@ -69,6 +74,8 @@ impl Default for ClientConfig {
             reconnect: true,
             credential: None,
             expect_process: None,
+            congestion: Congestion::default(),
+            checks: Checks::default(),
         }
     }
 }
@@ -147,6 +154,9 @@ pub enum ConnectError {
         /// Its name.
         found: String,
     },
+    /// The kernel does not take our [`ClientConfig::congestion`].
+    #[error("{0}; check ClientConfig::congestion")]
+    Congestion(#[from] CongestionError),
     /// The system gives no random numbers.
     #[error("no random numbers: {0}")]
     NoRandom(io::Error),
@@ -326,6 +336,7 @@ impl Client {
     /// # Errors
     /// [`ConnectError`]. Nothing stays behind.
     pub fn connect(address: impl ToString, config: &ClientConfig) -> Result<Client, ConnectError> {
+        config.congestion.check()?;
         let address = address.to_string();
         let resolved = address.to_socket_addrs().map(Vec::from_iter).and_then(|addresses| match addresses.is_empty() {
             true => Err(io::Error::new(io::ErrorKind::NotFound, "it resolves to nothing")),

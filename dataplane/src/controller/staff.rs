@@ -287,11 +287,12 @@ impl Staff {
 }
 
 /// Numbers of the bits that are set, from the lowest on.
-fn bits(mut mask: u64) -> impl Iterator<Item = WorkerId> {
+fn bits(mask: u64) -> impl Iterator<Item = WorkerId> {
+    let mut left = mask;
     std::iter::from_fn(move || {
-        let bit = mask.trailing_zeros();
-        mask &= mask.wrapping_sub(1);
-        (bit < 64).then_some(bit as WorkerId)
+        let bit = WorkerId::try_from(left.trailing_zeros()).ok().filter(|_| left != 0)?;
+        left &= left - 1;
+        Some(bit)
     })
 }
 

@@ -184,7 +184,7 @@ impl From<Landing> for Bytes {
 unsafe impl Owned for Landing {}
 
 // SAFETY: inline bytes and texts are the value's own, and what is kept it holds a count of; a block is the arena's, a foreign one in a mapping that its view keeps; nobody
-// frees one of them before the value goes. What a worker writes meanwhile in memory that it lent is read by the kernel alone.
+// frees one of them before the value goes; only inline bytes move with it, and they are at most 40. What a worker writes meanwhile in memory that it lent is read by the kernel alone.
 unsafe impl Owned for Bytes {}
 
 /// The controller's payload memory.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use praas_transport::hello::{Purpose, ResponderConfig};
 use praas_transport::reactor::{Interest, Reactor, Socket};
-use praas_transport::tcp::{Received, Refusal, Scratch, TcpConfig, Terms};
+use praas_transport::tcp::{Congestion, Received, Refusal, Scratch, TcpConfig, Terms, on_loopback};
 use praas_transport::{Frame, Header, Limits, Moved, Session};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use slab::Slab;
@@ -16,7 +16,7 @@ use super::body::{Bytes, Landing, Payload, Store};
 use super::error::ProcessError;
 use super::greeting::{Greeted, Greetings};
 use crate::clock::now_ns;
-use crate::config::ProcessConfig;
+use crate::config::{ConfigError, ProcessConfig};
 use crate::controller::{Once, SessionId, Terms as Wishes};
 use crate::wire::{Code, Welcome, frame};
 
@@ -123,6 +123,7 @@ pub(super) struct Clients {
     connections_max: usize,
     calls_max: usize,
     limits: Limits,
+    congestion: Congestion,
     /// Given up for a moment when descriptors run out, to take a connection and close it (X3).
     reserve: Option<std::fs::File>,
     /// Connections wait to be accepted, and no event will say so.
@@ -134,6 +135,7 @@ pub(super) struct Clients {
 impl Clients {
     /// Takes the first of the addresses that can be had.
     pub(super) fn listen(config: &ProcessConfig, hello: ResponderConfig) -> Result<Clients, ProcessError> {
+        config.congestion.check().map_err(ConfigError::from)?;
         let failed = |source| ProcessError::Listen { address: config.listen.clone(), source };
         let mut bound = Err(ErrorKind::AddrNotAvailable.into());
         for address in config.listen_addresses()? {
@@ -147,6 +149,7 @@ impl Clients {
         // std lets 128 wait to be accepted; the kernel cuts this to net.core.somaxconn. The next one waits a second for its second try.
         rustix::net::listen(&listener, LISTEN_BACKLOG).map_err(|error| failed(error.into()))?;
         let address = listener.local_addr().map_err(failed)?;
+        config.congestion.apply(&listener, on_loopback(address)).map_err(failed)?;
         Ok(Clients {
             listener,
             address,
@@ -159,6 +162,7 @@ impl Clients {
             connections_max: config.connections_max as usize,
             calls_max: config.connection_calls_max as usize,
             limits: Limits { payload_bytes_max: config.payload_bytes_max },
+            congestion: config.congestion,
             reserve: std::fs::File::open("/dev/null").ok(),
             stuck: false,
             sweep_ns: 0,
@@ -170,13 +174,13 @@ impl Clients {
         self.address
     }
 
-    /// What connections pace themselves by: reno on loopback, where the system's choice may wait for nothing, else the system's.
+    /// The congestion control of the socket that listens, which those that it accepts begin with. Where other hosts are served `auto` gives
+    /// connections from this one another.
     pub(super) fn congestion(&self) -> String {
-        if self.address.ip().is_loopback() {
-            return "reno".into();
-        }
-        let name = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control");
-        name.map_or_else(|_| "system".into(), |name| name.trim().into())
+        Congestion::of(&self.listener).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the kernel does not say which congestion control is in force");
+            "unknown".into()
+        })
     }
 
     /// Lets clients in; until now they waited in the listen queue.
@@ -297,6 +301,7 @@ impl Clients {
             backlog_frames_max: self.calls_max + 2 * FRAMES_PER_TURN + UNREAD_MAX,
             backlog_bytes_max: u64::MAX,
             read_bytes_per_call_max: BYTES_PER_TURN,
+            congestion: self.congestion,
             ..TcpConfig::default()
         };
         let entry = self.open.vacant_entry();

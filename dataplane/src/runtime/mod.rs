@@ -34,7 +34,7 @@ use praas_transport::queue::{Buffer, QueueConfig, Receiver, Sender};
 use praas_transport::reactor::{self, Interest, Kind, Reactor};
 
 use crate::clock::{now_ns, unix_ns};
-use crate::config::{Ipc, ProcessConfig, WaitMode};
+use crate::config::{Checks, Ipc, ProcessConfig, WaitMode};
 use crate::controller::connection_lease::HOT_CALLS;
 use crate::controller::{
     Action, Bounds, CallError, CallKey, Caller, Cause, Controller, Outcome, Request, Signal, Stale, Terms, Violation,
@@ -279,6 +279,10 @@ impl Process {
             self.look_at_lent(now);
             self.controller.tick(now);
             self.unstick(now);
+            // Before the actions: what these ask for must not wait for the sleep at the end of the turn.
+            for index in self.clients.paused(now, &mut self.reactor, &mut self.store) {
+                self.on_client(now, index, true);
+            }
             self.act(now);
             // After the answers: nobody waits for this.
             if now >= self.strays_due_ns {
@@ -306,9 +310,6 @@ impl Process {
             }
             if now >= self.peers.wake_ns() {
                 self.peers.tick(now, &mut self.reactor, &mut self.store);
-            }
-            for index in self.clients.paused(now, &mut self.reactor, &mut self.store) {
-                self.on_client(now, index, true);
             }
             if self.drained(now) {
                 return Ok(());
@@ -570,6 +571,7 @@ fn responder(config: &ProcessConfig, incarnation: u64) -> Result<ResponderConfig
         process: config.process.clone(),
         incarnation,
         versions: wire::VERSIONS,
+        checks_on_loopback: config.checks == Checks::Always,
     })
 }
 

@@ -18,7 +18,7 @@ use super::clients::Carrier;
 use super::error::ProcessError;
 use crate::client::link::keep_alive;
 use crate::clock::{now_ns, unix_s};
-use crate::config::ProcessConfig;
+use crate::config::{Checks, Congestion, ProcessConfig};
 use crate::controller::peers::{Action, Farewell, LinkNumber, Peering, Word};
 use crate::wire::{VERSIONS, frame};
 use crate::{Credential, Role, Secret};
@@ -69,6 +69,8 @@ pub(super) struct Peers {
     session_id: [u8; 16],
     /// `None` without peers.
     key: Option<Secret>,
+    congestion: Congestion,
+    checks: Checks,
     targets: Vec<Target>,
     links: HashMap<LinkNumber, Stage>,
     scratch: Scratch<Landing>,
@@ -99,6 +101,8 @@ impl Peers {
             incarnation: hello.incarnation,
             session_id: process_id,
             key: hello.key.clone().filter(|_| !targets.is_empty()),
+            congestion: config.congestion,
+            checks: config.checks,
             targets,
             links: HashMap::new(),
             scratch: Scratch::default(),
@@ -345,7 +349,7 @@ impl Peers {
             purpose: Purpose::Peer,
             session_id: self.session_id,
             incarnation: self.incarnation,
-            payload_checksums: !on_loopback(address),
+            payload_checksums: self.checks == Checks::Always || !on_loopback(address),
             expect_process: Some(self.targets[peer].name.clone()),
         };
         Initiator::new(config, Some(&credential)).map_err(|error| error.to_string())
@@ -372,7 +376,8 @@ impl Peers {
         reactor: &mut Carrier,
     ) -> io::Result<Socket<Landing, Bytes>> {
         keep_alive(&stream)?;
-        let config = TcpConfig { backlog_frames_max: BACKLOG_FRAMES_MAX, ..TcpConfig::default() };
+        let congestion = self.congestion;
+        let config = TcpConfig { backlog_frames_max: BACKLOG_FRAMES_MAX, congestion, ..TcpConfig::default() };
         let terms = Terms::of(session, self.incarnation);
         reactor.adopt(stream, token_of(link), LIMITS, config, terms)
     }

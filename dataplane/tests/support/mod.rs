@@ -1,6 +1,7 @@
 //! What the integration tests share: a process with the test worker, a client, and a look at what the system says of them.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+#[path = "../../../transport/tests/support/namespace.rs"]
 pub(crate) mod namespace;
 pub(crate) mod proxy;
 pub(crate) mod raw;

@@ -8,6 +8,7 @@
 //!           connection, 4000 in all, 64 MiB). One thread makes all calls and takes all answers.
 //! Excludes  starting, connecting, a tenth of each point's time to warm up. Processor time and system calls are counted by
 //!           others; system calls in a pass of their own.
+//!           With half of the peak among the parts, 64 B and one connection, half of the rate that is owed is one more point.
 //! Samples   every call; `--runs` runs of `--seconds` each, of fresh processes. Within a run everybody has their turn at a point
 //!           before the next point begins, and stands at the same rates: parts of the lowest peak of ours.
 //! Checks    length, sequence number and last byte of every answer, and that it answers the call it claims to.
@@ -27,7 +28,7 @@ use indicatif::ProgressBar;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::floors::progress;
-use crate::owed::judge;
+use crate::owed::{HALF_OF_OWED_RATE, judge};
 use crate::peers::{Kind, Server};
 use crate::place::{Network, Place};
 use crate::placement::{Placement, Wait, pin, startup_cores};
@@ -187,6 +188,8 @@ enum Point {
     Rate(usize),
     /// Half of the subject's own peak, where that is not among the rates.
     OwnHalf,
+    /// Half of the rate that is owed.
+    OwedHalf,
 }
 
 /// What a point gave for one subject, over all runs.
@@ -367,6 +370,9 @@ impl Experiment<'_> {
             rates.iter().enumerate().map(|(at, &rate)| (Point::Rate(at), Some(rate))).collect();
         if args.rates.contains(&HALF) {
             loads.push((Point::OwnHalf, None));
+            if (self.bytes, args.connections) == (64, 1) {
+                loads.push((Point::OwedHalf, Some(HALF_OF_OWED_RATE)));
+            }
         }
         for (point, rate) in loads {
             for (party, started) in parties.iter_mut().zip(&mut started) {
@@ -391,7 +397,7 @@ impl Experiment<'_> {
                 }
                 self.settle();
             }
-            if point != Point::OwnHalf {
+            if matches!(point, Point::Rate(_)) {
                 bar.inc(1);
             }
         }
@@ -504,7 +510,7 @@ impl Experiment<'_> {
             Who::Ours(_) => ("remote", self.args.ipc.name()),
             Who::Peer(kind) => ("raw", kind.name()),
         };
-        let is_open = matches!(cell.point, Point::Rate(_) | Point::OwnHalf);
+        let is_open = matches!(cell.point, Point::Rate(_) | Point::OwnHalf | Point::OwedHalf);
         let load = Load {
             connections: if cell.point == Point::One { 1 } else { self.args.connections },
             kind: if is_open { "open" } else { "closed" }.into(),
@@ -531,7 +537,7 @@ impl Experiment<'_> {
             in_flight: match cell.point {
                 Point::One => Some(1),
                 Point::Closed(in_flight) => Some(in_flight),
-                Point::Rate(_) | Point::OwnHalf => None,
+                Point::Rate(_) | Point::OwnHalf | Point::OwedHalf => None,
             },
             load: Some(load),
             ..Row::default()

@@ -244,17 +244,24 @@ struct Process {
     keyed: bool,
     plaintext: bool,
     on_loopback: bool,
+    checks_on_loopback: bool,
 }
 
 fn responder(input: &mut Input<'_>) -> (Responder, Process) {
     let flags = input.byte();
-    let process = Process { keyed: flags & 1 == 1, plaintext: flags & 2 == 2, on_loopback: flags & 4 == 4 };
+    let process = Process {
+        keyed: flags & 1 == 1,
+        plaintext: flags & 2 == 2,
+        on_loopback: flags & 4 == 4,
+        checks_on_loopback: flags & 8 == 8,
+    };
     let config = ResponderConfig {
         key: process.keyed.then(|| Secret::new(APP_KEY)),
         plaintext: process.plaintext,
         process: PROCESS.to_owned(),
         incarnation: INCARNATION + 1,
         versions: OURS,
+        checks_on_loopback: process.checks_on_loopback,
     };
     (Responder::with_nonce(Arc::new(config), process.on_loopback, [0xb2; 32]), process)
 }
@@ -301,7 +308,7 @@ fn owed(process: &Process, hello: &[u8], challenge: &[u8], proof: &[u8]) -> Opti
         purpose,
         send_key: key(BY_RESPONDER),
         receive_key: key(BY_INITIATOR),
-        payload_checksums: !process.on_loopback || hello[16] & 1 == 1,
+        payload_checksums: !process.on_loopback || process.checks_on_loopback || hello[16] & 1 == 1,
     })
 }
 

@@ -7,6 +7,10 @@ const NOW: u64 = 1_800_000_000;
 const LATER: u64 = NOW + 60;
 const OURS: Versions = Versions { min: 1, max: 3 };
 
+/// Where the features stand.
+const FEATURES_OF_HELLO: usize = 16;
+const FEATURES_OF_CHALLENGE: usize = 12;
+
 fn key(byte: u8) -> Secret {
     Secret::new([byte; 32])
 }
@@ -28,7 +32,8 @@ fn client() -> InitiatorConfig {
 
 fn process(key: Option<Secret>) -> ResponderConfig {
     let plaintext = key.is_none();
-    ResponderConfig { key, plaintext, process: "server".into(), incarnation: 9, versions: OURS }
+    let process = "server".into();
+    ResponderConfig { key, plaintext, process, incarnation: 9, versions: OURS, checks_on_loopback: false }
 }
 
 /// What went over the wire: hello, challenge, proof.
@@ -186,6 +191,32 @@ fn checksums_hold_when_either_end_asks() {
             ends_on(config, Some(&credential(1, Role::Client, LATER)), process(Some(key(1))), on_loopback).agree();
         assert_eq!((ours.payload_checksums, theirs.payload_checksums), (held, held));
     }
+}
+
+/// A2. What a responder wants on loopback holds, and nobody between the two can switch it off, in what either says.
+#[test]
+fn a2_checks_on_loopback_hold_and_cannot_be_switched_off_on_the_way() {
+    for (key, credential) in [(Some(key(1)), Some(credential(1, Role::Client, LATER))), (None, None)] {
+        let process = || ResponderConfig { checks_on_loopback: true, ..process(key.clone()) };
+        let (ours, theirs, wire) = ends(client(), credential.as_ref(), process()).agree();
+        assert!(ours.payload_checksums && theirs.payload_checksums);
+        assert_eq!((wire[0][FEATURES_OF_HELLO], wire[1][FEATURES_OF_CHALLENGE]), (0, 1));
+        let (ours, _, _) = ends(client(), credential.as_ref(), process()).run(|step, message| {
+            if step == 1 {
+                message[FEATURES_OF_CHALLENGE] = 0;
+            }
+        });
+        assert!(matches!(ours, Err(HelloError::Unproven)), "{ours:?}");
+    }
+    let asking = InitiatorConfig { payload_checksums: true, ..client() };
+    let (ours, theirs, _) =
+        ends(asking, Some(&credential(1, Role::Client, LATER)), process(Some(key(1)))).run(|step, message| {
+            if step == 0 {
+                message[FEATURES_OF_HELLO] = 0;
+            }
+        });
+    // The challenge answers a hello that was never said.
+    assert!(matches!((&ours, &theirs), (Err(HelloError::Unproven), _)) && theirs.is_err(), "{ours:?} {theirs:?}");
 }
 
 #[test]

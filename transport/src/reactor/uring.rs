@@ -9,6 +9,7 @@
 //! | the head of a long frame          | one receive of just its bytes, likewise                           | nothing         |
 //! | a long payload, a piece           | one receive straight into its body (an arena block), waiting for all of it | nothing |
 //! | frames out                        | one sendmsg of all that waits, from where it lies                 | nothing         |
+//! | a long payload, off the loopback  | one zero-copy sendmsg, where that saves something (`zero_copy`)   | what is short   |
 //! | a listener                        | one multishot accept                                              |                 |
 //! | any other descriptor              | one multishot poll                                                |                 |
 //!
@@ -23,24 +24,26 @@ use std::io::{self, IoSlice};
 use std::mem::ManuallyDrop;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use io_uring::{IoUring, Probe, cqueue, opcode, squeue, types};
 use slab::Slab;
 
 use super::buffers::{Buffers, Filled, GROUP};
+use super::zero_copy::{GATHERED_BYTES_MAX, Plan, Shares, ZeroCopy, ZeroCopyStats};
 use super::{Event, Interest, NoUring};
 use crate::Flush;
 use crate::frame::{Header, Limits};
 use crate::inbound::{Inbound, Wants};
-use crate::outbound::{FRAMES_PER_WRITE_MAX, Outbound};
+use crate::outbound::{FRAMES_PER_WRITE_MAX, Outbound, SHARED_BYTES_MIN};
 use crate::tcp::{self, AtOnce, Bodies, Connection, ConnectionError, Frame, SendError, Stats, TcpConfig, Terms};
 
 /// Bytes that stay where they are.
 ///
 /// # Safety
 /// As long as a value is neither moved, nor borrowed mutably, nor dropped, `as_ref` and `as_mut` show the same memory, and
-/// nobody but the value's owner frees it or (for `as_mut`) touches it.
+/// nobody but the value's owner frees it or (for `as_mut`) touches it. Where `as_ref` shows 4096 bytes or more, it shows the same
+/// memory also after the value was moved.
 pub unsafe trait Owned: AsRef<[u8]> {}
 
 // SAFETY: a vector owns its heap memory, and only methods on a mutable borrow move it.
@@ -56,6 +59,15 @@ const FILES_MAX: u32 = 16 << 10;
 const DIRECT_BYTES_MIN: usize = 4096;
 /// Longest part of a payload that one receive waits for, bytes: until it is there, nobody sees that anything comes.
 const IN_PLACE_BYTES_MAX: usize = 128 << 10;
+/// From here on a body stays where it is when its value moves ([`Owned`]).
+const _: () = assert!(SHARED_BYTES_MIN >= 4096);
+/// How long a peer may keep the memory of a closed connection (what it does not acknowledge is sent again from there). Whoever wants
+/// to be heard to the end closes when nothing waits.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+static LAST_WORDS_TIMESPEC: types::Timespec = types::Timespec::new().sec(LAST_WORDS.as_secs());
+/// `IORING_SEND_ZC_REPORT_USAGE` and `IORING_NOTIF_USAGE_ZC_COPIED` of io_uring.h (6.2).
+const REPORT_USAGE: u16 = 1 << 3;
+const USAGE_COPIED: u32 = 1 << 31;
 /// Longest backlog that is written by a system call of its own, bytes.
 const DIRECT_SEND_BYTES_MAX: u64 = 16 << 10;
 /// How often the kernel is asked whether a cancelled receive is over. It is by the second, as a rule.
@@ -74,10 +86,14 @@ enum Op {
     /// A cancellation: what it cancelled says so itself.
     Cancel = 5,
     Probe = 6,
+    /// A zero-copy send, by its place in `shares`.
+    Share = 7,
+    /// A closed connection's time is over.
+    LastWords = 8,
 }
 
 impl Op {
-    const ALL: [Op; 6] = [Op::Poll, Op::Accept, Op::Receive, Op::Send, Op::Cancel, Op::Probe];
+    const ALL: [Op; 8] = [Op::Poll, Op::Accept, Op::Receive, Op::Send, Op::Cancel, Op::Probe, Op::Share, Op::LastWords];
 
     fn of(self, slot: usize) -> u64 {
         (slot as u64) << 8 | self as u64
@@ -99,6 +115,25 @@ struct Halves<In, Out> {
 struct Flight {
     slices: [libc::iovec; 3 * FRAMES_PER_WRITE_MAX],
     message: libc::msghdr,
+    /// What goes before a body that is sent without a copy.
+    gathered: [u8; GATHERED_BYTES_MAX],
+}
+
+/// A zero-copy send, until its result and its notification have come, in whichever order.
+struct Share {
+    slot: usize,
+    /// Of its connection.
+    number: u64,
+    flight: Box<Flight>,
+    result_due: bool,
+    notification_due: bool,
+    copied: bool,
+}
+
+enum Sending {
+    Copied(Box<Flight>),
+    /// By its place in `shares`.
+    Shared(usize),
 }
 
 /// Received and not looked at.
@@ -134,14 +169,16 @@ struct SocketSlot<In, Out> {
     fixed: bool,
     arrived: VecDeque<Arrived>,
     receiving: Receiving,
-    sending: Option<Box<Flight>>,
+    sending: Option<Sending>,
     sent: Option<i32>,
+    shares: Shares,
     /// There were no buffers; to be tried again when there are.
     starved: bool,
     /// In the list of those to be told of.
     told: bool,
     /// Of a connection that is closed: what the kernel may still touch.
     grave: Option<Box<Halves<In, Out>>>,
+    closed: Option<Instant>,
 }
 
 /// A request for a socket, which is named by its place in the ring's file table (its slot), or by its descriptor.
@@ -181,6 +218,10 @@ pub(crate) struct Uring<In, Out> {
     files: u32,
     #[allow(clippy::vec_box, reason = "a flight is moved in and out while it is pointed to")]
     flights: Vec<Box<Flight>>,
+    shares: Slab<Share>,
+    can_share: bool,
+    pub(crate) zero_copy: ZeroCopy,
+    pub(crate) zero_copy_stats: ZeroCopyStats,
     buried: Vec<Box<Halves<In, Out>>>,
 }
 
@@ -247,6 +288,9 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Uring<In, Out> {
         if ring.submitter().register_files_sparse(files).is_err() {
             files = 0;
         }
+        let mut known = Probe::new();
+        let can_share =
+            ring.submitter().register_probe(&mut known).is_ok() && known.is_supported(opcode::SendMsgZc::CODE);
         Ok(Uring {
             ring,
             buffers: ManuallyDrop::new(buffers),
@@ -257,6 +301,10 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Uring<In, Out> {
             starved: Vec::new(),
             files,
             flights: Vec::new(),
+            shares: Slab::new(),
+            can_share,
+            zero_copy: ZeroCopy::default(),
+            zero_copy_stats: ZeroCopyStats::default(),
             buried: Vec::new(),
         })
     }
@@ -360,7 +408,9 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Uring<In, Out> {
         terms: Terms,
     ) -> io::Result<Socket<In, Out>> {
         let stream = mio::net::TcpStream::from_std(stream);
+        let local = stream.local_addr()?.ip();
         let (stream, inbound, outbound, peer_addr) = Connection::new(stream, limits, config, terms)?.into_parts();
+        let on_loopback = tcp::on_loopback(peer_addr) || peer_addr.ip() == local;
         let fd = OwnedFd::from(stream);
         let raw = fd.as_raw_fd();
         let slot = self.slots.insert(Slot::Socket(SocketSlot {
@@ -371,9 +421,11 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Uring<In, Out> {
             receiving: Receiving::No,
             sending: None,
             sent: None,
+            shares: Shares::new(self.zero_copy, self.can_share, on_loopback),
             starved: false,
             told: false,
             grave: None,
+            closed: None,
         }));
         if let Some(at) = u32::try_from(slot).ok().filter(|at| *at < self.files) {
             let fixed = self.ring.submitter().register_files_update(at, &[raw]).is_ok();
@@ -467,6 +519,8 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Uring<In, Out> {
                 Op::Accept => self.accepted(slot, result, more),
                 Op::Receive => self.received(slot, result, more, cqueue::buffer_select(entry.flags())),
                 Op::Send => self.sent(slot, result),
+                Op::Share => self.shared(slot, &entry),
+                Op::LastWords => self.end_last_words(slot),
                 Op::Cancel | Op::Probe => {}
             }
         }
@@ -579,11 +633,56 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Uring<In, Out> {
 
     fn sent(&mut self, slot: usize, result: i32) {
         let Some(Slot::Socket(socket)) = self.slots.get_mut(slot) else { return };
-        if let Some(flight) = socket.sending.take() {
+        if let Some(Sending::Copied(flight)) = socket.sending.take() {
             self.flights.push(flight);
         }
         socket.sent = Some(result);
         if socket.grave.is_some() { self.bury(slot) } else { self.tell_of(slot) }
+    }
+
+    /// One of the two ends of a zero-copy send.
+    fn shared(&mut self, at: usize, entry: &cqueue::Entry) {
+        let Some(share) = self.shares.get_mut(at) else { return };
+        let (slot, number) = (share.slot, share.number);
+        let is_result = !cqueue::notif(entry.flags());
+        if is_result {
+            share.result_due = false;
+            share.notification_due &= cqueue::more(entry.flags());
+        } else {
+            share.notification_due = false;
+            share.copied = entry.result().cast_unsigned() & USAGE_COPIED != 0;
+        }
+        let copied = share.copied;
+        let over = !share.result_due && !share.notification_due;
+        if over {
+            self.flights.push(self.shares.remove(at).flight);
+            self.zero_copy_stats.copied += u64::from(copied);
+        }
+        let Some(Slot::Socket(socket)) = self.slots.get_mut(slot) else { return };
+        if over {
+            socket.shares.end(number, copied);
+        }
+        if !is_result {
+            return if socket.grave.is_some() { self.bury(slot) } else { self.tell_of(slot) };
+        }
+        let refusals = [libc::EINVAL, libc::EOPNOTSUPP, libc::ENOBUFS, libc::ENOMEM];
+        if refusals.contains(&-entry.result()) {
+            // Nothing of it left: sent again, with a copy.
+            socket.shares.give_up();
+            self.zero_copy_stats.refused += 1;
+            return self.sent(slot, 0);
+        }
+        self.sent(slot, entry.result());
+    }
+
+    /// A peer that does not acknowledge what it was sent keeps the memory no longer: the connection is reset.
+    fn end_last_words(&mut self, slot: usize) {
+        // The slot may be another's by now, who closed later.
+        if let Some(Slot::Socket(socket)) = self.slots.get(slot)
+            && socket.closed.is_some_and(|closed| closed.elapsed() >= LAST_WORDS)
+        {
+            let _ = rustix::net::connect_unspec(&socket.fd);
+        }
     }
 
     /// Those that found no buffer are told to look again, when there are some.
@@ -615,7 +714,8 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Uring<In, Out> {
     /// Lets go of a closed socket once the kernel has.
     fn bury(&mut self, slot: usize) {
         let Some(Slot::Socket(socket)) = self.slots.get_mut(slot) else { return };
-        if socket.grave.is_none() || socket.receiving != Receiving::No || socket.sending.is_some() {
+        let idle = socket.receiving == Receiving::No && socket.sending.is_none() && socket.shares.is_idle();
+        if socket.grave.is_none() || !idle {
             return;
         }
         if socket.fixed {
@@ -638,6 +738,10 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Uring<In, Out> {
 impl<In, Out> Drop for Uring<In, Out> {
     /// Waits until the kernel has let go of all memory, a moment; memory that it does not let go of is leaked.
     fn drop(&mut self) {
+        if self.enabled && !self.shares.is_empty() {
+            // What the kernel does not know of yet would be begun by the wait for notifications, after everything is cancelled.
+            let _ = self.ring.submitter().submit();
+        }
         for (_, slot) in &mut self.slots {
             if let Slot::Socket(socket) = slot {
                 // Sends that wait for room end at once.
@@ -653,13 +757,49 @@ impl<In, Out> Drop for Uring<In, Out> {
             Ok(()) => true,
             Err(error) => error.raw_os_error() == Some(libc::ENOENT),
         };
+        let gone = gone && self.reset_shares();
         if gone {
             // SAFETY: once, here; nobody uses them after this.
             unsafe { ManuallyDrop::drop(&mut self.buffers) };
         } else {
             // Sockets are leaked with what they send from and receive into.
             std::mem::forget(std::mem::take(&mut self.slots));
+            std::mem::forget(std::mem::take(&mut self.shares));
         }
+    }
+}
+
+impl<In, Out> Uring<In, Out> {
+    /// Resets connections whose peers have not acknowledged what is sent from our memory, and waits for the notifications. False: some
+    /// did not come.
+    fn reset_shares(&mut self) -> bool {
+        if !self.enabled || self.shares.is_empty() {
+            return true;
+        }
+        if !self.ring.submission().is_empty() {
+            return false;
+        }
+        for (_, slot) in &self.slots {
+            if let Slot::Socket(socket) = slot
+                && !socket.shares.is_idle()
+            {
+                let _ = rustix::net::connect_unspec(&socket.fd);
+            }
+        }
+        let begun = Instant::now();
+        while !self.shares.is_empty() && begun.elapsed() < Duration::from_secs(1) {
+            let timespec = types::Timespec::from(Duration::from_millis(20));
+            let _ = self.ring.submitter().submit_with_args(1, &types::SubmitArgs::new().timespec(&timespec));
+            for entry in self.ring.completion() {
+                // What was cancelled has its result, so that nothing but notifications is due.
+                if let Some((Op::Share, at)) = Op::read(entry.user_data())
+                    && !cqueue::more(entry.flags())
+                {
+                    self.shares.try_remove(at);
+                }
+            }
+        }
+        self.shares.is_empty()
     }
 }
 
@@ -798,10 +938,12 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
             return Ok(if self.halves.outbound.is_empty() { Flush::Done } else { Flush::Blocked });
         }
         let socket = uring.socket(self.slot);
+        let outbound = &mut self.halves.outbound;
+        // Also while a send is under way: it points to none of what has ended.
+        outbound.end_shares(socket.shares.ended(), done);
         if socket.sending.is_some() {
             return Ok(Flush::Blocked);
         }
-        let outbound = &mut self.halves.outbound;
         match socket.sent.take() {
             None => {}
             Some(count @ 0..) => outbound.wrote(usize::try_from(count).expect("not negative"), done),
@@ -812,31 +954,47 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
         }
         // What one system call sends now is not worth a request: its completion would come as an event of its own. More goes by
         // itself, beside whatever we do meanwhile.
-        if !outbound.is_empty() && outbound.backlog().1 <= DIRECT_SEND_BYTES_MAX {
+        if !outbound.is_empty() && outbound.unsent_bytes() <= DIRECT_SEND_BYTES_MAX {
             let fd = uring.socket(self.slot).fd.as_fd();
             let _ = outbound.flush(&mut AtOnce(fd), done)?;
         }
         if outbound.is_empty() {
-            return Ok(Flush::Done);
+            return Ok(if outbound.backlog().0 == 0 { Flush::Done } else { Flush::Blocked });
         }
         let mut flight = uring.flights.pop().unwrap_or_else(Flight::new);
         let mut slices = [IoSlice::new(&[]); 3 * FRAMES_PER_WRITE_MAX];
         let used = outbound.prepare(&mut slices);
-        for (place, slice) in flight.slices.iter_mut().zip(&slices[..used]) {
-            *place = libc::iovec { iov_base: slice.as_ptr().cast_mut().cast(), iov_len: slice.len() };
-        }
-        flight.message.msg_iov = flight.slices.as_mut_ptr();
-        flight.message.msg_iovlen = used;
-        let message = std::ptr::from_ref(&flight.message);
         let socket = uring.socket(self.slot);
+        let plan = socket.shares.plan(slices[..used].iter().map(|slice| slice.len()));
+        match plan {
+            Plan::Copy { slices: count } => flight.point_to(&slices[..count]),
+            Plan::Share { gathered } => flight.gather(&slices[..gathered], &slices[gathered]),
+        }
+        let message = std::ptr::from_ref(&flight.message);
         // Not WAITALL: each part that leaves is progress, which somebody may be waiting to see.
         let flags = libc::MSG_NOSIGNAL.cast_unsigned();
-        let entry = request!(socket, self.slot, |name| opcode::SendMsg::new(name, message).flags(flags).build());
-        let entry = entry.user_data(Op::Send.of(self.slot));
-        socket.sending = Some(flight);
-        // SAFETY: the message and its slices are in the flight, a box that the slot keeps until the completion; they point to
-        // heads, keys and bodies in `halves`, which are `Owned`, boxed, and not changed meanwhile (see `queue`; `prepare` and `wrote`
-        // are not called while `sending`). `close` hands the halves to the slot until then.
+        let entry = if matches!(plan, Plan::Copy { .. }) {
+            let entry = request!(socket, self.slot, |name| opcode::SendMsg::new(name, message).flags(flags).build());
+            socket.sending = Some(Sending::Copied(flight));
+            entry.user_data(Op::Send.of(self.slot))
+        } else {
+            let (slot, number) = (self.slot, socket.shares.begin());
+            let entry = request!(socket, slot, |name| opcode::SendMsgZc::new(name, message)
+                .flags(flags)
+                .ioprio(REPORT_USAGE)
+                .build());
+            outbound.share(number);
+            uring.zero_copy_stats.begun += 1;
+            let share = Share { slot, number, flight, result_due: true, notification_due: true, copied: false };
+            let at = uring.shares.insert(share);
+            uring.socket(slot).sending = Some(Sending::Shared(at));
+            entry.user_data(Op::Share.of(at))
+        };
+        // SAFETY: the message, its slices and what is gathered are in the flight, a box that the slot keeps until the completion, or
+        // `shares` until both completions; they point to heads, keys and bodies in `halves`, which are `Owned`, boxed, and not
+        // changed before the result (see `queue`; `prepare` and `wrote` are not called while `sending`). After the result of a
+        // share the kernel reads what was gathered, and one body, which is long, so that it may be moved, and which `outbound` keeps
+        // until the share has ended. `close` hands the halves to the slot until all this is over.
         unsafe { uring.push(&entry) };
         Ok(Flush::Blocked)
     }
@@ -854,7 +1012,13 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
             }
         }
         let socket = uring.socket(slot);
-        let (receiving, sending) = (socket.receiving, socket.sending.is_some());
+        let receiving = socket.receiving;
+        let sending = socket.sending.as_ref().map(|sending| match sending {
+            Sending::Copied(_) => (Op::Send, slot),
+            Sending::Shared(at) => (Op::Share, *at),
+        });
+        let shares = !socket.shares.is_idle();
+        socket.closed = Some(Instant::now());
         // SAFETY: taken once: `self` is gone after this, and nobody drops what is in a `ManuallyDrop`.
         socket.grave = Some(unsafe { ManuallyDrop::take(&mut self.halves) });
         // The peer hears of it now, whenever the kernel lets go.
@@ -862,8 +1026,13 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
         if receiving != Receiving::No {
             uring.cancel(Op::Receive, slot);
         }
-        if sending {
-            uring.cancel(Op::Send, slot);
+        if let Some((op, at)) = sending {
+            uring.cancel(op, at);
+        }
+        if shares {
+            let entry = opcode::Timeout::new(&raw const LAST_WORDS_TIMESPEC).build().user_data(Op::LastWords.of(slot));
+            // SAFETY: the time is a static.
+            unsafe { uring.push(&entry) };
         }
         uring.bury(slot);
         uring.reclaim(bodies, done);
@@ -945,7 +1114,32 @@ impl Flight {
         let nothing = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
         // SAFETY: a `msghdr` is numbers and pointers, for all of which zero is a value: no name, no slices, no control data.
         let message = unsafe { std::mem::zeroed() };
-        Box::new(Flight { slices: [nothing; 3 * FRAMES_PER_WRITE_MAX], message })
+        let gathered = [0; GATHERED_BYTES_MAX];
+        Box::new(Flight { slices: [nothing; 3 * FRAMES_PER_WRITE_MAX], message, gathered })
+    }
+
+    /// Sends these, from where they lie.
+    fn point_to(&mut self, slices: &[IoSlice<'_>]) {
+        for (place, slice) in self.slices.iter_mut().zip(slices) {
+            *place = libc::iovec { iov_base: slice.as_ptr().cast_mut().cast(), iov_len: slice.len() };
+        }
+        self.message.msg_iov = self.slices.as_mut_ptr();
+        self.message.msg_iovlen = slices.len();
+    }
+
+    /// Sends a copy of some slices that are short, and then a body from where it lies.
+    fn gather(&mut self, short: &[IoSlice<'_>], body: &IoSlice<'_>) {
+        let mut used = 0;
+        for slice in short {
+            self.gathered[used..used + slice.len()].copy_from_slice(slice);
+            used += slice.len();
+        }
+        let base = self.gathered.as_mut_ptr().cast();
+        let count = usize::from(used > 0);
+        self.slices[0] = libc::iovec { iov_base: base, iov_len: used };
+        self.slices[count] = libc::iovec { iov_base: body.as_ptr().cast_mut().cast(), iov_len: body.len() };
+        self.message.msg_iov = self.slices.as_mut_ptr();
+        self.message.msg_iovlen = count + 1;
     }
 }
 
