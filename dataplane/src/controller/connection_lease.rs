@@ -236,10 +236,16 @@ impl<P: Keep> Controller<P> {
         Ok((!lent.gone).then_some(lent.connection))
     }
 
-    /// What a worker says of its connection: that it runs a call with this deadline, or none.
-    pub(crate) fn connection_looked_at(&mut self, now_ns: u64, worker: WorkerId, runs_until_ns: Option<u64>) {
-        let found = self.connection_leases.lent.values_mut().find(|lent| lent.worker == worker);
-        let Some(lent) = found else { return };
+    /// What a worker says of its connection: that it runs a call with this deadline, or none; and whether that has been so for a while.
+    pub(crate) fn connection_looked_at(
+        &mut self,
+        now_ns: u64,
+        worker: WorkerId,
+        runs_until_ns: Option<u64>,
+        is_idle: bool,
+    ) {
+        let found = self.connection_leases.lent.iter_mut().find(|(_, lent)| lent.worker == worker);
+        let Some((&lease, lent)) = found else { return };
         // A worker that runs nothing and does not let go either. Whoever stalls in the middle of a frame is cut off long before.
         let keeps = match &mut lent.phase {
             Phase::Revoking { looked_at_ns } => {
@@ -256,6 +262,10 @@ impl<P: Keep> Controller<P> {
                 self.staff.overdue(worker, now_ns + self.bounds.grace_ns);
                 self.wake_by(now_ns + self.bounds.grace_ns);
             }
+        }
+        if is_idle {
+            // It has to be earned again.
+            self.revoke_connection(lease);
         }
     }
 

@@ -11,7 +11,9 @@ use praas_transport::{Bodies, Frame, Header, Moved};
 use super::*;
 use crate::wire::{Forwarded, Return};
 
-/// How often workers with connections are looked at for calls past their deadline.
+/// How often workers with connections are looked at: for calls past their deadline, and for connections on which nothing came since the last
+/// look. Longer than any pause of a program that waits for its answers, and too short for anybody to miss a worker; who needs that one has it in
+/// a few us anyway.
 const LOOK_NS: u64 = 20_000_000;
 
 /// A connection that a worker has, as it was when it was lent.
@@ -22,6 +24,8 @@ pub(super) struct Lent {
     sent: u64,
     /// Where the stream was. `None`: the kernel does not say, so that nobody outlives its worker's death.
     moved: Option<Moved>,
+    /// What its worker said at the last look.
+    said: Option<LentConnection>,
     /// The header of a frame whose payload is to come.
     forwarded: Option<Forwarded>,
 }
@@ -81,7 +85,7 @@ impl Process {
         let patience = self.placement.connection_patience(core);
         let deadline_ns = self.config.deadline_ms * 1_000_000;
         let message = wire::LentConnection::new(lease, function, patience, deadline_ns, &terms);
-        self.lent.insert(worker, Lent { lease, received, sent, moved, forwarded: None });
+        self.lent.insert(worker, Lent { lease, received, sent, moved, said: None, forwarded: None });
         self.lent_due_ns = self.lent_due_ns.min(now + LOOK_NS);
         tracing::debug!(connection, worker, lease, "connection lent");
         self.notify(worker, &ToWorker::Connection(Box::new(message)), &[socket.as_fd()]);
@@ -194,11 +198,13 @@ impl Process {
         self.lent_due_ns = if self.lent.is_empty() { u64::MAX } else { now + LOOK_NS };
         for at in 0..self.seated.len() {
             let worker = self.seated[at];
-            let Some(lent) = self.lent.get(&worker) else { continue };
+            let Some(lent) = self.lent.get_mut(&worker) else { continue };
             // Changing just now: it is alive and well.
             let said = self.seats[usize::from(worker)].as_ref().and_then(Seat::connection);
-            let said = said.filter(|said| said.lease == lent.lease && said.deadline_ns > 0);
-            self.controller.connection_looked_at(now, worker, said.map(|said| said.deadline_ns));
+            let before = std::mem::replace(&mut lent.said, said);
+            let runs = said.filter(|said| said.lease == lent.lease && said.deadline_ns > 0);
+            let is_idle = said.is_some() && said == before && runs.is_none();
+            self.controller.connection_looked_at(now, worker, runs.map(|said| said.deadline_ns), is_idle);
         }
     }
 
@@ -239,7 +245,8 @@ mod tests {
     #[test]
     fn w4_n4_last_words_are_held_against_what_the_kernel_counted() {
         let moved = |read_bytes, written_bytes| Moved { read_bytes, written_bytes };
-        let lent = Lent { lease: 5, received: 10, sent: 20, moved: Some(moved(1000, 2000)), forwarded: None };
+        let lent =
+            Lent { lease: 5, received: 10, sent: 20, moved: Some(moved(1000, 2000)), said: None, forwarded: None };
         let said = |lease, received, sent, read_bytes, written_bytes, deadline_ns| {
             Some(LentConnection { lease, received, sent, read_bytes, written_bytes, call: 7, deadline_ns })
         };

@@ -192,13 +192,13 @@ fn w9_a_lent_call_past_its_deadline_is_signalled_and_then_killed() {
     let mut bench = lends(bounds());
     let (lease, worker) = bench.heat(1);
     let until = bench.now_ns + S;
-    bench.controller.connection_looked_at(bench.now_ns, worker, Some(until));
+    bench.controller.connection_looked_at(bench.now_ns, worker, Some(until), false);
     assert_eq!(bench.tick(S + MS), []);
-    bench.controller.connection_looked_at(bench.now_ns, worker, Some(until));
+    bench.controller.connection_looked_at(bench.now_ns, worker, Some(until), false);
     // It came back within its grace.
-    bench.controller.connection_looked_at(bench.now_ns, worker, None);
+    bench.controller.connection_looked_at(bench.now_ns, worker, None, false);
     assert_eq!(bench.tick(200 * MS), []);
-    bench.controller.connection_looked_at(bench.now_ns, worker, Some(until));
+    bench.controller.connection_looked_at(bench.now_ns, worker, Some(until), false);
     assert_eq!(bench.tick(100 * MS), [Did::Signal { worker, signal: Signal::Terminate }]);
     assert_eq!(bench.tick(100 * MS), [Did::Signal { worker, signal: Signal::Kill }]);
     bench.controller.connection_outlived(bench.now_ns, worker, Cause::Overran, true, None);
@@ -210,9 +210,9 @@ fn w9_a_lent_call_past_its_deadline_is_signalled_and_then_killed() {
         let (lease, worker) = bench.heat(1);
         bench.ask(Caller::Client { connection: 2, call: 1 }, 0, 3600 * S, false);
         assert_eq!(bench.did(), [Did::Revoke { lease, callee: worker }]);
-        bench.controller.connection_looked_at(bench.now_ns, worker, lie);
+        bench.controller.connection_looked_at(bench.now_ns, worker, lie, false);
         bench.tick(61 * S);
-        bench.controller.connection_looked_at(bench.now_ns, worker, lie);
+        bench.controller.connection_looked_at(bench.now_ns, worker, lie, false);
         let did = [bench.tick(100 * MS), bench.tick(100 * MS)].concat();
         assert!(did.contains(&Did::Signal { worker, signal: Signal::Kill }), "{did:?}");
         bench.controller.connection_outlived(bench.now_ns, worker, Cause::Overran, false, None);
@@ -253,4 +253,17 @@ fn w2_a_panic_gives_the_connection_back_and_the_worker_up() {
     let key = bench.dispatched();
     bench.reply(worker, key);
     bench.did();
+}
+
+#[test]
+fn n9_a_connection_on_which_nothing_comes_is_asked_back() {
+    let mut bench = lends(bounds());
+    let (lease, worker) = bench.heat(1);
+    bench.controller.connection_looked_at(bench.now_ns, worker, None, false);
+    assert_eq!(bench.did(), []);
+    bench.controller.connection_looked_at(bench.now_ns, worker, None, true);
+    assert_eq!(bench.did(), [Did::Revoke { lease, callee: worker }]);
+    bench.controller.connection_looked_at(bench.now_ns, worker, None, true);
+    assert_eq!(bench.did(), [], "once");
+    assert_eq!(bench.returned(worker, lease), Ok(Some(1)));
 }

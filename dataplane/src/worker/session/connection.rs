@@ -1,7 +1,7 @@
 //! A client's connection that was lent to us: its calls are read, run and answered here, with no hop.
 //!
 //! Only plain calls of one function are ours. Whatever else the client sends is forwarded to the controller, whole, and the connection given
-//! back at the next moment when nothing is under way on it; so it is when the controller asks, and when nothing comes for a while.
+//! back at the next moment when nothing is under way on it; so it is when the controller asks.
 //!
 //! What the controller would have to know if we died now stands in our segment (`praas_shm::LentConnection`): said when the function is
 //! about to run, and when its answer is written. How many bytes we read and wrote the kernel knows better than we could say it; the
@@ -17,9 +17,6 @@ use rustix::event::{Timespec, epoll};
 use super::*;
 use crate::wire::{Forwarded, Return, frame};
 
-/// Who calls again within this keeps the connection here. Longer than any pause of a program that waits for its answers, shorter than
-/// anybody else would notice that a worker is missing; asking for the worker takes a few us anyway.
-const IDLE_NS: u64 = 20_000_000;
 /// As for the controller's connections: whoever is in the middle of a frame, or takes an answer while others want this worker, moves so much in this time.
 const STALL_NS: u64 = 2_000_000_000;
 const STALL_BYTES: u64 = 128 << 10;
@@ -357,20 +354,16 @@ impl Session {
                 lent.ended = Some(Return::Stalled);
                 continue;
             }
-            let idle_ns = now.saturating_sub(lent.since_ns);
-            if idle_ns >= IDLE_NS && !lent.returning {
-                lent.begin_return();
-                continue;
-            }
-            if idle_ns < lent.patience.spin_ns {
+            let waited_ns = now.saturating_sub(lent.since_ns);
+            if waited_ns < lent.patience.spin_ns {
                 continue;
             }
             self.return_blocks()?;
-            if idle_ns >= lent.patience.linger_ns || !self.yields.allowed() {
+            if waited_ns >= lent.patience.linger_ns || !self.yields.allowed() {
                 self.yields.count_wait();
-                // Somebody who is in the middle of a frame has his own time.
-                let left_ns = if lent.connection.mid_frame() { STALL_NS / 4 } else { IDLE_NS.saturating_sub(idle_ns) };
-                self.sleep_on(&mut lent, left_ns)?;
+                // Between two frames it is for the controller to say when this has lasted too long: a timer is 3 % of a call.
+                let longest_ns = lent.connection.mid_frame().then_some(STALL_NS / 4);
+                self.sleep_on(&mut lent, longest_ns)?;
                 if lent.returning {
                     lent.look = true;
                 }
@@ -384,17 +377,18 @@ impl Session {
         }
     }
 
-    /// Sleeps until the socket is ready, the controller rings, or so long.
-    fn sleep_on(&mut self, lent: &mut Lent, longest_ns: u64) -> Result<(), Fatal> {
+    /// Sleeps until the socket is ready or the controller rings, at most so long.
+    fn sleep_on(&mut self, lent: &mut Lent, longest_ns: Option<u64>) -> Result<(), Fatal> {
         self.arm()?;
         let Channel::Ring { doorbell, .. } = &self.channel else { return Ok(()) };
         if self.controller_ready() {
             doorbell.disarm();
             return Ok(());
         }
-        let timeout = Timespec { tv_sec: 0, tv_nsec: i64::try_from(longest_ns.min(999_999_999)).unwrap_or(0) };
+        let timeout =
+            longest_ns.map(|ns| Timespec { tv_sec: 0, tv_nsec: i64::try_from(ns.min(999_999_999)).unwrap_or(0) });
         let mut events = [NO_EVENT; 2];
-        let waited = epoll::wait(&lent.waits, &mut events[..], Some(&timeout));
+        let waited = epoll::wait(&lent.waits, &mut events[..], timeout.as_ref());
         doorbell.disarm();
         match waited {
             Ok(count) => lent.look |= events[..count].iter().any(|event| event.data.u64() == SOCKET),
@@ -433,7 +427,7 @@ impl Session {
                 lent.ended = Some(Return::Deaf);
                 break;
             }
-            self.sleep_on(lent, STALL_NS / 4)?;
+            self.sleep_on(lent, Some(STALL_NS / 4))?;
         }
         lent.drop_sent();
         Ok(())
