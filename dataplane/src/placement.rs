@@ -158,6 +158,12 @@ impl Placement {
         if self.controller_patience() == Patience::NONE { Patience::NONE } else { Patience::YIELDING }
     }
 
+    /// Whether there is a core for each of so many, and one to spare.
+    #[must_use]
+    pub fn has_more_cores_than(&self, participants: usize) -> bool {
+        self.cores_count > participants
+    }
+
     /// The mode all of this follows from.
     #[must_use]
     pub fn wait(&self) -> WaitMode {

@@ -107,9 +107,9 @@ mod tests {
         LentConnection::from_words(std::array::from_fn(|at| number * 100 + at as u64))
     }
 
-    /// W4: whatever word the owner died at, what it said before stands.
+    /// W2: whatever word the owner died at, what it said before stands.
     #[test]
-    fn w4_a_saying_cut_off_at_any_store_leaves_the_one_before() {
+    fn w2_a_saying_cut_off_at_any_store_leaves_the_one_before() {
         for number in 1..4 {
             for stores in 0..=WORDS {
                 let line = blank();

@@ -241,9 +241,9 @@ impl Process {
 mod tests {
     use super::*;
 
-    /// W4, N4: what a dead worker said counts only if the kernel counted the same.
+    /// W1, N4: what a dead worker said counts only if the kernel counted the same.
     #[test]
-    fn w4_n4_last_words_are_held_against_what_the_kernel_counted() {
+    fn w1_n4_last_words_are_held_against_what_the_kernel_counted() {
         let moved = |read_bytes, written_bytes| Moved { read_bytes, written_bytes };
         let lent =
             Lent { lease: 5, received: 10, sent: 20, moved: Some(moved(1000, 2000)), said: None, forwarded: None };

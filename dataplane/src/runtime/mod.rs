@@ -350,8 +350,9 @@ impl Process {
         worked: bool,
         events: &mut Vec<reactor::Event>,
     ) -> Result<bool, ProcessError> {
-        // Whoever has a connection of ours talks to a client, and the two want the cores.
-        let wanted = self.core_is_wanted() || self.controller.lends();
+        // Whoever has a connection of ours talks to a client, and where cores are few the two want ours.
+        let few = !self.placement.has_more_cores_than(self.seated.len() + 1);
+        let wanted = self.core_is_wanted() || few && self.controller.lends();
         let patience = if !wanted {
             self.placement.controller_patience()
         } else if self.may_yield_to_worker(now) {
