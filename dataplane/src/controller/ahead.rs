@@ -95,8 +95,14 @@ impl<P: Keep> Controller<P> {
     }
 
     /// A worker goes on with a call that it was given ahead.
-    pub(super) fn begins(&mut self, now_ns: u64, key: CallKey) {
-        if self.calls.get(place(key)).is_some_and(|call| call.deadline_ns <= now_ns) {
+    pub(super) fn begins(&mut self, now_ns: u64, worker: WorkerId, key: CallKey) {
+        let Some(call) = self.calls.get(place(key)) else { return };
+        let late = call.deadline_ns <= now_ns;
+        if call.abandoned {
+            // It was begun on as it was being taken back.
+            self.actions.push_back(Action::TellCancelled { worker, call: key });
+        }
+        if late {
             // Its timer has fired already.
             self.wake_by(now_ns);
         }

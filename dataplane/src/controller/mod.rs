@@ -564,7 +564,7 @@ impl<P: Keep> Controller<P> {
         if panicked {
             self.withdraw(worker);
         } else if let Some(next) = self.staff.go_on(worker) {
-            self.begins(now_ns, next);
+            self.begins(now_ns, worker, next);
             self.give_ahead(now_ns);
         } else {
             self.employ(now_ns, worker);

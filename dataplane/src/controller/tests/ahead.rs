@@ -170,7 +170,7 @@ fn p14_a_call_ahead_that_began_late_is_overdue_like_any_other() {
     // It had begun by then, with the first answer on its way.
     bench.come_back(1, &[]);
     bench.reply(1, given[0].1);
-    bench.did();
+    assert_eq!(bench.did(), [Did::TellCancelled { worker: 1 }, Did::Done { to: client(1) }]);
     bench.tick(0);
     assert_eq!(bench.tick(100 * MS), [Did::Signal { worker: 1, signal: Signal::Terminate }]);
 }
