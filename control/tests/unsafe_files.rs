@@ -15,6 +15,7 @@ const NAMED: &[&str] = &[
     "shm/src/exchange.rs",
     "shm/src/mapping.rs",
     "shm/src/pair.rs",
+    "shm/src/connection_line.rs",
     "shm/src/peer_line.rs",
     "shm/src/prefetch.rs",
     "shm/src/ring.rs",

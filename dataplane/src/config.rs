@@ -192,6 +192,9 @@ pub struct ProcessConfig {
     pub pin: Pin,
     /// Whether workers may lease each other and talk without the controller (ring only). Default true.
     pub leases: bool,
+    /// Whether the connection of a client that calls one function, one call at a time, is lent to a worker, which then talks to it without us
+    /// (ring only). Default false.
+    pub lease_connections: bool,
     /// Largest input or output of a call, bytes, up to 1 GiB. Default 64 MiB.
     pub payload_bytes_max: u64,
     /// Payload memory of each participant, bytes, a multiple of 2 MiB; touched only as used. With queues it bounds what
@@ -237,6 +240,7 @@ impl Default for ProcessConfig {
             checks: Checks::default(),
             pin: Pin::default(),
             leases: true,
+            lease_connections: false,
             payload_bytes_max: 64 << 20,
             arena_bytes: 256 << 20,
             deadline_ms: 60_000,
@@ -336,6 +340,9 @@ pub enum ConfigError {
     /// Two keys.
     #[error("both key_file and key_fd are given: use one of --key-file and --key-fd")]
     TwoKeys,
+    /// Workers on queues have no memory of their own to receive into.
+    #[error("lease_connections needs rings: use --ipc ring, or leave --lease-connections out")]
+    LentOverQueues,
     /// There is no key where one should be.
     #[error("application key: {0}")]
     Key(#[from] SecretError),
@@ -369,6 +376,9 @@ impl ProcessConfig {
         }
         if self.key_file.is_some() && self.key_fd.is_some() {
             return Err(ConfigError::TwoKeys);
+        }
+        if self.lease_connections && self.ipc == Ipc::Queue {
+            return Err(ConfigError::LentOverQueues);
         }
         let name_ok =
             self.process.len() <= 64 && self.process.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
@@ -538,6 +548,14 @@ mod tests {
 
     fn sound() -> ProcessConfig {
         ProcessConfig { worker: vec!["w".into()], ..ProcessConfig::default() }
+    }
+
+    #[test]
+    fn connections_are_lent_over_rings_only() {
+        let lends = ProcessConfig { lease_connections: true, ..sound() };
+        lends.validate().unwrap();
+        let error = ProcessConfig { ipc: Ipc::Queue, ..lends }.validate().expect_err("no arena");
+        assert!(error.to_string().contains("--ipc ring"), "{error}");
     }
 
     #[test]

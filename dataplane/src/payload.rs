@@ -133,6 +133,15 @@ impl Loan {
         Loan { store: Some(Store::Heap(buffer)), memory: Rc::clone(memory) }
     }
 
+    /// Cuts it to its first `bytes` bytes.
+    pub(crate) fn truncate(&mut self, bytes: usize) {
+        match &mut self.store {
+            Some(Store::Block(block)) => block.set_len(bytes),
+            Some(Store::Heap(buffer)) => buffer.set_len(bytes),
+            None => {}
+        }
+    }
+
     pub(crate) fn into_store(mut self) -> Store {
         self.store.take().expect("a loan has its memory until it is sent")
     }
@@ -288,6 +297,13 @@ impl Bytes<'_> {
     #[inline(always)]
     pub(crate) fn short(&self) -> Option<Inline> {
         matches!(self.place, Place::Here).then_some(self.inline)
+    }
+}
+
+impl AsRef<[u8]> for Bytes<'_> {
+    #[inline]
+    fn as_ref(&self) -> &[u8] {
+        self.as_slice()
     }
 }
 

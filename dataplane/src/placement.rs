@@ -134,6 +134,12 @@ impl Placement {
         }
     }
 
+    /// How a worker on this core waits for a client whose connection it has. The client may be anywhere; the controller sleeps.
+    #[must_use]
+    pub fn connection_patience(&self, mine: Option<usize>) -> Patience {
+        self.patience(mine, None, true, 2)
+    }
+
     /// How the controller waits while no worker on its own core is busy.
     #[must_use]
     pub fn controller_patience(&self) -> Patience {
@@ -150,6 +156,12 @@ impl Placement {
     #[must_use]
     pub fn patience_after_hand_over(&self) -> Patience {
         if self.controller_patience() == Patience::NONE { Patience::NONE } else { Patience::YIELDING }
+    }
+
+    /// Whether there is a core for each of so many, and one to spare.
+    #[must_use]
+    pub fn has_more_cores_than(&self, participants: usize) -> bool {
+        self.cores_count > participants
     }
 
     /// The mode all of this follows from.

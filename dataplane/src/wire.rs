@@ -1,7 +1,9 @@
 //! The words of the protocol: kinds of frames between client and process, kinds of records between controller and
 //! workers, and the codes a call can end with. Numbers here are on the wire; adding is fine, changing is a new version.
 
+use praas_shm::{Descriptor, Inline};
 use praas_transport::hello::Versions;
+use praas_transport::{Seal, Terms};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Ipc;
@@ -79,6 +81,13 @@ pub(crate) mod record {
     pub(crate) const CANCEL: u8 = 14;
     /// id = call, aux = position of its request in the controller's ring: it was withdrawn as we took it, and does not run.
     pub(crate) const VOID: u8 = 15;
+
+    /// A frame of the connection that was lent to us and is not ours to serve: see [`super::Forwarded`].
+    pub(crate) const FORWARDED: u8 = 16;
+    /// id = call, body = the payload of the `FORWARDED` before.
+    pub(crate) const FORWARDED_BODY: u8 = 17;
+    /// id = lease, tag = [`super::Return`], aux = frames received, body = frames sent (`u64`): the connection is the controller's again.
+    pub(crate) const RETURNED: u8 = 18;
 
     /// Bit of the kind: the body holds several arguments.
     pub(crate) const ARGS: u8 = 0x80;
@@ -180,6 +189,152 @@ pub(crate) enum ToWorker {
     Lease { lease: u64, callee: u8, patience: Patience },
     /// `caller` may call you directly, from `position` of its ring to you on; comes with the exchange page.
     Serve { lease: u64, caller: u8, position: u64, patience: Patience },
+    /// A client's connection is yours until you return it; comes with its socket.
+    Connection(Box<LentConnection>),
+}
+
+/// What a worker needs to go on with a client's connection.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct LentConnection {
+    pub(crate) lease: u64,
+    /// Its calls of this one are the worker's to serve.
+    pub(crate) function: u16,
+    pub(crate) patience: Patience,
+    /// For a call that names none, ns.
+    pub(crate) deadline_ns: u64,
+    send: LentSeal,
+    receive: LentSeal,
+    payload_checksums: bool,
+    incarnation: u64,
+    peer_incarnation: u64,
+}
+
+/// A [`Seal`] on its way. Holds a session's key: crosses by the control socket only, and is never shown.
+#[derive(Serialize, Deserialize)]
+struct LentSeal {
+    key: Option<[u8; 32]>,
+    sequence: u64,
+}
+
+impl std::fmt::Debug for LentSeal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LentSeal").field("keyed", &self.key.is_some()).field("sequence", &self.sequence).finish()
+    }
+}
+
+impl From<&Seal> for LentSeal {
+    fn from(seal: &Seal) -> LentSeal {
+        LentSeal { key: seal.key().copied(), sequence: seal.sequence() }
+    }
+}
+
+impl From<LentSeal> for Seal {
+    fn from(LentSeal { key, sequence }: LentSeal) -> Seal {
+        key.map_or_else(Seal::default, Seal::keyed).at(sequence)
+    }
+}
+
+impl LentConnection {
+    pub(crate) fn new(lease: u64, function: u16, patience: Patience, deadline_ns: u64, terms: &Terms) -> Self {
+        LentConnection {
+            lease,
+            function,
+            patience,
+            deadline_ns,
+            send: (&terms.send).into(),
+            receive: (&terms.receive).into(),
+            payload_checksums: terms.payload_checksums,
+            incarnation: terms.incarnation,
+            peer_incarnation: terms.peer_incarnation,
+        }
+    }
+
+    pub(crate) fn into_terms(self) -> Terms {
+        Terms {
+            send: self.send.into(),
+            receive: self.receive.into(),
+            payload_checksums: self.payload_checksums,
+            incarnation: self.incarnation,
+            peer_incarnation: self.peer_incarnation,
+        }
+    }
+}
+
+/// How a worker gives a connection back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub(crate) enum Return {
+    /// Nothing is under way on it.
+    AtRest = 0,
+    /// The client closed it.
+    Closed = 1,
+    /// The socket failed, or was closed in the middle of a frame.
+    Lost = 2,
+    /// What came was no frame, or not the one whose turn it was.
+    NotFrames = 3,
+    /// The client stalls in the middle of a frame.
+    Stalled = 4,
+    /// The client does not read its answer.
+    Deaf = 5,
+    /// At rest, and the worker is about to exit.
+    Panicked = 6,
+}
+
+impl Return {
+    pub(crate) fn from_wire(number: u16) -> Option<Return> {
+        use Return::{AtRest, Closed, Deaf, Lost, NotFrames, Panicked, Stalled};
+        [AtRest, Closed, Lost, NotFrames, Stalled, Deaf, Panicked].get(usize::from(number)).copied()
+    }
+}
+
+/// The header of a frame that a worker read from a lent connection and does not serve. Its payload follows in a record of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Forwarded {
+    pub(crate) kind: u8,
+    pub(crate) flags: u16,
+    pub(crate) function: u16,
+    pub(crate) call: u64,
+    pub(crate) budget_ns: u64,
+    pub(crate) aux: u64,
+    /// The payload was thrown away: why, and its bytes.
+    pub(crate) refused: Option<(Code, u64)>,
+    pub(crate) has_body: bool,
+}
+
+impl Forwarded {
+    /// `kind`, refusal, flags, whether a body follows, padding, aux, refused bytes: 24 bytes, little-endian.
+    pub(crate) fn to_record(&self) -> Descriptor {
+        let mut body = [0; 24];
+        let (code, refused_bytes) = self.refused.map_or((0, 0), |(code, bytes)| (code as u8, bytes));
+        (body[0], body[1], body[4]) = (self.kind, code, u8::from(self.has_body));
+        body[2..4].copy_from_slice(&self.flags.to_le_bytes());
+        body[8..16].copy_from_slice(&self.aux.to_le_bytes());
+        body[16..].copy_from_slice(&refused_bytes.to_le_bytes());
+        let body = Inline::new(&body).expect("24 bytes fit");
+        Descriptor::new(record::FORWARDED, self.function, self.call, self.budget_ns, body)
+    }
+
+    /// `None`: no such record.
+    pub(crate) fn from_record(record: &Descriptor) -> Option<Forwarded> {
+        let body = record.inline()?;
+        let body: &[u8; 24] = body.as_slice().try_into().ok()?;
+        let word = |at: usize| body[at..at + 8].try_into().map(u64::from_le_bytes).ok();
+        let refused = match Code::from_wire(body[1].into())? {
+            Code::Ok => None,
+            code @ (Code::TooLarge | Code::NoSpace) => Some((code, word(16)?)),
+            _ => return None,
+        };
+        Some(Forwarded {
+            kind: body[0],
+            flags: u16::from_le_bytes([body[2], body[3]]),
+            function: record.tag(),
+            call: record.id(),
+            budget_ns: record.aux(),
+            aux: word(8)?,
+            refused,
+            has_body: body[4] != 0,
+        })
+    }
 }
 
 /// The first message to a worker.
@@ -269,6 +424,35 @@ mod tests {
         }
         payload.push(0);
         assert_eq!(args::decode(&payload), None);
+    }
+
+    #[test]
+    fn a_forwarded_header_reads_back_and_a_secret_is_not_shown() {
+        let plain = Forwarded {
+            kind: frame::REQUEST,
+            flags: frame::FLAG_ONCE | frame::FLAG_AGAIN,
+            function: 7,
+            call: u64::MAX - 1,
+            budget_ns: 3,
+            aux: 1 << 40,
+            refused: None,
+            has_body: true,
+        };
+        for head in [Forwarded { refused: Some((Code::TooLarge, 1 << 33)), has_body: false, ..plain.clone() }, plain] {
+            assert_eq!(Forwarded::from_record(&head.to_record()), Some(head));
+        }
+        assert_eq!(Forwarded::from_record(&Descriptor::bare(record::FORWARDED, 0, 0, 0)), None);
+        let terms = Terms { send: Seal::keyed([0x5a; 32]).at(9), ..Terms::default() };
+        let lent = LentConnection::new(1, 2, Patience::NONE, 3, &terms);
+        let shown = format!("{lent:?}");
+        assert!(!shown.contains("90, 90") && shown.contains("keyed: true"), "{shown}");
+        let crossed: LentConnection = serde_json::from_slice(&serde_json::to_vec(&lent).unwrap()).unwrap();
+        let arrived = crossed.into_terms();
+        assert_eq!((arrived.send.key(), arrived.send.sequence()), (Some(&[0x5a; 32]), 9));
+        assert_eq!((arrived.receive.key(), arrived.receive.sequence()), (None, 0));
+        for number in 0..8 {
+            assert_eq!(Return::from_wire(number).map(|how| how as u16), (number < 7).then_some(number));
+        }
     }
 
     #[test]

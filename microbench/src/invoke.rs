@@ -97,6 +97,9 @@ pub(crate) struct InvokeArgs {
     /// What the process waits with, for remote calls; several take turns [default: as praas-process chooses].
     #[arg(long, value_delimiter = ',')]
     reactor: Vec<Reactor>,
+    /// Whether a client's connection is lent to the worker that serves it, for remote calls; several take turns.
+    #[arg(long, value_delimiter = ',', default_value = "off")]
+    lease: Vec<Lent>,
     /// For remote calls: plain text (off), or a key, keyed tags and payload checksums (on). Both: in turns, one beside the other
     /// instead of a floor [default: plain text].
     #[arg(long, value_delimiter = ',')]
@@ -117,6 +120,16 @@ fn in_flight(text: &str) -> Result<u32, String> {
     calls.ok_or_else(|| format!("a leased worker takes 2 to {IN_FLIGHT_MAX} calls at a time"))
 }
 
+/// Whether connections are lent.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Lent {
+    On,
+    Off,
+}
+
+/// How rows name calls over a connection that a worker has.
+pub(crate) const LENT: &str = "lent connection";
+
 /// One way of calling, on a process started for it.
 #[derive(Copy, Clone, Debug)]
 struct Way {
@@ -127,6 +140,7 @@ struct Way {
     workers: u8,
     touched: bool,
     reactor: Option<Reactor>,
+    lent: bool,
     checks: Option<Checks>,
     /// With checks, beside the same without.
     beside_off: bool,
@@ -135,7 +149,8 @@ struct Way {
 impl Way {
     fn setup(self) -> Setup<'static> {
         let setup = Setup::new(self.ipc, self.wait, self.workers);
-        Setup { leases: self.via != Via::Controller, reactor: self.reactor, checks: self.checks, ..setup }
+        let leases = self.via != Via::Controller;
+        Setup { leases, lease_connections: self.lent, reactor: self.reactor, checks: self.checks, ..setup }
     }
 
     fn start(self) -> Result<Subject> {
@@ -251,8 +266,25 @@ fn ways(args: &InvokeArgs) -> Result<Vec<Way>> {
             for &wait in &args.wait {
                 for &via in &vias {
                     for &reactor in &reactors {
-                        let (workers, touched) = (args.workers, !args.untouched);
-                        ways.push(Way { path, ipc, wait, via, workers, touched, reactor, checks, beside_off });
+                        for &lease in &args.lease {
+                            let lent = lease == Lent::On;
+                            if lent && (path, ipc) != (Path::Remote, Channel::Ring) {
+                                continue;
+                            }
+                            let (workers, touched) = (args.workers, !args.untouched);
+                            ways.push(Way {
+                                path,
+                                ipc,
+                                wait,
+                                via,
+                                workers,
+                                touched,
+                                reactor,
+                                lent,
+                                checks,
+                                beside_off,
+                            });
+                        }
                     }
                 }
             }
@@ -270,6 +302,9 @@ impl std::fmt::Display for Way {
         write!(f, "{path} {}, {}", self.ipc.name(), self.wait)?;
         if let Some(reactor) = self.reactor {
             write!(f, ", reactor {reactor}")?;
+        }
+        if self.lent {
+            write!(f, ", {LENT}")?;
         }
         match self.checks {
             Some(_) if self.beside_off => f.write_str(", checks off and on")?,
@@ -486,7 +521,7 @@ impl Caller {
         if self.way.path == Path::Remote {
             let mut samples_ns = Vec::new();
             self.remote.calls(bytes, warm_up, calls, &mut samples_ns)?;
-            return Ok((samples_ns, None));
+            return Ok((samples_ns, self.way.lent.then(|| LENT.to_owned())));
         }
         let order = Drive { bytes, warm_up, calls, via: self.way.via, touched: self.way.touched, in_flight: 1 };
         let driven = drive(self.remote.client(), order)?;
@@ -500,7 +535,7 @@ impl Caller {
         for attempt in 0..LEASE_ATTEMPTS {
             let (_, via) = self.calls(bytes, 0, 1 << attempt)?;
             reached_via = via;
-            if reached_via.as_deref() != Some("controller") || self.way.via == Via::Controller {
+            if !self.way.lent && reached_via.as_deref() != Some("controller") || self.way.via == Via::Controller {
                 break;
             }
             subject.settle();

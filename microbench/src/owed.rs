@@ -137,6 +137,14 @@ pub(crate) const TARGETS: &[Target] = &[
         limit: 1.2,
     },
     Target {
+        applies: |row| {
+            row.experiment == "invocation" && row.via.as_deref() == Some(crate::invoke::LENT) && row.payload_bytes == 64
+        },
+        what: "remote echo over a lent connection, 64 B, one in flight: p50 against a raw TCP round trip in the same wait mode",
+        measure: Measure::Ratio,
+        limit: 1.3,
+    },
+    Target {
         applies: |row| is_beside(row, "http") && row.payload_bytes == 64,
         what: "remote echo, 64 B, one in flight: faster than an echo over axum",
         measure: Measure::TimesFaster,

@@ -31,7 +31,7 @@ pub(crate) struct Row {
     /// Quartiles of the ratio over the turns of this run, when `ratio_p50` is their median.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) ratio_quartiles: Option<(f64, f64)>,
-    /// `ring`, `exchange` or `controller`: how a local call reached its callee.
+    /// `ring`, `exchange` or `controller`: how a local call reached its callee. `lent connection`: of a remote one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) via: Option<String>,
     /// What the process waited with, as its ready line says: `uring` or `epoll`.

@@ -126,6 +126,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) workers: u8,
     /// Whether functions may call each other without the controller.
     pub(crate) leases: bool,
+    /// Whether hot clients' connections are lent to workers.
+    pub(crate) lease_connections: bool,
     /// Shows nothing of what it says: for runs in which workers die by the thousand.
     pub(crate) quiet: bool,
     /// `None` says nothing about it to the process.
@@ -139,8 +141,18 @@ pub(crate) struct Setup<'a> {
 
 impl Setup<'_> {
     pub(crate) fn new(ipc: Channel, wait: Wait, workers: u8) -> Self {
-        let (leases, quiet) = (true, false);
-        Self { ipc, wait, workers, leases, quiet, reactor: None, checks: None, connections_max: None, network: None }
+        Self {
+            ipc,
+            wait,
+            workers,
+            leases: true,
+            lease_connections: false,
+            quiet: false,
+            reactor: None,
+            checks: None,
+            connections_max: None,
+            network: None,
+        }
     }
 
     /// Starts the process and waits until it is ready. `efficient` puts everybody on one core, as its floor is.
@@ -151,6 +163,9 @@ impl Setup<'_> {
         let program = std::env::current_exe().context("where is praas-bench?")?;
         let Some(program) = program.to_str() else { bail!("the path of praas-bench is not UTF-8") };
         let mut args = vec!["--leases".to_owned(), self.leases.to_string()];
+        if self.lease_connections {
+            args.push("--lease-connections".to_owned());
+        }
         if let Some(reactor) = self.reactor {
             args.extend(["--reactor".to_owned(), reactor.to_string()]);
         }

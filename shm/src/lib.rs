@@ -28,6 +28,8 @@ pub mod arena;
 #[cfg(not(loom))]
 pub mod child;
 #[cfg(not(loom))]
+mod connection_line;
+#[cfg(not(loom))]
 pub mod handover;
 #[cfg(not(loom))]
 mod ledger;
@@ -40,6 +42,8 @@ mod size_class;
 
 #[cfg(not(loom))]
 pub use arena::{Arena, ArenaStats, BadRelease, Block, NoSpace};
+#[cfg(not(loom))]
+pub use connection_line::LentConnection;
 pub use descriptor::{BadDescriptor, BlockRef, Body, Descriptor};
 pub use doorbell::{Bell, Doorbell, eventfd, has_barriers, join_barriers};
 pub use exchange::{ExchangeCallee, ExchangeCaller, ExchangeReply};

@@ -5,6 +5,7 @@
 //! | identity   | 0             | 128                 | see `Header`; the magic is stored last                     |
 //! | activity   | 128           | 128                 | a hint for anyone: what the owner is doing                   |
 //! | sleep line | 256           | 128                 | whether the owner sleeps (`doorbell.rs`)                     |
+//! | connection | 384           | 128                 | where it is with a client's connection (`connection_line.rs`) |
 //! | peer lines | 4096          | 64 × 128            | what the owner says about each peer (`peer_line.rs`)         |
 //! | rings      | 16384         | 64 × slots × 64     | what the owner sends to each peer (`ring.rs`)                |
 //! | arena      | next 2 MiB    | `arena_bytes`       | the owner's blocks (`arena.rs`)                              |
@@ -27,6 +28,7 @@ use std::sync::Arc;
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 
 use crate::arena::Arena;
+use crate::connection_line::{ConnectionLine, LentConnection};
 use crate::descriptor::BlockRef;
 use crate::doorbell::{Doorbell, SleepLine};
 use crate::mapping::{Access, Mapping, SharedLayout, Window};
@@ -40,10 +42,11 @@ use crate::width::host;
 /// The first eight bytes of a segment, once its owner has made it: `PRaaSseg`.
 const MAGIC: u64 = u64::from_le_bytes(*b"PRaaSseg");
 /// Version of everything that stands in a segment. Any change of layout or meaning raises it.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 const PEERS: u64 = PARTICIPANTS_MAX as u64;
 const SLEEP_LINE_OFFSET: u64 = 256;
+const CONNECTION_LINE_OFFSET: u64 = 384;
 const PEER_LINES_OFFSET: u64 = 4096;
 const RINGS_OFFSET: u64 = 16384;
 const ARENA_STEP_BYTES: u64 = 2 << 20;
@@ -68,6 +71,7 @@ const _: () = assert!(PEER_LINES_OFFSET + PEERS * PEER_LINE_BYTES <= RINGS_OFFSE
 /// |    128 |     8 | `activity`      | any time, by the owner                                           |
 /// |    136 |   120 | reserved        | zero                                                             |
 /// |    256 |   128 | `sleep`         | any time, by the owner                                           |
+/// |    384 |   128 | `connection`    | any time, by the owner                                           |
 #[repr(C, align(128))]
 struct Header {
     magic: AtomicU64,
@@ -84,11 +88,12 @@ struct Header {
     activity: AtomicU64,
     _reserved_2: [AtomicU64; 15],
     sleep: SleepLine,
+    connection: ConnectionLine,
 }
 
 const _: () = {
     use std::mem::offset_of;
-    assert!(size_of::<Header>() == 384 && align_of::<Header>() == 128);
+    assert!(size_of::<Header>() == 512 && align_of::<Header>() == 128);
     assert!(offset_of!(Header, magic) == 0 && offset_of!(Header, version) == 8);
     assert!(offset_of!(Header, participant) == 16 && offset_of!(Header, incarnation) == 24);
     assert!(offset_of!(Header, process) == 32 && offset_of!(Header, ring_slots) == 48);
@@ -96,6 +101,7 @@ const _: () = {
     assert!(offset_of!(Header, segment_bytes) == 72 && offset_of!(Header, nonce) == 80);
     assert!(offset_of!(Header, _reserved) == 88 && offset_of!(Header, activity) == 128);
     assert!(offset_of!(Header, sleep) as u64 == SLEEP_LINE_OFFSET);
+    assert!(offset_of!(Header, connection) as u64 == CONNECTION_LINE_OFFSET);
 };
 
 // SAFETY: `repr(C)` of `AtomicU64`s only: any bits are a value, all of it is atomics, no padding (asserted above).
@@ -490,6 +496,12 @@ impl OwnSegment {
         self.header.activity.store(activity, Ordering::Relaxed);
     }
 
+    /// Says where I am with a client's connection. To be said before what it says can be seen otherwise.
+    #[inline]
+    pub fn say_connection(&self, state: &LentConnection) {
+        self.header.connection.say(state);
+    }
+
     pub(crate) fn shared(&self) -> &Arc<OwnShared> {
         &self.shared
     }
@@ -608,6 +620,11 @@ impl PeerSegment {
     pub fn activity(&self) -> u64 {
         // No edge: a hint.
         self.header.activity.load(Ordering::Relaxed)
+    }
+
+    /// Where its owner says it is with a client's connection: a claim. `None` if that changes at this moment.
+    pub fn connection(&self) -> Option<LentConnection> {
+        self.header.connection.said()
     }
 
     /// The bytes of a block that the owner lent us.

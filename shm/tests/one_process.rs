@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use praas_shm::{
-    Body, Descriptor, Identity, Inline, Link, LinkError, OwnSegment, ParticipantId, PeerSegment, SegmentConfig,
-    SegmentError, SegmentFile, Take, eventfd,
+    Body, Descriptor, Identity, Inline, LentConnection, Link, LinkError, OwnSegment, ParticipantId, PeerSegment,
+    SegmentConfig, SegmentError, SegmentFile, Take, eventfd,
 };
 
 const CONFIG: SegmentConfig = SegmentConfig { ring_slots: 64, arena_bytes: 4 << 20 };
@@ -255,6 +255,11 @@ fn the_segment_has_the_documented_bytes() {
     to_b.close(0x13, 0x14);
     to_b.cancel(0x15);
     a.own.set_activity(0x16);
+    let said =
+        |call| LentConnection { lease: 1, received: 2, sent: 3, read_bytes: 4, written_bytes: 5, call, deadline_ns: 7 };
+    a.own.say_connection(&said(8));
+    a.own.say_connection(&said(6));
+    assert_eq!(a.as_peer().connection(), Some(said(6)));
     let file = std::fs::File::from(a.file.fd().try_clone_to_owned().unwrap());
     let words = |offset: u64, count: usize| -> Vec<u64> {
         let mut bytes = vec![0; count * 8];
@@ -262,7 +267,7 @@ fn the_segment_has_the_documented_bytes() {
         bytes.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap())).collect()
     };
     let arena_offset = 2 << 20;
-    let mut header = vec![u64::from_le_bytes(*b"PRaaSseg"), 1, 2, 7];
+    let mut header = vec![u64::from_le_bytes(*b"PRaaSseg"), 2, 2, 7];
     header.extend([u64::from_le_bytes(*b"a proces"), u64::from_le_bytes(*b"s's name")]);
     header.extend([64, 4 << 20, arena_offset, arena_offset + (4 << 20)]);
     assert_eq!(words(0, 10), header);
@@ -270,6 +275,7 @@ fn the_segment_has_the_documented_bytes() {
     assert_eq!(words(88, 5), [0; 5]);
     assert_eq!(words(128, 16)[..2], [0x16, 0]);
     assert_eq!(words(256, 2), [0, 0], "awake");
+    assert_eq!(words(384, 16), [2, 1, 2, 3, 4, 5, 6, 7, 1, 2, 3, 4, 5, 8, 7, 0], "the last two sayings");
     let line = words(4096 + 5 * 128, 16);
     assert_ne!(line[0], 0, "linked");
     assert_eq!(line[1..], [0, 0x11, 0x12, 0, 0, 0, 0, 0x14, 0x13, 0x15, 0, 0, 0, 0, 0]);

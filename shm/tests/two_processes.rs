@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use praas_shm::child::{self, Child, Exit, Spawn};
 use praas_shm::{
     AttachError, BadBlock, Body, Descriptor, Doorbell, ExchangeCallee, ExchangeCaller, ExchangeReply, Identity, Inline,
-    Link, OwnSegment, ParticipantId, PeerSegment, SegmentConfig, SegmentFile, eventfd, exchange, handover,
+    LAYOUT_VERSION, Link, OwnSegment, ParticipantId, PeerSegment, SegmentConfig, SegmentFile, eventfd, exchange,
+    handover,
 };
 
 const CONFIG: SegmentConfig = SegmentConfig { ring_slots: 64, arena_bytes: 64 << 20 };
@@ -404,7 +405,7 @@ fn r11_r12_only_the_expected_segment_is_attached() {
         assert!(matches!(refused, AttachError::Size { .. } | AttachError::Shape { .. }), "{refused}");
     }
     // A file of the right size and seals that no owner has finished, or that another build has made.
-    for (word, wanted) in [(0_u64, "magic"), (2, "version")] {
+    for (word, wanted) in [(0, "magic"), (u64::from(LAYOUT_VERSION) + 1, "version")] {
         let file = SegmentFile::create(&CONFIG).unwrap();
         let plain = std::fs::File::from(file.fd().try_clone_to_owned().unwrap());
         if word != 0 {

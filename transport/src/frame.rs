@@ -218,7 +218,7 @@ impl Transit {
 ///
 /// Without a key the check is a CRC-32: it finds accidents. With one it is the first 32 bits of a BLAKE3 keyed hash, and each wrong
 /// guess costs the guesser its connection.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Seal {
     key: Option<[u8; 32]>,
     sequence: u64,
@@ -229,6 +229,24 @@ impl Seal {
     #[must_use]
     pub fn keyed(key: [u8; 32]) -> Seal {
         Seal { key: Some(key), sequence: 0 }
+    }
+
+    /// The next frame's number.
+    #[must_use]
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// The same from this frame on, for a connection that goes on elsewhere.
+    #[must_use]
+    pub fn at(self, sequence: u64) -> Seal {
+        Seal { sequence, ..self }
+    }
+
+    /// The key, for whoever the connection is lent to. A secret.
+    #[must_use]
+    pub fn key(&self) -> Option<&[u8; 32]> {
+        self.key.as_ref()
     }
 
     /// Of a header whose check field is zero.

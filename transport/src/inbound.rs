@@ -134,6 +134,8 @@ pub(crate) struct Inbound<In> {
     key_guess: usize,
     /// The last payload did not fit the spare body, so that the next one is expected not to.
     long: bool,
+    /// Nothing beyond the frame under way is read.
+    frugal: bool,
     /// The peer pipelines: read into the carry buffer only.
     batch: bool,
     frames_since_read: u32,
@@ -164,6 +166,7 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>> Inbound<In> {
             carry: None,
             key_guess: 0,
             long: false,
+            frugal: false,
             batch: false,
             frames_since_read: 0,
             drained: false,
@@ -360,7 +363,28 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>> Inbound<In> {
 
     /// Whether the next payload may be one that the spare body does not hold.
     pub(crate) fn expects_long(&self) -> bool {
-        self.long || !self.streams.is_empty()
+        self.long || self.frugal || !self.streams.is_empty()
+    }
+
+    /// From here on each read ends where a frame does: what is read before that is the last that was read beyond.
+    pub(crate) fn read_no_further(&mut self) {
+        self.frugal = true;
+    }
+
+    pub(crate) fn peer_incarnation(&self) -> u64 {
+        self.peer_incarnation
+    }
+
+    /// The seal as it is between two frames.
+    pub(crate) fn seal(&self) -> &Seal {
+        &self.seal
+    }
+
+    /// Goes on with the frame of this number: those before it were read by somebody else.
+    pub(crate) fn resume(&mut self, sequence: u64) {
+        debug_assert!(!self.mid_frame(), "lent between two frames");
+        self.seal = std::mem::take(&mut self.seal).at(sequence);
+        (self.long, self.batch, self.key_guess) = (false, false, 0);
     }
 
     /// Bytes to read before the payload begins, if the next key has so many.

@@ -1,7 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![deny(unsafe_code)]
 
-#[allow(unsafe_code, reason = "one getsockopt that no library wraps, into a struct of ours")]
+#[allow(unsafe_code, reason = "one getsockopt and one ioctl that no library wraps, into values of ours")]
 mod acknowledged;
 mod congestion;
 pub mod frame;
@@ -18,7 +18,7 @@ pub mod queue;
 pub mod reactor;
 pub mod tcp;
 
-pub use acknowledged::Acknowledged;
+pub use acknowledged::{Acknowledged, Moved};
 pub use frame::{HEADER_BYTES, Header, KEY_BYTES_MAX, Key, Limits, Seal};
 pub use hello::{Credential, Role, Secret, Session};
 pub use tcp::{Bodies, Connection, Frame, Received, Scratch, TcpConfig, Terms};

@@ -227,6 +227,27 @@ impl<Out: AsRef<[u8]>> Outbound<Out> {
         self.sent.pop_front()
     }
 
+    /// Nothing waits to be written, nothing written is the kernel's to read, and nothing failed.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.backlog().0 == 0 && !self.broken
+    }
+
+    /// The seal as it is between two frames.
+    pub(crate) fn seal_state(&self) -> &Seal {
+        &self.seal
+    }
+
+    /// Goes on with the frame of this number: those before it were written by somebody else. What was queued since is not sealed yet.
+    pub(crate) fn resume(&mut self, sequence: u64) {
+        debug_assert!(self.wire.line.is_empty(), "nothing is begun while somebody else writes");
+        self.seal = std::mem::take(&mut self.seal).at(sequence);
+    }
+
+    /// What goes with every frame: whether it has a checksum, and whose it is.
+    pub(crate) fn marks(&self) -> (bool, u64) {
+        (self.payload_checksums, self.incarnation)
+    }
+
     #[inline]
     pub(crate) fn send(
         &mut self,

@@ -441,6 +441,63 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
         }
     }
 
+    /// As [`Connection::lend`], when nothing is under way in the reactor either. No event tells of it until [`Socket::resume`].
+    pub fn lend(&mut self, reactor: &mut Reactor<In, Out>) -> Option<Terms> {
+        match (&mut self.0, &mut reactor.0) {
+            (Driven::Epoll(connection), Inner::Epoll(epoll)) => {
+                if !connection.is_at_rest() {
+                    return None;
+                }
+                epoll.deregister(connection.source()).ok()?;
+                connection.lend()
+            }
+            (Driven::Uring(socket), Inner::Uring(uring)) => socket.lend(uring),
+            _ => unreachable!("{}", OTHER_REACTOR),
+        }
+    }
+
+    /// As [`Connection::resume`]; events tell of it again. What has arrived meanwhile is told as well.
+    ///
+    /// # Errors
+    /// The system's: close it.
+    pub fn resume(&mut self, reactor: &mut Reactor<In, Out>, token: usize, received: u64, sent: u64) -> io::Result<()> {
+        match (&mut self.0, &mut reactor.0) {
+            (Driven::Epoll(connection), Inner::Epoll(epoll)) => {
+                connection.resume(received, sent);
+                epoll.register(connection.source(), token)
+            }
+            (Driven::Uring(socket), Inner::Uring(uring)) => {
+                socket.resume(uring, received, sent);
+                Ok(())
+            }
+            _ => unreachable!("{}", OTHER_REACTOR),
+        }
+    }
+
+    /// The socket, to be handed over when it was lent.
+    #[must_use]
+    pub fn fd<'a>(&'a self, reactor: &'a Reactor<In, Out>) -> BorrowedFd<'a> {
+        match (&self.0, &reactor.0) {
+            (Driven::Epoll(connection), _) => std::os::fd::AsFd::as_fd(connection),
+            (Driven::Uring(socket), Inner::Uring(uring)) => socket.fd(uring),
+            (Driven::Uring(_), Inner::Epoll(_)) => unreachable!("{}", OTHER_REACTOR),
+        }
+    }
+
+    /// How far its holders have moved the stream. Some system calls.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn moved(&self, reactor: &Reactor<In, Out>) -> io::Result<crate::Moved> {
+        crate::acknowledged::moved(self.fd(reactor))
+    }
+
+    /// Ends the connection for everybody who holds it, at once.
+    pub fn shut_down(&self, reactor: &Reactor<In, Out>) {
+        // Not connected any more: it has ended.
+        let _ = rustix::net::shutdown(self.fd(reactor), rustix::net::Shutdown::Both);
+    }
+
     /// A payload in pieces is under way.
     #[must_use]
     pub fn in_pieces(&self) -> bool {

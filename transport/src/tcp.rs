@@ -115,7 +115,7 @@ impl Default for TcpConfig {
 }
 
 /// What the two ends of a connection agreed on before their first frame. The default is plaintext between nobody in particular.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Terms {
     /// Of the headers we write.
     pub send: Seal,
@@ -306,6 +306,23 @@ pub struct Connection<In, Out> {
     stream: TcpStream,
     /// The socket itself blocks: every call but `receive_waiting` says that it is not to.
     blocks: bool,
+    /// Somebody else reads and writes the socket.
+    lent: bool,
+}
+
+/// What another holder of a connection's socket needs to go on with it, between two frames.
+pub(crate) fn terms_of<In, Out: AsRef<[u8]>>(inbound: &Inbound<In>, outbound: &Outbound<Out>) -> Terms
+where
+    In: AsRef<[u8]> + AsMut<[u8]>,
+{
+    let (payload_checksums, incarnation) = outbound.marks();
+    Terms {
+        send: outbound.seal_state().clone(),
+        receive: inbound.seal().clone(),
+        payload_checksums,
+        incarnation,
+        peer_incarnation: inbound.peer_incarnation(),
+    }
 }
 
 /// A socket that blocks, or may, used for one call as if it did not.
@@ -389,6 +406,7 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>, Out: AsRef<[u8]>> Connection<In, Out> {
             peer_addr,
             stream,
             blocks: false,
+            lent: false,
         })
     }
 
@@ -404,6 +422,9 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>, Out: AsRef<[u8]>> Connection<In, Out> {
         scratch: &mut Scratch<In>,
         bodies: &mut B,
     ) -> Result<Option<Frame<In>>, ConnectionError> {
+        if self.lent {
+            return Ok(None);
+        }
         if self.blocks {
             self.inbound.receive(&mut AtOnce(self.stream.as_fd()), scratch, bodies)
         } else {
@@ -448,7 +469,9 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>, Out: AsRef<[u8]>> Connection<In, Out> {
     /// took stay within [`TcpConfig::backlog_frames_max`].
     #[inline]
     pub fn send(&mut self, header: &Header, key: &[u8], body: Out) -> Result<(), SendError<Out>> {
-        if self.blocks {
+        if self.lent {
+            self.outbound.send(None, header, key, body)
+        } else if self.blocks {
             self.outbound.send(Some(&mut AtOnce(self.stream.as_fd())), header, key, body)
         } else {
             self.outbound.send(Some(&mut self.stream), header, key, body)
@@ -469,6 +492,9 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>, Out: AsRef<[u8]>> Connection<In, Out> {
     /// # Errors
     /// Every error is final. The bodies still held come back through [`Connection::abandon`].
     pub fn flush(&mut self, done: &mut dyn FnMut(Out)) -> Result<Flush, ConnectionError> {
+        if self.lent {
+            return Ok(if self.wants_write() { Flush::Blocked } else { Flush::Done });
+        }
         if self.blocks {
             self.outbound.flush(&mut AtOnce(self.stream.as_fd()), done)
         } else {
@@ -538,6 +564,50 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>, Out: AsRef<[u8]>> Connection<In, Out> {
     #[must_use]
     pub fn mid_frame(&self) -> bool {
         self.inbound.mid_frame()
+    }
+
+    /// Nothing is under way: no part of a frame was read that was not handed out, and nothing waits to be written.
+    #[inline]
+    #[must_use]
+    pub fn is_at_rest(&self) -> bool {
+        !self.inbound.mid_frame() && self.outbound.is_at_rest()
+    }
+
+    /// From here on no read goes beyond the frame it is for, so that a connection that is to be given back comes to rest.
+    pub fn read_no_further(&mut self) {
+        self.inbound.read_no_further();
+    }
+
+    /// The next frame's number each way, received and sent.
+    #[must_use]
+    pub fn sequences(&self) -> (u64, u64) {
+        (self.inbound.seal().sequence(), self.outbound.seal_state().sequence())
+    }
+
+    /// What another holder of the socket needs to go on with the connection, when it is at rest. From then on this one neither reads nor
+    /// writes; frames may be queued. [`Connection::resume`] takes it up again.
+    pub fn lend(&mut self) -> Option<Terms> {
+        if self.lent || !self.is_at_rest() {
+            return None;
+        }
+        self.lent = true;
+        Some(terms_of(&self.inbound, &self.outbound))
+    }
+
+    /// Goes on with a connection that was lent, from the frames of these numbers on: those that its other holder ended at.
+    pub fn resume(&mut self, received: u64, sent: u64) {
+        if std::mem::take(&mut self.lent) {
+            self.inbound.resume(received);
+            self.outbound.resume(sent);
+        }
+    }
+
+    /// How much of the stream was read and written by its holders. Some system calls.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn moved(&self) -> io::Result<crate::Moved> {
+        crate::acknowledged::moved(self.stream.as_fd())
     }
 
     /// Whether the other end's kernel still answers ours. One system call.

@@ -259,11 +259,16 @@ fn content(seed: usize, bytes: usize) -> Vec<u8> {
 /// The other end: a plain connection over epoll, which sends and receives at once.
 fn exchange(stream: TcpStream, sizes: Vec<usize>) {
     let mut connection = plain(stream);
+    exchange_over(&mut connection, &sizes);
+}
+
+/// Sends frames of these sizes, and receives as many.
+fn exchange_over(connection: &mut Connection<Vec<u8>, Vec<u8>>, sizes: &[usize]) {
     for (call, bytes) in sizes.iter().enumerate() {
         let header = Header { kind: 1, call: call as u64, ..Header::default() };
         connection.queue(&header, b"key", content(call, *bytes)).expect("room");
     }
-    receive(connection, &sizes);
+    receive_all(connection, sizes);
 }
 
 fn plain(stream: TcpStream) -> Connection<Vec<u8>, Vec<u8>> {
@@ -276,6 +281,10 @@ fn plain(stream: TcpStream) -> Connection<Vec<u8>, Vec<u8>> {
 
 /// Receives frames of these sizes, whole and unchanged, and sends what waits meanwhile.
 fn receive(mut connection: Connection<Vec<u8>, Vec<u8>>, sizes: &[usize]) {
+    receive_all(&mut connection, sizes);
+}
+
+fn receive_all(connection: &mut Connection<Vec<u8>, Vec<u8>>, sizes: &[usize]) {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let mut scratch = Scratch::default();
     let mut seen = vec![false; sizes.len()];
@@ -294,7 +303,7 @@ fn receive(mut connection: Connection<Vec<u8>, Vec<u8>>, sizes: &[usize]) {
         if !some {
             let flags = if blocked { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
             let timeout = Timespec { tv_sec: 10, tv_nsec: 0 };
-            let ready = poll(&mut [PollFd::new(&connection, flags)], Some(&timeout)).expect("poll");
+            let ready = poll(&mut [PollFd::new(&*connection, flags)], Some(&timeout)).expect("poll");
             assert!(ready > 0, "nothing for 10 s, {left} to come");
         }
     }
@@ -771,4 +780,62 @@ fn x7_what_is_chosen_is_said_with_a_reason() {
         assert_eq!(choice.to_string().parse(), Ok(choice));
     }
     assert!("iouring".parse::<Choice>().is_err());
+}
+
+/// R6: a connection is lent between two frames, served elsewhere, and taken up again; whatever arrives at the moment of lending is lost to nobody.
+#[test]
+fn r6_a_connection_is_lent_and_comes_back() {
+    on_all(|kind| {
+        let mut echo = Echo::new(kind);
+        let stream = echo.connect();
+        let client = std::thread::spawn(move || {
+            let mut client = plain(stream);
+            for round in 0..300 {
+                // One at a time, now and then several at once, so that some arrive while the connection changes hands.
+                let count = if round % 7 == 0 { 5 } else { 1 };
+                exchange_over(&mut client, &(0..count).map(|at| at * 3000 + round).collect::<Vec<_>>());
+            }
+        });
+        let (mut lent, mut refused) = (0, 0);
+        let begun = Instant::now();
+        while !client.is_finished() {
+            assert!(begun.elapsed() < PATIENCE, "not within {PATIENCE:?}");
+            echo.turn();
+            let Some(token) = echo.open.keys().next().copied() else { continue };
+            let socket = echo.open.get_mut(&token).expect("listed");
+            let Some(terms) = socket.lend(&mut echo.reactor) else {
+                refused += 1;
+                continue;
+            };
+            lent += 1;
+            assert!(socket.lend(&mut echo.reactor).is_none(), "lent once");
+            let stream = TcpStream::from(socket.fd(&echo.reactor).try_clone_to_owned().expect("a descriptor"));
+            stream.set_nonblocking(true).expect("a socket");
+            let stream = mio::net::TcpStream::from_std(stream);
+            let limits = Limits { payload_bytes_max: 64 << 20 };
+            let Ok(holder) = Connection::new(stream, limits, TcpConfig::default(), terms) else { continue };
+            let mut holder: Connection<Vec<u8>, Vec<u8>> = holder;
+            holder.read_no_further();
+            let until = Instant::now() + Duration::from_millis(2);
+            while Instant::now() < until || !holder.is_at_rest() {
+                match holder.receive(&mut Scratch::default(), &mut HeapBodies) {
+                    Ok(Some(frame)) => {
+                        let Received::Whole(body) = frame.body else { panic!("refused: {:?}", frame.header) };
+                        holder.send(&frame.header, &frame.key, body).expect("room");
+                    }
+                    Ok(None) => {}
+                    // The client is done.
+                    Err(_) => break,
+                }
+                let _ = holder.flush(&mut drop);
+            }
+            let (received, sent) = holder.sequences();
+            let socket = echo.open.get_mut(&token).expect("nobody closed it");
+            socket.resume(&mut echo.reactor, token, received, sent).expect("a socket");
+        }
+        client.join().expect("no panic");
+        println!("{kind:?}: lent {lent} times, refused {refused} times");
+        assert!(lent > 20, "lent {lent} times, refused {refused} times");
+        echo.finish();
+    });
 }

@@ -392,3 +392,129 @@ fn r7_loopback_uses_reno_unless_told_otherwise() {
     let client = mio::net::TcpStream::from_std(client);
     assert!(Heap::new(client, Limits::default(), config, Terms::default()).is_err());
 }
+
+/// The same socket in other hands, as a worker gets it.
+fn other_holder(connection: &Heap, terms: Terms) -> Heap {
+    let stream = TcpStream::from(connection.as_fd().try_clone_to_owned().expect("a descriptor"));
+    let stream = mio::net::TcpStream::from_std(stream);
+    Connection::new(stream, Limits::default(), TcpConfig::default(), terms).expect("a connection")
+}
+
+/// R6, A3: two holders take turns at one end, and the other end sees one stream: with keyed seals, checksums, and every length around
+/// the bounds of reads and pieces.
+#[test]
+fn r6_two_holders_of_one_connection_are_one_end() {
+    let (client, server) = pair();
+    let seal = |byte| Seal::keyed([byte; 32]);
+    let terms = |send, receive| Terms { send, receive, payload_checksums: true, incarnation: 7, peer_incarnation: 7 };
+    let keyed = |stream: TcpStream, terms| {
+        stream.set_nonblocking(true).expect("a socket");
+        let stream = mio::net::TcpStream::from_std(stream);
+        Heap::new(stream, Limits { payload_bytes_max: 4 << 20 }, TcpConfig::default(), terms).expect("a connection")
+    };
+    let mut client = keyed(client, terms(seal(1), seal(2)));
+    let mut lender = keyed(server, terms(seal(2), seal(1)));
+    let lengths: Vec<usize> = vec![0, 1, 40, 41, 64, 4095, 4096, 4097, 20_000, 256 << 10, (256 << 10) + 1, 1 << 20];
+    let sent = lengths.clone();
+    let caller = std::thread::spawn(move || {
+        for (call_number, len) in (0_u64..).zip(sent.iter().cycle().take(200)) {
+            client.send(&call(call_number), b"key", content(call_number, *len)).expect("room");
+            let frame = next(&mut client).expect("a frame");
+            assert_eq!((frame.header.call, whole(frame)), (call_number, content(call_number, *len)));
+        }
+    });
+    let echo = |connection: &mut Heap| {
+        let frame = next(connection).expect("a frame");
+        let (header, key) = (frame.header, frame.key.clone());
+        connection.send(&header, &key, whole(frame)).expect("room");
+        flush(connection);
+        while connection.take_sent().is_some() {}
+    };
+    let mut served = 0;
+    while served < 200 {
+        for _ in 0..3.min(200 - served) {
+            echo(&mut lender);
+            served += 1;
+        }
+        let before = lender.moved().expect("TCP_INFO");
+        let terms = lender.lend().expect("at rest: one call at a time");
+        assert!(lender.lend().is_none(), "lent once");
+        let mut holder = other_holder(&lender, terms);
+        assert_eq!(holder.sequences(), lender.sequences());
+        for _ in 0..4.min(200 - served) {
+            echo(&mut holder);
+            served += 1;
+            assert!(lender.receive(&mut Scratch::default(), &mut HeapBodies).expect("not its turn").is_none());
+        }
+        assert!(holder.is_at_rest());
+        let after = lender.moved().expect("TCP_INFO");
+        let stats = holder.stats();
+        assert_eq!(
+            after.read_bytes - before.read_bytes,
+            stats.received_bytes,
+            "the kernel counts what the holder read"
+        );
+        assert_eq!(after.written_bytes - before.written_bytes, stats.sent_bytes, "and what it wrote");
+        let (received, sent) = holder.sequences();
+        lender.resume(received, sent);
+    }
+    caller.join().expect("no panic");
+}
+
+/// R6: what is queued while a connection is lent goes out when it is back, in the order of the stream.
+#[test]
+fn r6_frames_queued_while_lent_wait_for_the_return() {
+    let (mut client, mut lender) = connections();
+    let terms = lender.lend().expect("at rest");
+    let mut holder = other_holder(&lender, terms);
+    lender.send(&call(2), b"", content(2, 100)).expect("room");
+    assert_eq!(lender.flush(&mut drop).expect("nothing is written"), Flush::Blocked);
+    holder.send(&call(1), b"", content(1, 100)).expect("room");
+    let (received, sent) = holder.sequences();
+    drop(holder);
+    lender.resume(received, sent);
+    flush(&mut lender);
+    for number in [1, 2] {
+        assert_eq!(next(&mut client).expect("in order").header.call, number);
+    }
+}
+
+/// R6, N3: nothing under way may be left behind: part of a frame read, a frame read and not asked for, a frame not written.
+#[test]
+fn r6_a_connection_that_is_not_at_rest_is_not_lent() {
+    let (mut client, server) = pair();
+    let mut server = connection(server, TcpConfig::default());
+    let mut seal = Seal::default();
+    let mut frame = |payload: usize| {
+        let header = Header { payload_bytes: payload as u64, ..Header::default() };
+        [&header.seal(Transit::default(), &mut seal)[..], &content(0, payload)].concat()
+    };
+    let (first, second) = (frame(10), frame(10));
+    client.write_all(&[&first[..], &second[..30]].concat()).expect("a socket");
+    assert_eq!(whole(next(&mut server).expect("a frame")).len(), 10);
+    assert!(server.lend().is_none(), "30 bytes of the next frame were read");
+    client.write_all(&second[30..]).expect("a socket");
+    assert_eq!(whole(next(&mut server).expect("a frame")).len(), 10);
+    server.send(&call(1), b"", content(1, 32 << 20)).expect("one frame may always wait");
+    assert!(server.lend().is_none(), "no kernel takes 32 MiB that nobody reads");
+}
+
+/// Who has to give a connection back comes to rest after every frame, however many the peer has sent.
+#[test]
+fn r6_who_reads_no_further_is_at_rest_after_each_frame() {
+    let (mut client, mut server) = connections();
+    let lengths = [0, 10, 300, 4096, 5000, 1, 0, 70_000, 20];
+    for (number, len) in (0..).zip(lengths) {
+        client.queue(&call(number), if number % 2 == 0 { b"" } else { b"key" }, content(number, len)).expect("room");
+    }
+    flush(&mut client);
+    std::thread::sleep(Duration::from_millis(20));
+    let mut ahead = 0;
+    for number in 0..9 {
+        assert_eq!(next(&mut server).expect("a frame").header.call, number);
+        server.read_no_further();
+        ahead += u32::from(!server.is_at_rest());
+    }
+    assert!(ahead <= 5, "what the first read had brought, and nothing after it: {ahead}");
+    assert!(server.is_at_rest());
+}

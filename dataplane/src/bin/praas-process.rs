@@ -92,6 +92,9 @@ struct Arguments {
     /// Whether workers may call each other without the controller [default: true]
     #[arg(long, value_name = "BOOL")]
     leases: Option<bool>,
+    /// Whether a client that calls one function, one call at a time, is connected to a worker, with no hop in between (rings only) [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    lease_connections: Option<bool>,
     /// Largest input or output, bytes [default: 67108864]
     #[arg(long, value_name = "BYTES")]
     payload_bytes_max: Option<u64>,
@@ -154,6 +157,7 @@ impl Arguments {
             checks,
             pin,
             leases,
+            lease_connections,
             payload_bytes_max,
             arena_bytes,
             deadline_ms,

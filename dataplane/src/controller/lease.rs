@@ -32,7 +32,10 @@ impl<P: Keep> Controller<P> {
             && self.queue.is_empty()
             && self.staff.most_laden().is_none()
             && matches!(self.staff.state(callee), State::Idle { .. })
-            && matches!(self.staff.state(caller), State::Running { .. } | State::Serving { .. })
+            && matches!(
+                self.staff.state(caller),
+                State::Running { .. } | State::Serving { .. } | State::Connected { .. }
+            )
             && !self.leases.values().any(|lease| lease.caller == caller);
         if !wanted {
             return;
@@ -70,7 +73,14 @@ impl<P: Keep> Controller<P> {
         // taken back all the same: it may have returned and left its nested calls alone.
         let nests = |lease: &Lease| self.staff.nested(lease.callee) > 0;
         let on_their_way = self.leases.values().filter(|lease| lease.phase == Phase::Revoking && !nests(lease)).count();
-        for _ in on_their_way..self.queue.len() {
+        // Of clients' connections first: their next call comes to us and no function has to start over.
+        let (connections, returning) = self.lent_and_returning();
+        let mut connections = connections.into_iter();
+        for _ in on_their_way + returning..self.queue.len() {
+            if let Some(lease) = connections.next() {
+                self.revoke_connection(lease);
+                continue;
+            }
             let leased = self.leases.iter().filter(|(_, lease)| matches!(lease.phase, Phase::Granted | Phase::Open));
             let first = leased.min_by_key(|(id, lease)| (self.staff.nested(lease.callee) > 0, **id));
             let Some(id) = first.map(|(id, _)| *id) else { break };

@@ -8,6 +8,7 @@
 //! | `mod.rs`      | admission, dispatch, deadlines, answers                        |
 //! | `queue.rs`    | whose call is next                                             |
 //! | `lease.rs`    | which worker may call which without us                         |
+//! | `connection_lease.rs` | which client talks to a worker without us              |
 //! | `ahead.rs`    | which calls busy workers are given already, and take back      |
 //! | `pace.rs`     | how long a function takes                                      |
 //! | `staff.rs`    | how many workers run, their deaths, replacement and back-off   |
@@ -17,6 +18,7 @@
 
 mod ahead;
 mod circuit;
+pub(crate) mod connection_lease;
 mod dedupe;
 mod lease;
 mod pace;
@@ -33,6 +35,7 @@ use slab::Slab;
 use crate::numbered::NumberMap;
 use crate::wire::Code;
 use circuit::Circuit;
+use connection_lease::ConnectionLeases;
 use dedupe::{Dedupe, Seen};
 pub(crate) use dedupe::{Keep, Once, SessionId, Stale, WINDOW_CALLS};
 use lease::Lease;
@@ -129,6 +132,8 @@ pub(crate) enum Action<P> {
     Revoke { lease: u64, callee: WorkerId },
     /// Tell the caller that the lease is over.
     End { lease: u64, caller: WorkerId },
+    /// Hand a client's connection to a worker, when its answers are written, if [`Controller::may_lend`] says so then.
+    Lend { lease: u64, connection: u64, worker: WorkerId, function: u16 },
 }
 
 /// Signals the controller sends.
@@ -151,6 +156,8 @@ pub(crate) struct Bounds {
     pub(crate) start_ns: u64,
     pub(crate) deadline_ns: u64,
     pub(crate) leases: bool,
+    /// Calls in a row after which a client's connection is lent to its worker; 0: none is.
+    pub(crate) hot_calls: u8,
     /// Results kept for calls that are sent again, bytes.
     pub(crate) results_bytes_max: usize,
 }
@@ -216,6 +223,7 @@ pub(crate) struct Controller<P> {
     staff: Staff,
     leases: HashMap<u64, Lease>,
     leases_granted: u64,
+    connection_leases: ConnectionLeases,
     actions: VecDeque<Action<P>>,
     /// No timer is due before this.
     wake_ns: u64,
@@ -238,6 +246,7 @@ impl<P: Keep> Controller<P> {
             staff: Staff::new(),
             leases: HashMap::new(),
             leases_granted: 0,
+            connection_leases: ConnectionLeases::default(),
             actions: VecDeque::new(),
             wake_ns: 0,
             stuck_since_ns: None,
@@ -262,7 +271,8 @@ impl<P: Keep> Controller<P> {
 
     /// Calls that have not ended, and whether anybody is starting: what a drain waits for.
     pub(crate) fn calls_open(&self) -> usize {
-        self.calls.iter().filter(|(_, call)| !call.abandoned).count()
+        // Of a connection that is lent nobody here knows.
+        self.calls.iter().filter(|(_, call)| !call.abandoned).count() + self.connection_leases.count()
     }
 
     fn wake_by(&mut self, at_ns: u64) {
@@ -351,6 +361,9 @@ impl<P: Keep> Controller<P> {
                     }
                 };
                 *self.connections.entry(connection).or_default() += 1;
+                if self.bounds.hot_calls > 0 {
+                    self.warm(connection, function, terms, &payload);
+                }
                 let fired = terms.fire && session.is_none();
                 (if fired { Waiter::Nobody { connection } } else { Waiter::Client { connection, call } }, session)
             }
@@ -419,6 +432,8 @@ impl<P: Keep> Controller<P> {
                     Some(lease) => serving = lease.caller,
                     None => break,
                 },
+                // Its call came by the connection, with a deadline that it alone knows.
+                State::Connected { .. } => return u64::MAX,
                 _ => break,
             }
         }
@@ -558,6 +573,9 @@ impl<P: Keep> Controller<P> {
                 self.offer_lease(caller, worker);
             }
         }
+        if let (Waiter::Client { connection, .. }, true) = (call.from, self.bounds.hot_calls > 0 && answered) {
+            self.consider_lending(connection, worker, &outcome);
+        }
         match outcome {
             outcome if answered => self.answer(call.from, outcome),
             Outcome::Done { payload, .. } => self.actions.push_back(Action::Discard(payload)),
@@ -592,6 +610,7 @@ impl<P: Keep> Controller<P> {
 
     /// A connection is gone, and with it everybody who waited on it. Whoever has a session may come back for the answer.
     pub(crate) fn disconnected(&mut self, connection: u64) {
+        self.cool(connection);
         self.abandon_all(|from| matches!(from, Waiter::Client { connection: of, .. } if of == connection));
         self.dedupe.disconnected(connection);
         self.wake_by(self.dedupe.due_ns());
@@ -715,6 +734,7 @@ impl<P: Keep> Controller<P> {
     /// Takes no more calls from clients. What runs goes on.
     pub(crate) fn drain(&mut self) {
         self.draining = true;
+        self.revoke_connections();
     }
 }
 

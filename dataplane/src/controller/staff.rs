@@ -29,6 +29,10 @@ pub(super) enum State {
     Serving {
         lease: u64,
     },
+    /// Has a client's connection.
+    Connected {
+        lease: u64,
+    },
     /// Callee of a lease whose caller died; back when it has forgotten it.
     Mourning {
         of: WorkerId,
@@ -61,7 +65,7 @@ impl std::fmt::Display for Cause {
 
 impl Cause {
     /// SIGKILL comes from outside (an operator, the kernel short of memory); everything else is the function's doing.
-    fn is_the_functions(self) -> bool {
+    pub(super) fn is_the_functions(self) -> bool {
         const SIGKILL: i32 = 9;
         const SIGTERM: i32 = 15;
         !matches!(self, Cause::Killed(SIGKILL | SIGTERM) | Cause::Overran)
@@ -250,7 +254,9 @@ impl Staff {
         self.numbered().all(|(worker, post)| match post.state {
             State::Vacant => true,
             State::Starting { .. } | State::Idle { .. } | State::Dying => false,
-            State::Running { .. } | State::Serving { .. } | State::Mourning { .. } => waiting & (1 << worker) != 0,
+            State::Running { .. } | State::Serving { .. } | State::Connected { .. } | State::Mourning { .. } => {
+                waiting & (1 << worker) != 0
+            }
         })
     }
 
@@ -342,7 +348,7 @@ impl<P: Keep> Controller<P> {
 
     /// Whether the worker is on its own core's busy list: given a call or serving a lease.
     pub(crate) fn is_busy(&self, worker: WorkerId) -> bool {
-        matches!(self.staff.state(worker), State::Running { .. } | State::Serving { .. } | State::Mourning { .. })
+        !matches!(self.staff.state(worker), State::Vacant | State::Starting { .. } | State::Idle { .. } | State::Dying)
     }
 
     /// Whether a worker runs a call that it was given here.
@@ -415,6 +421,7 @@ impl<P: Keep> Controller<P> {
                 | Action::Retire { worker }
                     if worker == dead => {}
                 Action::Revoke { callee, .. } if callee == dead => {}
+                Action::Lend { lease, worker, .. } if worker == dead => self.lease_unlent(lease),
                 Action::Grant { caller, callee, .. } if caller == dead || callee == dead => {}
                 Action::Open { lease, caller, callee, .. } if caller == dead || callee == dead => {
                     self.lease_unopened(lease);

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use super::*;
 
 mod ahead;
+mod connection_lease;
 mod once;
 mod simulation;
 
@@ -76,6 +77,7 @@ fn bounds() -> Bounds {
         start_ns: 5 * S,
         deadline_ns: 60 * S,
         leases: true,
+        hot_calls: 0,
         results_bytes_max: 1 << 20,
     }
 }
@@ -108,6 +110,7 @@ enum Did {
     Open { lease: u64, caller: WorkerId, callee: WorkerId, position: u64 },
     Revoke { lease: u64, callee: WorkerId },
     End { lease: u64, caller: WorkerId },
+    Lend { lease: u64, connection: u64, worker: WorkerId, function: u16 },
 }
 
 impl Bench {
@@ -159,6 +162,9 @@ impl Bench {
                 Action::Open { lease, caller, callee, position } => Did::Open { lease, caller, callee, position },
                 Action::Revoke { lease, callee } => Did::Revoke { lease, callee },
                 Action::End { lease, caller } => Did::End { lease, caller },
+                Action::Lend { lease, connection, worker, function } => {
+                    Did::Lend { lease, connection, worker, function }
+                }
             })
             .collect()
     }

@@ -14,7 +14,7 @@ impl Process {
     }
 
     pub(super) fn act(&mut self, now: u64) {
-        let mut starts = Vec::new();
+        let (mut starts, mut loans) = (Vec::new(), Vec::new());
         while let Some(action) = self.controller.next_action() {
             match action {
                 Action::Dispatch { worker, call, function, deadline_ns, payload } => {
@@ -41,6 +41,10 @@ impl Process {
                         let _ = seat.child.signal_group(number);
                     }
                 }
+                // When the answer before it is written.
+                Action::Lend { lease, connection, worker, function } => {
+                    loans.push((lease, connection, worker, function))
+                }
                 Action::Retire { worker } => self.tell(worker, record::SHUTDOWN, 0, 0, 0),
                 Action::Grant { lease, caller, callee } => self.grant(lease, caller, callee),
                 Action::Open { lease, caller, callee, position } => self.open(lease, caller, callee, position),
@@ -59,6 +63,9 @@ impl Process {
         self.sent = sent;
         for connection in gone {
             self.controller.disconnected(connection);
+        }
+        for (lease, connection, worker, function) in loans {
+            self.lend(now, lease, connection, worker, function);
         }
         for at in 0..self.seated.len() {
             let worker = self.seated[at];

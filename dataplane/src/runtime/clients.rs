@@ -2,13 +2,13 @@
 
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use praas_transport::hello::{Purpose, ResponderConfig};
 use praas_transport::reactor::{Interest, Reactor, Socket};
 use praas_transport::tcp::{Congestion, Received, Refusal, Scratch, TcpConfig, Terms, on_loopback};
-use praas_transport::{Frame, Header, Limits, Session};
+use praas_transport::{Frame, Header, Limits, Moved, Session};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use slab::Slab;
 
@@ -105,6 +105,8 @@ struct Client {
     mute: bool,
     /// It took too long; to be closed.
     expired: bool,
+    /// A worker reads and writes it.
+    lent: bool,
 }
 
 #[derive(Debug)]
@@ -328,6 +330,7 @@ impl Clients {
             arrived_bytes: 0,
             mute: false,
             expired: false,
+            lent: false,
         });
         Ok(id)
     }
@@ -341,10 +344,62 @@ impl Clients {
 
     /// Closes a connection at the next look at all of them.
     pub(super) fn close(&mut self, connection: u64) {
-        let index = (connection & 0xffff_ffff) as usize;
+        let index = index(connection);
         if let Some(client) = self.open.get_mut(index).filter(|client| client.id == connection) {
             client.expired = true;
             client.list(index, &mut self.again);
+        }
+    }
+
+    /// Takes a connection out of our hands, if nothing is under way on it: what another holder needs to go on with it, and its socket.
+    pub(super) fn lend(&mut self, connection: u64, reactor: &mut Carrier) -> Option<(Terms, io::Result<OwnedFd>)> {
+        let index = index(connection);
+        let client = self.open.get_mut(index).filter(|client| client.id == connection)?;
+        if client.closing || client.paused || client.listed || client.expired || client.lent {
+            return None;
+        }
+        let terms = client.socket.lend(reactor)?;
+        client.lent = true;
+        client.mid_frame = None;
+        Some((terms, client.socket.fd(reactor).try_clone_to_owned()))
+    }
+
+    /// A connection is ours again, from these frames on. False when it cannot be used any more.
+    pub(super) fn take_up(&mut self, connection: u64, reactor: &mut Carrier, received: u64, sent: u64) -> bool {
+        let index = index(connection);
+        let Some(client) = self.open.get_mut(index).filter(|client| client.id == connection) else { return true };
+        if !std::mem::take(&mut client.lent) {
+            return true;
+        }
+        // What waited for this goes out with the next flush.
+        if !std::mem::replace(&mut client.dirty, true) {
+            self.dirty.push(index);
+        }
+        client.socket.resume(reactor, super::CLIENTS + index, received, sent).is_ok()
+    }
+
+    /// How far a connection was moved by whoever held it.
+    pub(super) fn moved(&self, connection: u64, reactor: &Carrier) -> Option<Moved> {
+        let client = self.open.get(index(connection)).filter(|client| client.id == connection)?;
+        client.socket.moved(reactor).ok()
+    }
+
+    /// A frame of a connection that a worker has.
+    pub(super) fn take_forwarded(
+        &mut self,
+        connection: u64,
+        frame: Frame<Landing>,
+        store: &mut Store,
+        welcome: &Welcome,
+        events: &mut Vec<Event>,
+    ) {
+        let Some(client) = self.open.get_mut(index(connection)).filter(|client| client.id == connection) else {
+            return;
+        };
+        if let Err(text) = client.take(frame, store, welcome, events) {
+            let peer = &*client.session.peer.subject;
+            tracing::warn!(connection, peer, text, "connection closed");
+            self.close(connection);
         }
     }
 
@@ -359,6 +414,9 @@ impl Clients {
         events: &mut Vec<Event>,
     ) {
         let Some(client) = self.open.get_mut(index) else { return };
+        if client.lent && !client.expired {
+            return;
+        }
         let mut alive =
             !client.expired && client.socket.flush(reactor, &mut |bytes| events.push(Event::Sent(bytes))).is_ok();
         if alive && (readable || client.paused) {
@@ -379,7 +437,12 @@ impl Clients {
     }
 
     fn leave(&mut self, index: usize, reactor: &mut Carrier, store: &mut Store, done: &mut dyn FnMut(Bytes)) {
-        self.open.remove(index).socket.close(reactor, store, done);
+        let client = self.open.remove(index);
+        if client.lent {
+            // Whoever has it finds the end of the stream.
+            client.socket.shut_down(reactor);
+        }
+        client.socket.close(reactor, store, done);
     }
 
     /// Queues an answer. Gives the payload back when nobody is there to take it.
@@ -391,7 +454,7 @@ impl Clients {
         status: i32,
         payload: Payload,
     ) -> Option<Bytes> {
-        let index = (connection & 0xffff_ffff) as usize;
+        let index = index(connection);
         let Some(client) = self.open.get_mut(index).filter(|client| client.id == connection) else {
             return Some(payload.bytes);
         };
@@ -454,7 +517,9 @@ impl Clients {
             }
             for (index, client) in &mut self.open {
                 client.look_at_the_clock(now, max, memory_is_short);
-                if client.socket.stats().sent_bytes > client.arrived_bytes || client.socket.wants_write() {
+                let may_be_mute =
+                    client.socket.stats().sent_bytes > client.arrived_bytes || client.socket.wants_write();
+                if may_be_mute || client.lent {
                     client.look_for_its_host(reactor);
                 }
                 if client.expired {
@@ -483,6 +548,11 @@ impl Clients {
         }
         let _ = reactor.wait(&mut Vec::new(), Some(std::time::Duration::ZERO));
     }
+}
+
+/// The place of a connection.
+pub(super) fn index(connection: u64) -> usize {
+    (connection & 0xffff_ffff) as usize
 }
 
 /// A process that was killed a moment ago may still have its address: the kernel takes a ring apart after its owner is gone.
@@ -519,6 +589,9 @@ impl Client {
 
     /// Finds out whether it takes too long: over a frame that we are ready to read, or to read at all.
     fn look_at_the_clock(&mut self, now: u64, payload_bytes_max: u64, memory_is_short: bool) {
+        if self.lent {
+            return;
+        }
         if self.socket.wants_write() {
             let sent = self.socket.stats().sent_bytes;
             let (since, sent_then) = *self.deaf.get_or_insert((now, sent));

@@ -10,6 +10,7 @@ mod body;
 mod clients;
 mod error;
 mod greeting;
+mod lent;
 mod peers;
 mod records;
 mod seat;
@@ -34,6 +35,7 @@ use praas_transport::reactor::{self, Interest, Kind, Reactor};
 
 use crate::clock::{now_ns, unix_ns};
 use crate::config::{Checks, Ipc, ProcessConfig, WaitMode};
+use crate::controller::connection_lease::HOT_CALLS;
 use crate::controller::{
     Action, Bounds, CallError, CallKey, Caller, Cause, Controller, Outcome, Request, Signal, Stale, Terms, Violation,
     WorkerId,
@@ -46,6 +48,7 @@ use body::{Bytes, Foreign, Heap, Payload, Quota, Store};
 use clients::{Came, Carrier, Clients};
 pub use error::ProcessError;
 use error::system;
+use lent::Lent;
 use peers::Peers;
 use seat::{Channel, Deaf, Given, Seat};
 
@@ -120,6 +123,9 @@ pub struct Process {
     lent_on: HashMap<BlockKey, (Foreign, WorkerId)>,
     /// What the second end of a lease gets, between `Grant` and `Open`: an exchange page, or two queues.
     lease_ends: HashMap<u64, Vec<OwnedFd>>,
+    /// Connections that workers have, and when to look at those workers.
+    lent: HashMap<WorkerId, Lent>,
+    lent_due_ns: u64,
     clients: Clients,
     peers: Peers,
     /// Empty between turns, kept for their memory: what a connection brought, what the kernel has taken.
@@ -205,6 +211,7 @@ impl Process {
             start_ns: config.start_ms * 1_000_000,
             deadline_ns: config.deadline_ms * 1_000_000,
             leases: config.leases,
+            hot_calls: if config.lease_connections { HOT_CALLS } else { 0 },
             results_bytes_max: usize::try_from(config.results_bytes_max).unwrap_or(usize::MAX),
         };
         Ok(Process {
@@ -222,6 +229,8 @@ impl Process {
             shared,
             lent_on: HashMap::new(),
             lease_ends: HashMap::new(),
+            lent: HashMap::new(),
+            lent_due_ns: u64::MAX,
             clients,
             peers,
             arrived: Vec::new(),
@@ -267,6 +276,7 @@ impl Process {
         let mut sockets_wait = false;
         loop {
             let worked = self.poll_workers(now);
+            self.look_at_lent(now);
             self.controller.tick(now);
             self.unstick(now);
             // Before the actions: what these ask for must not wait for the sleep at the end of the turn.
@@ -340,7 +350,9 @@ impl Process {
         worked: bool,
         events: &mut Vec<reactor::Event>,
     ) -> Result<bool, ProcessError> {
-        let wanted = self.core_is_wanted();
+        // Whoever has a connection of ours talks to a client, and where cores are few the two want ours.
+        let few = !self.placement.has_more_cores_than(self.seated.len() + 1);
+        let wanted = self.core_is_wanted() || few && self.controller.lends();
         let patience = if !wanted {
             self.placement.controller_patience()
         } else if self.may_yield_to_worker(now) {
@@ -353,7 +365,7 @@ impl Process {
         let mut timeout = Duration::ZERO;
         if !spin {
             let due_ns = self.controller.wake_ns().min(self.drain_until_ns.unwrap_or(u64::MAX)).min(self.strays_due_ns);
-            let due_ns = due_ns.min(self.peers.wake_ns());
+            let due_ns = due_ns.min(self.peers.wake_ns()).min(self.lent_due_ns);
             timeout = Duration::from_nanos(due_ns.saturating_sub(now)).min(SLEEP_MAX);
             // Armed before the last look at the rings: whoever publishes after it sees us asleep and rings.
             if let Some(shared) = &self.shared {
@@ -508,10 +520,17 @@ impl Process {
 
     /// Serves a connection. Whether it brought something.
     fn on_client(&mut self, now: u64, index: usize, readable: bool) -> bool {
-        let default_ns = self.config.deadline_ms * 1_000_000;
         let mut arrived = std::mem::take(&mut self.arrived);
         self.clients.serve(index, readable, &mut self.reactor, &mut self.store, &self.welcome, &mut arrived);
         let found = !arrived.is_empty();
+        self.take_in(now, index, &mut arrived);
+        self.arrived = arrived;
+        found
+    }
+
+    /// What a connection brought.
+    fn take_in(&mut self, now: u64, index: usize, arrived: &mut Vec<clients::Event>) {
+        let default_ns = self.config.deadline_ms * 1_000_000;
         for event in arrived.drain(..) {
             match event {
                 clients::Event::Request { connection, call, function, budget_ns, terms, payload } => {
@@ -535,8 +554,6 @@ impl Process {
                 clients::Event::Sent(bytes) => self.release(bytes),
             }
         }
-        self.arrived = arrived;
-        found
     }
 }
 

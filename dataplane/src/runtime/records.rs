@@ -116,6 +116,9 @@ impl Process {
                 }
                 Ok(())
             }
+            record::FORWARDED => self.on_forwarded(now, worker, &descriptor),
+            record::FORWARDED_BODY => self.on_forwarded_body(now, worker, body),
+            record::RETURNED => self.on_returned(now, worker, &descriptor),
             record::OVERRUN => {
                 self.controller.lease_overrun(now, worker, id);
                 Ok(())

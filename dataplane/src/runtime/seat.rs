@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use praas_shm::child::Child;
-use praas_shm::{BlockRef, Body, Descriptor, Inline, Link, PeerSegment, SegmentFile};
+use praas_shm::{BlockRef, Body, Descriptor, Inline, LentConnection, Link, PeerSegment, SegmentFile};
 use praas_transport::Flush;
 use praas_transport::queue::{Buffer, Message, Receiver, Sender};
 use praas_transport::reactor::Interest;
@@ -230,6 +230,14 @@ impl Seat {
         match &self.channel {
             Channel::Ring { segment, .. } => segment.activity(),
             _ => 0,
+        }
+    }
+
+    /// Where this worker says it is with a client's connection; `None` while it changes.
+    pub(crate) fn connection(&self) -> Option<LentConnection> {
+        match &self.channel {
+            Channel::Ring { segment, .. } => segment.connection(),
+            _ => None,
         }
     }
 

@@ -179,6 +179,7 @@ impl Process {
             self.reactor.unwatch(fd, base + usize::from(worker));
         }
         self.seated.retain(|seated| *seated != worker);
+        self.outlive(now, worker, cause, seat.connection());
         let begun = seat.had_begun();
         let me = ParticipantId::new(worker).expect("workers have participant numbers");
         let requests = self.take_requests_back(worker, std::mem::take(&mut seat.given));

@@ -104,6 +104,12 @@ impl<'a> Context<'a> {
         self.session.me.get()
     }
 
+    /// Whether the caller is a client that talks to this worker without the controller in between (`lease_connections`).
+    #[must_use]
+    pub fn is_direct(&self) -> bool {
+        self.origin == Origin::Connection
+    }
+
     /// Time left until the caller stops waiting; zero when it has.
     #[must_use]
     pub fn deadline_left(&self) -> Duration {

@@ -189,6 +189,7 @@ fn panicked(session: &mut Session, incoming: &Incoming, panic: &(dyn std::any::A
     session.dismiss_all();
     let error = InvokeError::Panicked { text: panic_text(panic) };
     session.reply_error(incoming.origin, incoming.request.id(), block, &error)?;
+    session.give_back_before_exit()?;
     std::process::exit(crate::exit::WORKER_PANICKED);
 }
 

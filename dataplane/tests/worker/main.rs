@@ -16,6 +16,7 @@ fn main() -> ExitCode {
     Worker::new()
         .function("echo", |_, input| Ok(input.into()))
         .function("tally", tally)
+        .function("direct", direct)
         .function("empty", |_, _| Ok(Output::empty()))
         .function("keep", |_, input| {
             KEPT.set(Some(input));
@@ -113,6 +114,30 @@ fn tally(_: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
     let path = path.ok_or_else(|| Failure::new(-2, "started without tally=FILE"))?;
     std::fs::OpenOptions::new().create(true).append(true).open(path)?.write_all(call)?;
     Ok(input.into())
+}
+
+/// Answers with its input, counted if there is a tally, and with status 1 when the call came without a hop. What follows the call's number
+/// may be something to do first.
+fn direct(context: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
+    let is_direct = i32::from(context.is_direct());
+    let told = String::from_utf8_lossy(input.get(8..40.min(input.len())).unwrap_or_default()).into_owned();
+    if std::env::args().any(|arg| arg.starts_with("tally=")) {
+        return Ok(tally(context, input)?.with_status(is_direct));
+    }
+    match told.split_once('=').unwrap_or((&told, "")) {
+        ("wait", ms) => std::thread::sleep(Duration::from_millis(u64::try_from(number(ms.as_bytes())).unwrap_or(0))),
+        ("asks", ms) => {
+            let until = Instant::now() + Duration::from_millis(u64::try_from(number(ms.as_bytes())).unwrap_or(0));
+            while Instant::now() < until && !context.is_cancelled() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        ("nest", _) => return Ok(Output::from(context.invoke("echo", b"nested")?).with_status(is_direct)),
+        ("panic", _) => panic!("panicked as asked"),
+        ("abort", _) => std::process::abort(),
+        _ => {}
+    }
+    Ok(Output::from(input).with_status(is_direct))
 }
 
 fn number(input: &[u8]) -> i32 {

@@ -43,6 +43,10 @@ impl Epoll {
         self.poll.registry().register(stream, Token(token), mio::Interest::READABLE | mio::Interest::WRITABLE)
     }
 
+    pub(crate) fn deregister(&mut self, stream: &mut mio::net::TcpStream) -> io::Result<()> {
+        self.poll.registry().deregister(stream)
+    }
+
     pub(crate) fn wait(&mut self, events: &mut Vec<Event>, timeout: Option<Duration>) -> io::Result<()> {
         match self.poll.poll(&mut self.events, timeout) {
             Ok(()) => {}

@@ -70,6 +70,8 @@ const REPORT_USAGE: u16 = 1 << 3;
 const USAGE_COPIED: u32 = 1 << 31;
 /// Longest backlog that is written by a system call of its own, bytes.
 const DIRECT_SEND_BYTES_MAX: u64 = 16 << 10;
+/// How often the kernel is asked whether a cancelled receive is over. It is by the second, as a rule.
+const CANCEL_LOOKS: u32 = 4;
 /// Buffers that may be full of one connection's bytes before they are copied out, so that it does not take those of others.
 const ARRIVED_MAX: usize = 8;
 
@@ -429,7 +431,8 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Uring<In, Out> {
             let fixed = self.ring.submitter().register_files_update(at, &[raw]).is_ok();
             self.socket(slot).fixed = fixed;
         }
-        let mut socket = Socket { slot, halves: ManuallyDrop::new(Box::new(Halves { inbound, outbound })), peer_addr };
+        let halves = ManuallyDrop::new(Box::new(Halves { inbound, outbound }));
+        let mut socket = Socket { slot, halves, peer_addr, lent: false };
         socket.arm(self);
         Ok(socket)
     }
@@ -806,6 +809,8 @@ pub(crate) struct Socket<In, Out> {
     /// Leaked when a socket is dropped and not closed: the kernel may be at them.
     halves: ManuallyDrop<Box<Halves<In, Out>>>,
     peer_addr: SocketAddr,
+    /// Somebody else reads and writes it.
+    lent: bool,
 }
 
 impl<In, Out> fmt::Debug for Socket<In, Out> {
@@ -820,6 +825,9 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
         uring: &mut Uring<In, Out>,
         bodies: &mut B,
     ) -> Result<Option<Frame<In>>, ConnectionError> {
+        if self.lent {
+            return Ok(None);
+        }
         loop {
             let Some(arrived) = uring.socket(self.slot).arrived.pop_front() else {
                 self.arm(uring);
@@ -926,6 +934,9 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
         uring: &mut Uring<In, Out>,
         done: &mut dyn FnMut(Out),
     ) -> Result<Flush, ConnectionError> {
+        if self.lent {
+            return Ok(if self.halves.outbound.is_empty() { Flush::Done } else { Flush::Blocked });
+        }
         let socket = uring.socket(self.slot);
         let outbound = &mut self.halves.outbound;
         // Also while a send is under way: it points to none of what has ended.
@@ -1025,6 +1036,49 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
         }
         uring.bury(slot);
         uring.reclaim(bodies, done);
+    }
+
+    /// As [`Connection::lend`]. Ends the receive that waits for the next frame; what came before it ended is not taken, and keeps the
+    /// connection here.
+    pub(crate) fn lend(&mut self, uring: &mut Uring<In, Out>) -> Option<Terms> {
+        let Halves { inbound, outbound } = &**self.halves;
+        if self.lent || inbound.mid_frame() || !outbound.is_at_rest() {
+            return None;
+        }
+        let slot = self.slot;
+        let socket = uring.socket(slot);
+        if socket.sending.is_some() || socket.sent.is_some() || !socket.arrived.is_empty() {
+            return None;
+        }
+        match socket.receiving {
+            Receiving::No => {}
+            Receiving::Multishot { cancelled: false } => uring.end_multishot(slot),
+            Receiving::Multishot { cancelled: true } => {}
+            Receiving::Once | Receiving::InPlace => uring.cancel(Op::Receive, slot),
+        }
+        for _ in 0..CANCEL_LOOKS {
+            if uring.socket(slot).receiving == Receiving::No {
+                break;
+            }
+            uring.enable();
+            uring.enter().ok()?;
+            uring.reap();
+        }
+        let socket = uring.socket(slot);
+        // What is not over by now ends by an event, which asks for the next receive.
+        if socket.receiving != Receiving::No || !socket.arrived.is_empty() {
+            return None;
+        }
+        self.lent = true;
+        Some(tcp::terms_of(&self.halves.inbound, &self.halves.outbound))
+    }
+
+    pub(crate) fn resume(&mut self, uring: &mut Uring<In, Out>, received: u64, sent: u64) {
+        if std::mem::take(&mut self.lent) {
+            self.halves.inbound.resume(received);
+            self.halves.outbound.resume(sent);
+            self.arm(uring);
+        }
     }
 
     pub(crate) fn fd<'a>(&self, uring: &'a Uring<In, Out>) -> BorrowedFd<'a> {

@@ -121,6 +121,7 @@ impl Session {
             Origin::Ring(caller) | Origin::Exchange(caller) => {
                 self.serving.as_ref().is_none_or(|serving| serving.caller != caller)
             }
+            Origin::Connection => self.is_cancelled_on_connection(call),
             Origin::Queue(caller) => {
                 self.look_at_queue().unwrap_or_else(|Fatal(text)| die(&text));
                 self.serving_line.as_ref().is_none_or(|line| line.peer != caller)

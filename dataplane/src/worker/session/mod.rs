@@ -6,6 +6,7 @@
 //! stay where they are.
 
 mod calling;
+mod connection;
 mod endings;
 mod line;
 mod payloads;
@@ -24,6 +25,7 @@ use praas_shm::{
 };
 use praas_transport::queue::{Buffer, Message, Receiver, Sender};
 
+use self::connection::Lent;
 use self::line::{End, Line, Waited};
 use crate::clock::now_ns;
 use crate::error::{InvokeError, answer_did_not_fit};
@@ -126,13 +128,15 @@ pub(crate) enum Origin {
     Ring(ParticipantId),
     Exchange(ParticipantId),
     Queue(ParticipantId),
+    /// The client whose connection was lent to us.
+    Connection,
 }
 
 impl Origin {
     /// Who waits for the answer.
     pub(crate) fn participant(self) -> ParticipantId {
         match self {
-            Origin::Controller => ParticipantId::CONTROLLER,
+            Origin::Controller | Origin::Connection => ParticipantId::CONTROLLER,
             Origin::Ring(caller) | Origin::Exchange(caller) | Origin::Queue(caller) => caller,
         }
     }
@@ -320,6 +324,8 @@ pub(crate) struct Session {
     peers: Vec<Option<Peer>>,
     calling: Option<Calling>,
     serving: Option<Serving>,
+    /// The client's connection that we serve.
+    lent: Option<Box<Lent>>,
     parted: Option<Parted>,
     /// Queue channel: the leases we hold and serve, and the one that ended last with what its callee died of.
     calling_line: Option<Line>,
@@ -375,6 +381,7 @@ impl Session {
             peers,
             calling: None,
             serving: None,
+            lent: None,
             parted: None,
             calling_line: None,
             serving_line: None,
@@ -510,21 +517,14 @@ impl Session {
     }
 
     fn sleep(&mut self, deadline_ns: u64, ready: &impl Fn(&mut Self) -> bool) -> Result<(), Fatal> {
-        // Armed before the last look: whoever publishes after it sees us asleep and rings.
-        if let Channel::Ring { doorbell, .. } = &self.channel {
-            if self.serving.as_ref().is_some_and(|serving| serving.unfenced)
-                || self.calling.as_ref().is_some_and(|calling| calling.unfenced)
-            {
-                doorbell.arm_for_unfenced().map_err(|e| fatal("cannot raise a memory barrier", e))?;
-            } else {
-                doorbell.arm();
+        self.arm()?;
+        if let Channel::Ring { .. } = &self.channel
+            && ready(self)
+        {
+            if let Channel::Ring { doorbell, .. } = &self.channel {
+                doorbell.disarm();
             }
-            if ready(self) {
-                if let Channel::Ring { doorbell, .. } = &self.channel {
-                    doorbell.disarm();
-                }
-                return Ok(());
-            }
+            return Ok(());
         }
         // The controller keeps the deadlines of what goes through it: it tells us.
         let left = (deadline_ns < UNTIL_TOLD).then(|| Duration::from_nanos(deadline_ns.saturating_sub(now_ns())));
@@ -540,6 +540,18 @@ impl Session {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Before the last look of a sleeper: whoever publishes after it sees us asleep and rings.
+    fn arm(&self) -> Result<(), Fatal> {
+        let Channel::Ring { doorbell, .. } = &self.channel else { return Ok(()) };
+        if self.serving.as_ref().is_some_and(|serving| serving.unfenced)
+            || self.calling.as_ref().is_some_and(|calling| calling.unfenced)
+        {
+            return doorbell.arm_for_unfenced().map_err(|e| fatal("cannot raise a memory barrier", e));
+        }
+        doorbell.arm();
         Ok(())
     }
 
@@ -720,6 +732,11 @@ impl Session {
                     let unfenced = self.unfenced(patience);
                     self.serving = Some(Serving { lease, caller, exchange, patience, unfenced });
                 }
+            }
+            ToWorker::Connection(lent) => {
+                let crate::wire::LentConnection { lease, function, patience, deadline_ns, .. } = *lent;
+                let socket = fd()?;
+                self.take_connection(lease, function, patience, deadline_ns, lent.into_terms(), socket)?;
             }
             ToWorker::Welcome(_) | ToWorker::Attached { .. } => {
                 return Err(Fatal("the controller greeted twice".into()));

@@ -15,6 +15,12 @@ impl Session {
             if let Some(next) = self.next_from_controller()? {
                 return Ok(next.map(|next| *incoming = next).is_some());
             }
+            if self.lent.is_some() {
+                if self.next_on_connection(incoming)? {
+                    return Ok(true);
+                }
+                continue;
+            }
             if self.serving_line.is_some() {
                 if self.await_line(End::Serving, &mut waited, u64::MAX)? && self.next_from_line(incoming)? {
                     return Ok(true);
@@ -101,6 +107,10 @@ impl Session {
     /// The input of a request, readable where it lies, and the name of its block. `None`: the request is not served.
     pub(crate) fn open(&mut self, incoming: &mut Incoming) -> Result<Option<(Input, Option<BlockKey>)>, Fatal> {
         let (request, heap) = (&incoming.request, incoming.heap.take());
+        if incoming.origin == Origin::Connection {
+            let bytes = self.connection_input(request.inline());
+            return Ok(Some((Input { bytes, is_args: request.kind() & record::ARGS != 0 }, None)));
+        }
         let is_args = request.kind() & record::ARGS != 0;
         let from = incoming.origin.participant();
         match (self.receive(request.body(), self.giver(from), heap), incoming.origin) {
@@ -108,7 +118,7 @@ impl Session {
                 self.memory.serve(block);
                 Ok(Some((Input { bytes, is_args }, block)))
             }
-            (Err(fatal), Origin::Controller) => Err(fatal),
+            (Err(fatal), Origin::Controller | Origin::Connection) => Err(fatal),
             (Err(_), Origin::Ring(caller) | Origin::Exchange(caller)) => self.distrust(caller).map(|()| None),
             (Err(_), Origin::Queue(_)) => {
                 // A block, in a channel that has none: answered by nobody, and its caller finds out at its deadline.
@@ -133,6 +143,9 @@ impl Session {
     }
 
     pub(super) fn close_lease(&mut self, lease: u64) -> Result<(), Fatal> {
+        if self.return_connection(lease) {
+            return Ok(());
+        }
         if let Some(mut serving) = self.serving.take_if(|serving| serving.lease == lease) {
             // From here on nothing of this lease is taken: the caller finds it closed and asks the controller again.
             serving.exchange.close();
@@ -174,6 +187,14 @@ impl Session {
         status: i32,
         payload: Payload<'_>,
     ) -> Result<(), Fatal> {
+        if origin == Origin::Connection {
+            let bytes = payload.bytes.as_ref().len() as u64;
+            if code == Code::Ok && bytes > self.memory.payload_bytes_max {
+                let text = format!("{bytes} bytes, the process allows {}", self.memory.payload_bytes_max);
+                return self.reply_error(origin, call, block, &InvokeError::TooLarge { text });
+            }
+            return self.reply_on_connection(call, code, status, payload);
+        }
         let to = origin.participant();
         let bytes = match payload.bytes {
             // A third party's block: the far end of a lease may not know that third party, so it gets a copy.
@@ -202,7 +223,7 @@ impl Session {
         let aux = u64::from(status.cast_unsigned());
         let reply = Descriptor::new(kind, code as u16, call, aux, body);
         match origin {
-            Origin::Controller => self.answer_controller(&reply, heap),
+            Origin::Controller | Origin::Connection => self.answer_controller(&reply, heap),
             Origin::Queue(_) => self.reply_on_line(&reply, heap),
             Origin::Ring(_) | Origin::Exchange(_) => {
                 self.reply_leased(origin, &reply);
@@ -260,7 +281,10 @@ impl Session {
             other => answer_did_not_fit(other),
         };
         let text = &text.as_bytes()[..text.len().min(TEXT_BYTES_MAX)];
-        let fits = self.memory.arena.is_none() || text.len() <= 40 || self.memory.loan(text.len()).is_ok();
+        let fits = self.memory.arena.is_none()
+            || origin == Origin::Connection
+            || text.len() <= 40
+            || self.memory.loan(text.len()).is_ok();
         let text = if fits { text } else { &text[..40] };
         self.reply(origin, call, block, code, error.status(), text.into())
     }
