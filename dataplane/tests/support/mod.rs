@@ -29,10 +29,13 @@ pub(crate) fn process_program() -> String {
     env!("CARGO_BIN_EXE_praas-process").into()
 }
 
-/// `PRAAS_TEST_REACTOR=uring` or `=epoll` runs every test on that reactor.
+/// `PRAAS_TEST_REACTOR=uring` or `=epoll` runs every test on that reactor; `PRAAS_TEST_LEASE=1` lends connections of hot clients.
 pub(crate) fn launch_config(ipc: Ipc) -> LaunchConfig {
     let mut args = vec!["--log=error".into()];
     args.extend(std::env::var("PRAAS_TEST_REACTOR").ok().map(|reactor| format!("--reactor={reactor}")));
+    if ipc == Ipc::Ring && std::env::var_os("PRAAS_TEST_LEASE").is_some() {
+        args.push("--lease-connections=true".into());
+    }
     LaunchConfig {
         process_binary: Some(process_program().into()),
         worker: vec![test_worker()],
