@@ -128,3 +128,57 @@ fn a_full_disk_is_exit_code_3_with_one_line() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(said.lines().count(), 1, "{said}");
 }
+
+/// A program of this workspace's, built beside ours; `None`, and a line that says so, where it is not.
+fn beside_us(name: &str) -> Option<std::path::PathBuf> {
+    let path = std::path::Path::new(PRAAS).with_file_name(name);
+    if !path.is_file() {
+        println!("skipped: needs {}, which `cargo build --workspace --bins --examples` builds", path.display());
+    }
+    path.is_file().then_some(path)
+}
+
+/// The reactor that a process started like this says it is on.
+fn ready_reactor(mut command: Command, worker: &std::path::Path) -> String {
+    use std::io::{BufRead, BufReader};
+    let command = command.arg("--worker").arg(worker).args(["--workers", "1"]);
+    let mut child = command.stdout(std::process::Stdio::piped()).spawn().expect("it starts");
+    let mut ready = String::new();
+    let read = BufReader::new(child.stdout.take().expect("piped")).read_line(&mut ready);
+    child.kill().and_then(|()| child.wait()).expect("ours to end");
+    read.expect("a ready line");
+    let reactor = ready.split_whitespace().find_map(|word| word.strip_prefix("reactor="));
+    reactor.unwrap_or_else(|| panic!("{ready}")).to_owned()
+}
+
+/// What a process takes here is what the doctor says, in the table and in the JSON, with io_uring and where it is refused.
+#[test]
+fn r7_x7_the_doctor_names_the_reactor_that_a_process_then_uses() {
+    let names = ["examples/praas-no-io-uring", "praas-process", "praas-worker"];
+    let [Some(filter), Some(process), Some(worker)] = names.map(beside_us) else { return };
+    for refusal in [None, Some("EPERM"), Some("ENOSYS")] {
+        let command = |program: &std::path::Path| match refusal {
+            None => Command::new(program),
+            Some(errno) => {
+                let mut command = Command::new(&filter);
+                command.arg(errno).arg(program);
+                command
+            }
+        };
+        let doctor = |args: &[&str]| command(PRAAS.as_ref()).args(args).output().expect("it starts");
+        let report = json(&doctor(&["doctor", "--json"]));
+        let found = finding(&report, "io_uring");
+        let uses = found["uses"].as_str().expect("text");
+        let reactor = ready_reactor(command(&process), &worker);
+        let (word, verdict) = if reactor == "uring" { ("io_uring", "ok") } else { ("epoll", "note") };
+        assert!(
+            uses.starts_with(word) && found["verdict"] == verdict,
+            "{refusal:?}: a process uses {reactor}; {found}"
+        );
+        assert!(refusal.is_none() || (reactor == "epoll" && !found["change"].is_null()), "what to change: {found}");
+        assert_eq!(report["facts"]["io_uring"]["result"], if reactor == "uring" { "works" } else { "failed" });
+        let table = String::from_utf8(doctor(&["doctor"]).stdout).expect("UTF-8");
+        let line = table.lines().find(|line| line.contains(" io_uring ")).expect("a line about it");
+        assert!(line.contains(word), "{line}");
+    }
+}

@@ -103,6 +103,7 @@ pub struct LocalProcess {
     name: String,
     address: SocketAddr,
     reactor: String,
+    reactor_reason: String,
 }
 
 /// Looks for one of our programs: beside the running one, or one folder up (where tests and benches of cargo live).
@@ -171,7 +172,7 @@ impl LocalProcess {
         let mut stdout = BufReader::new(stdout);
         let mut line = String::new();
         let _ = stdout.read_line(&mut line);
-        let Some((name, address, reactor)) = parse_ready(&line) else {
+        let Some((name, address, reactor, reactor_reason)) = parse_ready(&line) else {
             let ended = line.is_empty();
             if !ended {
                 let _ = child.kill();
@@ -191,7 +192,7 @@ impl LocalProcess {
                 }
             });
         });
-        Ok(LocalProcess { child, name, address, reactor })
+        Ok(LocalProcess { child, name, address, reactor, reactor_reason })
     }
 
     /// Where clients connect.
@@ -210,6 +211,12 @@ impl LocalProcess {
     #[must_use]
     pub fn reactor(&self) -> &str {
         &self.reactor
+    }
+
+    /// Why it waits with that, as its ready line says; empty when the line does not say.
+    #[must_use]
+    pub fn reactor_reason(&self) -> &str {
+        &self.reactor_reason
     }
 
     /// Pid of the controller; its workers are its children.
@@ -282,11 +289,14 @@ fn copy_lines(from: &mut impl BufRead, mut to: impl FnMut(&str)) {
     }
 }
 
-fn parse_ready(line: &str) -> Option<(String, SocketAddr, String)> {
+fn parse_ready(line: &str) -> Option<(String, SocketAddr, String, String)> {
+    // The one value with spaces in it is the last.
+    let (line, reason) = line.trim_end().split_once(" reason=\"").unwrap_or((line, ""));
     let mut words = line.split_whitespace();
     if words.next() != Some("ready") {
         return None;
     }
     let value = |key: &str| words.clone().find_map(|word| word.strip_prefix(key)).map(str::to_owned);
-    Some((value("process=")?, value("listen=")?.parse().ok()?, value("reactor=").unwrap_or_default()))
+    let reactor = value("reactor=").unwrap_or_default();
+    Some((value("process=")?, value("listen=")?.parse().ok()?, reactor, reason.trim_end_matches('"').to_owned()))
 }

@@ -211,6 +211,91 @@ fn n9_large_transfers_both_ways_at_once_neither_lock_up_nor_grow() {
     });
 }
 
+/// As large as a payload may be, several of them open at once: the socket is full both ways all the time, each end with more to send than
+/// the other takes in before it sends.
+#[test]
+fn n9_mutual_full_send_of_the_largest_bodies_neither_locks_up_nor_grows() {
+    on_both_reactors(|reactor| {
+        const BYTES: usize = 64 << 20;
+        let (process, _client) = reactor.start(2, &["--arena-bytes", "536870912"]);
+        let inputs: Vec<Arc<[u8]>> = (0..2).map(|call| content(call, BYTES).into()).collect();
+        let inputs = &inputs;
+        let begun = Instant::now();
+        let memory = std::thread::scope(|scope| {
+            let work: Vec<_> = (0..2)
+                .map(|_| {
+                    let mut client = connect(&process);
+                    scope.spawn(move || {
+                        let mut open = VecDeque::new();
+                        for call in 0..8 {
+                            if open.len() == 2 {
+                                let (input, handle) = open.pop_front().expect("two");
+                                check(&mut client, input, handle);
+                            }
+                            let input: &Arc<[u8]> = &inputs[call % 2];
+                            open.push_back((input, client.submit("echo", Arc::clone(input)).expect("it is taken")));
+                        }
+                        open.into_iter().for_each(|(input, handle)| check(&mut client, input, handle));
+                    })
+                })
+                .collect();
+            let mut memory = Vec::new();
+            while !work.iter().all(|work| work.is_finished()) {
+                memory.push(memory_kib(process.pid()));
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            memory
+        });
+        let most = memory.iter().max().expect("it took a while");
+        println!("1 GiB there and back in {:?}: at most {most} KiB", begun.elapsed());
+        // The blocks of four bodies, and everything else.
+        assert!(*most < 4 * 65_536 + 32_768, "{most} KiB for four bodies of 64 MiB");
+    });
+}
+
+/// Slow readers, who do take what they asked for, only slowly: they wait for their own answers, and nobody else does.
+#[test]
+fn n9_slow_readers_stop_themselves_and_nobody_else() {
+    on_both_reactors(|reactor| {
+        let (process, _client) = reactor.start(2, &["--arena-bytes", "134217728"]);
+        // 2 MB/s for each.
+        let slow = || Lane { piece_max: 16 << 10, pause: Duration::from_millis(4), ..Lane::default() };
+        let proxy = Proxy::start(process.addr(), 0, move |_| Plan { down: slow(), narrow: true, ..Plan::default() });
+        let good = Good::at_work(process.addr());
+        const CALLS: u64 = 8;
+        let (memory, took) = std::thread::scope(|scope| {
+            let readers: Vec<_> = (0..4)
+                .map(|reader| {
+                    let mut client = Client::connect(proxy.addr(), &ClientConfig::default()).expect("it connects");
+                    scope.spawn(move || {
+                        let begun = Instant::now();
+                        let inputs: Vec<_> = (0..CALLS).map(|call| content(reader << 8 | call, 1 << 20)).collect();
+                        let open: Vec<_> =
+                            inputs.iter().map(|input| client.submit("echo", input).expect("it is taken")).collect();
+                        for (input, call) in inputs.iter().zip(open) {
+                            assert!(*client.wait(call).expect("slow is not dead") == **input);
+                        }
+                        begun.elapsed()
+                    })
+                })
+                .collect();
+            let mut memory = Vec::new();
+            while !readers.iter().all(|reader| reader.is_finished()) {
+                memory.push(memory_kib(process.pid()));
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            let took = readers.into_iter().map(|reader| reader.join().expect("a slow reader")).min();
+            (memory, took.expect("four"))
+        });
+        good.done("beside slow readers", Duration::from_secs(2));
+        let most = memory.iter().max().expect("it took a while");
+        println!("32 MiB to slow readers, the first done after {took:?}: {most} KiB at most");
+        assert!(took > Duration::from_secs(2), "they were not slow");
+        // All that they asked for at most, and everything else.
+        assert!(*most < (32 << 10) + 40_960, "{most} KiB");
+    });
+}
+
 fn check(client: &mut Client, input: &[u8], handle: praas_dataplane::client::CallHandle) {
     let reply = client.wait(handle).unwrap_or_else(|error| panic!("{error}"));
     assert!(*reply == *input, "another's answer");

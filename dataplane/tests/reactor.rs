@@ -4,10 +4,14 @@ mod support;
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
-use praas_dataplane::{Client, ClientConfig};
-use support::refusal::without_io_uring;
-use support::{has_flag, process_program, signal, test_worker};
+use praas_dataplane::{Client, ClientConfig, InvokeError, Ipc, LocalProcess};
+use support::refusal::{Step, without_io_uring, without_step};
+use support::{
+    PATIENCE, children, connect, has_flag, launch_config, lives, on_both_reactors, process_program, signal, start_with,
+    test_worker, wait_until,
+};
 
 /// A process started by hand, to see all it says.
 struct Started {
@@ -24,7 +28,11 @@ impl Drop for Started {
 
 impl Started {
     fn with(args: &[&str]) -> Started {
-        let mut command = Command::new(process_program());
+        Started::of(&mut Command::new(process_program()), args)
+    }
+
+    /// By a command that starts `praas-process` with what is added to it.
+    fn of(command: &mut Command, args: &[&str]) -> Started {
         command.args(["--worker", &test_worker(), "--workers", "1", "--log", "info"]).args(args);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
         let mut ready = String::new();
@@ -106,6 +114,126 @@ fn x7_io_uring_asked_for_and_refused_is_an_error_that_says_what_to_do() {
     }
 }
 
+/// A ring that can be made and not used is none: each later step is tried, too.
+#[test]
+fn x7_where_a_ring_can_be_made_and_not_used_a_process_serves_on_epoll_and_says_why() {
+    if !has_io_uring() {
+        return;
+    }
+    for (step, errno) in [
+        (Step::Map, libc::ENOMEM),
+        (Step::Register, libc::EPERM),
+        (Step::Register, libc::ENOMEM),
+        (Step::Enter, libc::EPERM),
+    ] {
+        let process = without_step(step, errno, || Started::with(&[]));
+        assert_eq!(process.value("reactor"), "epoll", "{step:?}: {}", process.ready);
+        process.serves();
+        let (code, said) = process.end();
+        let lines: Vec<_> = said.lines().filter(|line| line.contains("io_uring")).collect();
+        let text = std::io::Error::from_raw_os_error(errno).to_string();
+        assert!(
+            code == Some(0) && lines.len() == 1 && lines[0].contains(&text),
+            "{step:?}, once, with `{text}`: {said}"
+        );
+        let process = without_step(step, errno, || Started::with(&["--reactor", "uring"]));
+        let (code, said) = process.end();
+        let last = said.lines().last().unwrap_or_default();
+        assert!(code == Some(6) && last.contains(&text) && last.contains("--reactor"), "{step:?}: {code:?} {said}");
+    }
+}
+
+fn has_io_uring() -> bool {
+    let process = Started::with(&["--reactor", "uring"]);
+    if process.ready.is_empty() {
+        println!("skipped: needs io_uring");
+    }
+    !process.ready.is_empty()
+}
+
+/// RLIMIT_MEMLOCK of 0, for somebody who may not lock memory beyond it: whether a ring counts there depends on the kernel. Where it does, epoll
+/// takes its place.
+#[test]
+fn x7_without_memory_to_lock_a_process_serves_and_says_what_it_does_without() {
+    let limited = |args: &[&str]| {
+        let mut command = Command::new("prlimit");
+        command.args(["--memlock=0:0", "setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"]);
+        Started::of(command.arg(process_program()), args)
+    };
+    let reactors = if has_io_uring() { &["auto", "uring", "epoll"][..] } else { &["auto", "epoll"] };
+    for reactor in reactors {
+        let process = limited(&["--reactor", reactor]);
+        if process.ready.is_empty() {
+            let (code, said) = process.end();
+            if *reactor == "uring" && said.contains("RLIMIT_MEMLOCK") {
+                assert!(code == Some(6) && said.contains("ulimit -l") && said.contains("--reactor epoll"), "{said}");
+                println!("--reactor uring: {said}");
+                continue;
+            }
+            assert!(said.contains("setpriv") || said.contains("prlimit"), "{reactor}: {code:?} {said}");
+            return println!("skipped: needs prlimit, setpriv and the right to give up a capability ({said})");
+        }
+        let file =
+            |name: &str| std::fs::read_to_string(format!("/proc/{}/{name}", process.child.id())).expect("it lives");
+        let (limits, status) = (file("limits"), file("status"));
+        let memory = limits.lines().find(|line| line.starts_with("Max locked memory")).expect("a line");
+        assert!(memory.split_whitespace().nth(3) == Some("0"), "{memory}");
+        let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:\t")).expect("a line");
+        const CAP_IPC_LOCK: u32 = 14;
+        assert_eq!(u64::from_str_radix(capabilities, 16).expect("hexadecimal") >> CAP_IPC_LOCK & 1, 0);
+        process.serves();
+        println!("--reactor {reactor}: {}", process.value("reactor"));
+        let (code, said) = process.end();
+        let lines: Vec<_> = said.lines().filter(|line| line.contains("reactor=")).collect();
+        assert!(code == Some(0) && lines.len() == 1, "{said}");
+        let fell_back = *reactor == "auto" && lines[0].contains("io_uring cannot");
+        assert!(!fell_back || lines[0].contains("RLIMIT_MEMLOCK"), "{said}");
+    }
+}
+
+/// Memory for mappings that runs out at any point of the start (RLIMIT_AS, which fails as `vm.max_map_count` does: ENOMEM from mmap; that one is
+/// of the whole machine): the process serves, or ends with a line that says what to do. It neither hangs nor crashes.
+#[test]
+fn x7_too_little_address_space_is_served_with_or_an_error_that_says_what_to_do() {
+    let limited = |kib: u64, args: &[&str]| {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("ulimit -v {kib} && exec \"$0\" \"$@\""), &process_program()]);
+        Started::of(&mut command, args)
+    };
+    // 64 MiB of payload memory for each; before it, what takes to load the program at all.
+    let args = ["--arena-bytes", "67108864"];
+    let loads = |kib: u64| {
+        let process = limited(kib, &["--help"]);
+        process.end().0 == Some(0)
+    };
+    let least = (8..128).map(|mib| mib << 10).find(|kib| loads(*kib)).expect("128 MiB load any program");
+    let (mut served, mut refused, mut mapped) = (0, 0, 0);
+    // Less is too little for the first heap there is, without which no program of Rust goes on.
+    let first = least + (2 << 10);
+    for kib in (first..first + (400 << 10)).step_by(7 << 10) {
+        for reactor in ["auto", "epoll"] {
+            let begun = Instant::now();
+            let process = limited(kib, &[&args[..], &["--reactor", reactor]].concat());
+            if process.ready.is_empty() {
+                let (code, said) = process.end();
+                let last = said.lines().last().unwrap_or_default();
+                let helps = ["ulimit -v", "memory", "worker"].iter().any(|word| last.contains(word));
+                assert!(matches!(code, Some(4 | 6)) && helps, "{kib} KiB, {reactor}: {code:?} {said}");
+                assert!(!said.contains("panicked"), "{kib} KiB, {reactor}: {said}");
+                refused += 1;
+                mapped += u32::from(last.contains("vm.max_map_count") && last.contains("ulimit -v"));
+            } else {
+                process.serves();
+                assert_eq!(process.end().0, Some(0), "{kib} KiB, {reactor}");
+                served += 1;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(15), "{kib} KiB took {:?}", begun.elapsed());
+        }
+    }
+    println!("from {first} KiB: {refused} refused, {mapped} of them for want of mappings; {served} served");
+    assert!(mapped > 0 && served > 0);
+}
+
 #[test]
 fn r7_the_reactor_in_use_is_printed() {
     if !has_flag("--reactor") {
@@ -129,4 +257,100 @@ fn r7_the_reactor_in_use_is_printed() {
         process.serves();
         assert_eq!(process.end().0, Some(0));
     }
+}
+
+/// Whoever launches a process is told what it is on and why, in one line that programs read.
+#[test]
+fn r7_the_reactor_in_use_and_why_are_told_to_whoever_launched_it_and_logged_once() {
+    on_both_reactors(|reactor| {
+        let config = reactor.config(Ipc::Ring, 1, &[]);
+        let process = LocalProcess::start(&config).expect("it starts");
+        let asked = config.args.iter().find_map(|arg| arg.strip_prefix("--reactor="));
+        let said = (process.reactor(), process.reactor_reason());
+        match asked {
+            Some(asked @ ("uring" | "epoll")) => {
+                assert!(said.0 == asked && said.1.starts_with("as asked"), "{said:?}");
+            }
+            _ => assert!(["uring", "epoll"].contains(&said.0) && !said.1.is_empty(), "{said:?}"),
+        }
+    });
+    for (args, word) in [(&["--reactor", "epoll"][..], "as asked"), (&["--wait", "latency"], "")] {
+        let process = Started::with(args);
+        let (_, reason) = process.ready.trim_end().split_once(" reason=\"").expect("the last word");
+        let reason = reason.strip_suffix('"').expect("in quotes").to_owned();
+        assert!(!reason.is_empty() && reason.contains(word) && !reason.contains('"'), "{}", process.ready);
+        let reactor = process.value("reactor").to_owned();
+        let (_, said) = process.end();
+        let lines: Vec<_> = said.lines().filter(|line| line.contains("reactor=")).collect();
+        let once = lines.len() == 1 && lines[0].contains(&format!("reactor={reactor}")) && lines[0].contains(&reason);
+        assert!(once, "{reactor}, `{reason}`: {said}");
+    }
+    let refused = launch_config(Ipc::Ring);
+    let process = without_io_uring(libc::EPERM, || LocalProcess::start(&refused).expect("it starts"));
+    if std::env::var_os("PRAAS_TEST_REACTOR").is_none() {
+        assert!(
+            process.reactor() == "epoll" && process.reactor_reason().contains("seccomp"),
+            "{}",
+            process.reactor_reason()
+        );
+    }
+}
+
+/// Mappings run out while it serves: in a worker, by a function that maps pages up to `vm.max_map_count`; in the controller, by RLIMIT_AS as it
+/// is just then. Who can be served without a new one is, and what was lost comes back with the room for it.
+#[test]
+fn x7_mappings_that_run_out_while_it_serves_cost_a_worker_at_most() {
+    on_both_reactors(|reactor| {
+        let config = reactor.config(Ipc::Ring, 2, &["--arena-bytes", "67108864"]);
+        let (process, mut client) = start_with(&config);
+        let limit = std::fs::read_to_string("/proc/sys/vm/max_map_count").expect("Linux");
+        if limit.trim().parse().is_ok_and(|limit: u64| limit > 300_000) {
+            println!("skipped: needs a vm.max_map_count below 300000 to reach it; it is {}", limit.trim());
+        } else {
+            for left in ["0", "1", "2", "5", "50"] {
+                let pages = client.invoke("crowd", left.as_bytes()).expect("it maps pages");
+                println!("{} pages mapped, {left} left", String::from_utf8_lossy(&pages));
+                // Calls of every sort, to the full one and the other: an answer, or the loss of that worker, and soon.
+                for function in ["leased", "echo", "large", "leased", "echo"] {
+                    let input: &[u8] = if function == "large" { b"30000000" } else { b"echo" };
+                    let begun = Instant::now();
+                    match client.invoke(function, input) {
+                        Ok(_)
+                        | Err(
+                            InvokeError::WorkerLost { .. } | InvokeError::NoSpace { .. } | InvokeError::Failed { .. },
+                        ) => {}
+                        Err(error) => panic!("{function} with {left} mappings left: {error}"),
+                    }
+                    assert!(begun.elapsed() < Duration::from_secs(3), "{function} took {:?}", begun.elapsed());
+                }
+                client = connect(&process);
+            }
+        }
+        let status = std::fs::read_to_string(format!("/proc/{}/statm", process.pid())).expect("it lives");
+        let pages: u64 = status.split_whitespace().next().and_then(|pages| pages.parse().ok()).expect("a number");
+        let address_space = |limit: &str| {
+            let limit = format!("--as={limit}");
+            let done = Command::new("prlimit").args(["--pid", &process.pid().to_string(), &limit]).status();
+            done.is_ok_and(|status| status.success())
+        };
+        // What a call and its connection take, and far less than a segment.
+        if !address_space(&format!("{}:unlimited", pages * 4096 + (16 << 20))) {
+            return println!("skipped: needs prlimit");
+        }
+        let victim = children(process.pid())[0];
+        signal(victim, 9);
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(1) {
+            assert_eq!(&*client.invoke("echo", b"still").expect("there is another worker"), b"still");
+        }
+        assert!(address_space("unlimited:unlimited"));
+        wait_until("the worker is replaced", PATIENCE, || {
+            let children = children(process.pid());
+            children.len() == 2 && children.iter().all(|pid| lives(*pid))
+        });
+        let calls: Vec<_> = (0..2).map(|_| client.submit("sleep", b"200").expect("it is taken")).collect();
+        let begun = Instant::now();
+        calls.into_iter().for_each(|call| assert_eq!(&*client.wait(call).expect("an answer"), b"slept"));
+        println!("two calls at once in {:?}", begun.elapsed());
+    });
 }

@@ -4,9 +4,10 @@
 //! second or so. System calls are counted by `perf stat`, which hardly disturbs, else by `strace -c`, which slows every
 //! one of them; either way in a pass of its own that no time is taken from.
 
-use std::fs;
+use std::fs::{self, DirBuilder};
 use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
@@ -107,7 +108,7 @@ impl SystemCalls {
     /// Counts from now on: all threads of some processes, or one thread.
     pub(crate) fn count(tool: Tool, whom: Whom<'_>) -> Result<Self> {
         let folder = std::env::temp_dir().join(format!("praas-bench-count-{:016x}", getrandom::u64()?));
-        fs::create_dir(&folder).context("a folder to count system calls in")?;
+        DirBuilder::new().mode(0o700).create(&folder).context("a folder to count system calls in")?;
         let ids: Vec<String> = match whom {
             Whom::Processes(pids) => pids.iter().map(u32::to_string).collect(),
             Whom::Thread(tid) => vec![tid.to_string()],

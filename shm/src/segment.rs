@@ -25,7 +25,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
+use rustix::fs::{FallocateFlags, MemfdFlags, Mode, SealFlags};
 
 use crate::arena::Arena;
 use crate::connection_line::{ConnectionLine, LentConnection};
@@ -177,7 +177,7 @@ pub enum SegmentError {
         given: u64,
     },
     /// The kernel gave no memory file, no duplicate of it or no facts about it.
-    #[error("cannot make or inspect the memory file")]
+    #[error("cannot make or inspect the memory file: {0}")]
     File(#[source] io::Error),
     /// The file does not belong to this configuration.
     #[error("the file has {found_bytes} bytes, the configuration wants {expected_bytes}")]
@@ -191,7 +191,7 @@ pub enum SegmentError {
     #[error("the file is a segment already")]
     AlreadyOwned,
     /// The machine has no memory for it; nothing was touched.
-    #[error("no memory for {needed_bytes} bytes")]
+    #[error("no memory for {needed_bytes} bytes: {source}")]
     NoSpace {
         /// What was needed.
         needed_bytes: u64,
@@ -199,10 +199,10 @@ pub enum SegmentError {
         source: io::Error,
     },
     /// The kernel did not map it.
-    #[error("cannot map the segment")]
+    #[error("cannot map the segment: {0}{advice}", advice = map_advice(.0))]
     Map(#[source] io::Error),
     /// The kernel did not seal it.
-    #[error("cannot seal the segment")]
+    #[error("cannot seal the segment: {0}")]
     Seal(#[source] io::Error),
     /// The system has no random bytes for the nonce.
     #[error("no random bytes")]
@@ -220,7 +220,7 @@ pub enum AttachError {
     #[error(transparent)]
     Config(SegmentError),
     /// The kernel says nothing about the file.
-    #[error("cannot inspect the file")]
+    #[error("cannot inspect the file: {0}")]
     Inspect(#[source] io::Error),
     /// The file can still be cut, grown, or mapped writable by others.
     #[error("the file lacks the seals {missing:#x} (fcntl F_GET_SEALS)")]
@@ -237,7 +237,7 @@ pub enum AttachError {
         expected_bytes: u64,
     },
     /// The kernel did not map it.
-    #[error("cannot map the file")]
+    #[error("cannot map the file: {0}{advice}", advice = map_advice(.0))]
     Map(#[source] io::Error),
     /// Not a segment, or its owner has not finished.
     #[error("magic {found:#018x} is not a segment's, or its owner has not finished")]
@@ -315,9 +315,25 @@ pub(crate) fn allocate(file: impl AsFd, offset: u64, bytes: u64) -> io::Result<(
     }
 }
 
+/// What the number of a failed `mmap` most often means. Source: mmap(2), `ENOMEM`.
+fn map_advice(error: &io::Error) -> &'static str {
+    if error.raw_os_error() == Some(rustix::io::Errno::NOMEM.raw_os_error()) {
+        " (too many mappings, see sysctl vm.max_map_count, or too little address space, see `ulimit -v`)"
+    } else {
+        ""
+    }
+}
+
 /// A memory file of `bytes`, sparse, whose size is sealed.
 pub(crate) fn sealed_memfd(name: &str, bytes: u64) -> io::Result<OwnedFd> {
-    let file = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    // Never to be run as a program, which a system may insist on (sysctl vm.memfd_noexec); before Linux 6.3 there is no saying so.
+    let file = match rustix::fs::memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
+        Err(rustix::io::Errno::INVAL) => rustix::fs::memfd_create(name, flags)?,
+        made => made?,
+    };
+    // Made with 0777 or 0666, whatever the umask: through /proc it can be opened by whoever its mode lets.
+    rustix::fs::fchmod(&file, Mode::RUSR | Mode::WUSR)?;
     rustix::fs::ftruncate(&file, bytes)?;
     rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW)?;
     Ok(file)

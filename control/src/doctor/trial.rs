@@ -65,7 +65,12 @@ pub(super) fn memfd() -> MemfdTrial {
 fn walk() -> Result<(), MemfdTrial> {
     let must = |step| move |errno: Errno| MemfdTrial::Failed { step, errno: errno.raw_os_error() };
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let file = rustix::fs::memfd_create("praas-doctor", flags).map_err(must("memfd_create"))?;
+    // As segments are made.
+    let file = match rustix::fs::memfd_create("praas-doctor", flags | MemfdFlags::NOEXEC_SEAL) {
+        Err(Errno::INVAL) => rustix::fs::memfd_create("praas-doctor", flags),
+        made => made,
+    };
+    let file = file.map_err(must("memfd_create"))?;
     rustix::fs::ftruncate(&file, PAGE_BYTES as u64).map_err(must("ftruncate"))?;
     rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW)
         .map_err(must("F_ADD_SEALS (SHRINK, GROW)"))?;

@@ -1,5 +1,6 @@
 //! `praas-process`: one cloud process on this machine.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -9,7 +10,7 @@ use praas_dataplane::{Checks, Congestion, Ipc, Pin, Process, ProcessConfig, Proc
 /// Runs one cloud process: a controller and the workers that run your functions.
 ///
 /// Prints one line on stdout when clients can connect:
-///   ready process=NAME listen=ADDRESS workers=N ipc=ring|mq wait=MODE reactor=uring|epoll congestion=NAME [peers=N]
+///   ready process=NAME listen=ADDRESS workers=N ipc=ring|mq wait=MODE reactor=uring|epoll congestion=NAME [peers=N] reason="WHY THAT REACTOR"
 /// and serves until SIGTERM, SIGINT or SIGHUP (running calls may finish; a second signal ends at once).
 #[derive(Debug, Parser)]
 #[command(
@@ -187,7 +188,10 @@ fn parse_peer(text: &str) -> Result<(String, String), String> {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    tracing_subscriber::fmt().with_max_level(arguments.log).with_writer(std::io::stderr).with_target(false).init();
+    // Colours are for people: a log that programs read has none.
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let log = tracing_subscriber::fmt().with_max_level(arguments.log).with_writer(std::io::stderr).with_target(false);
+    log.with_ansi(colours).init();
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -208,6 +212,7 @@ fn run(arguments: Arguments) -> Result<(), ProcessError> {
             ready.process, ready.listen, ready.workers, ready.reactor, ready.congestion
         );
         let line = if ready.peers == 0 { line } else { format!("{line} peers={}", ready.peers) };
+        let line = format!("{line} reason=\"{}\"", ready.reactor_reason.replace(['"', '\n'], "'"));
         // Nobody reads our stdout: no reason not to serve.
         let _ = writeln!(out, "{line}").and_then(|()| out.flush());
     })

@@ -1,6 +1,7 @@
 //! What the integration tests share: a process with the test worker, a client, and a look at what the system says of them.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+mod dice;
 #[path = "../../../transport/tests/support/namespace.rs"]
 pub(crate) mod namespace;
 pub(crate) mod proxy;
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+pub(crate) use dice::{Dice, content};
 use praas_dataplane::{Client, ClientConfig, Ipc, LaunchConfig, LaunchError, LocalProcess, WaitMode};
 
 /// The worker with the functions of `tests/worker/main.rs`.
@@ -216,30 +218,6 @@ pub(crate) fn has_flag(flag: &str) -> bool {
         println!("skipped: needs praas-process {flag}");
     }
     has
-}
-
-/// A seeded sequence of numbers (splitmix64).
-pub(crate) struct Dice(pub(crate) u64);
-
-impl Dice {
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
-}
-
-/// Bytes that say which call they belong to.
-pub(crate) fn content(call: u64, bytes: usize) -> Vec<u8> {
-    let mut dice = Dice(call);
-    let mut content = vec![0; bytes];
-    for chunk in content.chunks_mut(8) {
-        let word = dice.below(u64::MAX).to_le_bytes();
-        chunk.copy_from_slice(&word[..chunk.len()]);
-    }
-    content
 }
 
 /// What the function `tally` of the test worker has left: how often each call ran.

@@ -6,7 +6,13 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use praas_dataplane::{Context, Failure, Input, InvokeError, Output, Payload, Worker};
+#[path = "../support/dice.rs"]
+mod dice;
+
+use praas_dataplane::client::CallOptions;
+use praas_dataplane::{
+    Client, ClientConfig, Context, Credential, Failure, Input, InvokeError, Output, Payload, Worker,
+};
 
 fn main() -> ExitCode {
     let mut calls = 0_u64;
@@ -17,6 +23,14 @@ fn main() -> ExitCode {
         .function("echo", |_, input| Ok(input.into()))
         .function("tally", tally)
         .function("direct", direct)
+        .function("witness", |context, input| {
+            let call = input.first_chunk().map_or(u64::MAX, |call| u64::from_le_bytes(*call));
+            if input.get(8..) != Some(&dice::content(call, input.len().saturating_sub(8))) {
+                // The number that no call has: the process must never have let it through to here.
+                tally_of(&u64::MAX.to_le_bytes())?;
+            }
+            tally(context, input)
+        })
         .function("empty", |_, _| Ok(Output::empty()))
         .function("keep", |_, input| {
             KEPT.set(Some(input));
@@ -51,7 +65,9 @@ fn main() -> ExitCode {
         })
         .function("exec", |_, _| Err(Command::new("sleep").arg("0.01").exec().into()))
         .function("cancels", |_, _| Ok(CANCELS.get().to_string().into()))
+        .function("crowd", |_, input| Ok(crowd(usize::try_from(number(&input)).unwrap_or(0)).to_string().into()))
         .function("relay", relay)
+        .function("forward", forward)
         .function("leased", |context, input| {
             // Two calls get a lease, where there are leases; the third goes straight to the leased worker.
             context.invoke("echo", b"")?;
@@ -108,12 +124,16 @@ thread_local! {
 /// Leaves the first eight bytes of its input, the number of its call, in the file named after `tally=` on the command
 /// line, whole and at the end however many workers do so; echoes.
 fn tally(_: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
+    tally_of(input.get(..8).ok_or_else(|| Failure::new(-22, "a call's number, please"))?)?;
+    Ok(input.into())
+}
+
+fn tally_of(call: &[u8]) -> Result<(), Failure> {
     use std::io::Write;
-    let call = input.get(..8).ok_or_else(|| Failure::new(-22, "a call's number, please"))?;
     let path = std::env::args().find_map(|arg| arg.strip_prefix("tally=").map(str::to_owned));
     let path = path.ok_or_else(|| Failure::new(-2, "started without tally=FILE"))?;
     std::fs::OpenOptions::new().create(true).append(true).open(path)?.write_all(call)?;
-    Ok(input.into())
+    Ok(())
 }
 
 /// Answers with its input, counted if there is a tally, and with status 1 when the call came without a hop. What follows the call's number
@@ -167,6 +187,56 @@ fn kill(pid: u32, signal: i32) {
 }
 
 /// `FUNCTION INPUT`: calls it and passes on what it answered, block and all.
+/// Maps pages one by one until the kernel gives no more (`vm.max_map_count`), but for so many; returns how many there are.
+fn crowd(left: usize) -> usize {
+    use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+    thread_local! { static PAGES: RefCell<Vec<*mut std::ffi::c_void>> = const { RefCell::new(Vec::new()) } }
+    PAGES.with_borrow_mut(|pages| {
+        // Room for all of them first: it is memory, too.
+        pages.reserve(1 << 20);
+        // Neighbours that differ in what they allow are no one mapping.
+        let kinds = [ProtFlags::READ, ProtFlags::READ | ProtFlags::WRITE];
+        for turn in 0.. {
+            // SAFETY:
+            // - in bounds: the kernel chooses the address; the page overlaps nothing of ours.
+            // - unshared, unique: private, and nobody touches it.
+            let page = unsafe { mmap_anonymous(std::ptr::null_mut(), 4096, kinds[turn % 2], MapFlags::PRIVATE) };
+            let Ok(page) = page else { break };
+            pages.push(page);
+        }
+        for page in pages.split_off(pages.len().saturating_sub(left)) {
+            // SAFETY: in bounds: a page mapped above. Unshared, unique: nobody ever looked at it, and it is forgotten now.
+            let _ = unsafe { munmap(page, 4096) };
+        }
+        pages.len()
+    })
+}
+
+/// Takes its input to `echo` of the process named after `forward=` on the command line, with the credential in the file after
+/// `credential=` if there is one: in a chain of processes the one in the middle.
+fn forward(context: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
+    thread_local! { static NEXT: RefCell<Option<Client>> = const { RefCell::new(None) } }
+    let argument = |key: &str| std::env::args().find_map(|arg| arg.strip_prefix(key).map(str::to_owned));
+    NEXT.with_borrow_mut(|next| {
+        let client = match next {
+            Some(client) => client,
+            None => {
+                let address =
+                    argument("forward=").ok_or_else(|| Failure::new(-2, "started without forward=ADDRESS"))?;
+                let credential = argument("credential=").map(|path| Credential::from_file(path.as_ref()));
+                let credential = credential.transpose().map_err(|error| Failure::new(-13, error.to_string()))?;
+                let config =
+                    ClientConfig { credential, connect_within: context.deadline_left(), ..ClientConfig::default() };
+                let client = Client::connect(address, &config);
+                next.insert(client.map_err(|error| Failure::new(-111, error.to_string()))?)
+            }
+        };
+        let options = CallOptions { deadline: Some(context.deadline_left()), ..CallOptions::default() };
+        let call = client.submit_with("echo", &*input, options)?;
+        Ok(Output::from(&*client.wait(call)?))
+    })
+}
+
 fn relay(context: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
     let text = String::from_utf8_lossy(&input).into_owned();
     let (function, input) = text.split_once(' ').unwrap_or((&text, ""));

@@ -7,7 +7,7 @@
 use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::str::FromStr;
 
@@ -44,7 +44,7 @@ pub enum SecretError {
         /// What the system said.
         source: io::Error,
     },
-    /// A folder, a pipe or a device.
+    /// A link, a folder, a pipe or a device.
     #[error("{path} is not a regular file: give the path of the file itself")]
     NotAFile {
         /// The path as given.
@@ -341,7 +341,12 @@ fn open_private(path: &Path) -> Result<File, SecretError> {
     let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let flags = i32::try_from(flags.bits()).expect("flags of open fit its argument");
     let opened = File::options().read(true).custom_flags(flags).open(path);
-    let file = opened.map_err(|source| SecretError::File { what: "open", path: shown(), source })?;
+    let file = match opened {
+        Err(source) if source.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+            return Err(SecretError::NotAFile { path: shown() });
+        }
+        opened => opened.map_err(|source| SecretError::File { what: "open", path: shown(), source })?,
+    };
     // Of the descriptor, not of the path: that may be another file by now.
     let metadata = file.metadata().map_err(|source| SecretError::File { what: "look at", path: shown(), source })?;
     if !metadata.is_file() {
@@ -378,7 +383,9 @@ fn write_private(path: &Path, text: &[u8]) -> Result<(), SecretError> {
     let failed = |what| move |source| SecretError::File { what, path: path.display().to_string(), source };
     // `create_new` is O_EXCL, which does not follow a link either.
     let mut file = File::options().write(true).create_new(true).mode(0o600).open(path).map_err(failed("make"))?;
-    let written = file.write_all(text).and_then(|()| file.sync_all());
+    // A umask takes bits away only: what it left may be too little for ourselves.
+    let private = file.set_permissions(PermissionsExt::from_mode(0o600));
+    let written = private.and_then(|()| file.write_all(text)).and_then(|()| file.sync_all());
     written.map_err(|source| {
         // Half a key is worse than none, and in the way of the next attempt.
         let _ = std::fs::remove_file(path);
@@ -389,7 +396,7 @@ fn write_private(path: &Path, text: &[u8]) -> Result<(), SecretError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::symlink;
 
     fn folder(name: &str) -> std::path::PathBuf {
         let folder = std::env::temp_dir().join(format!("praas-secret-{name}-{}", std::process::id()));
@@ -408,7 +415,7 @@ mod tests {
         assert!(key.write_new(&path).unwrap_err().to_string().contains("make"), "nothing is overwritten");
 
         symlink(&path, &link).unwrap();
-        assert!(matches!(Secret::from_file(&link), Err(SecretError::File { .. })));
+        assert!(matches!(Secret::from_file(&link), Err(SecretError::NotAFile { .. })));
         assert!(matches!(Secret::from_file(&folder), Err(SecretError::NotAFile { .. })));
         for mode in [0o644, 0o640, 0o602, 0o610] {
             std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();

@@ -6,6 +6,7 @@
 //! | entry  | us         | kernel  | by `tail`                                                                     |
 //! | buffer | kernel     | us      | by its completion, which names the buffer; ours until it is given back        |
 
+use std::alloc::Layout;
 use std::io;
 use std::sync::atomic::{AtomicU16, Ordering};
 
@@ -49,7 +50,7 @@ impl std::fmt::Debug for Buffers {
 impl Buffers {
     /// Makes the buffers known to the ring. They have to live as long as the ring.
     pub(super) fn register(ring: &IoUring) -> io::Result<Buffers> {
-        let memory = Box::into_raw(vec![0_u8; BUFFERS as usize * BUFFER_BYTES].into_boxed_slice());
+        let memory = zeroed(BUFFERS as usize * BUFFER_BYTES)?;
         let mut buffers = Buffers { entries: Box::new(Entries([0; BUFFERS as usize * 16])), memory, tail: 0, given: 0 };
         let address = std::ptr::from_mut(&mut *buffers.entries).addr() as u64;
         // SAFETY: in bounds: `Entries` has room for BUFFERS entries. Unshared: from here on it is touched through raw pointers
@@ -118,9 +119,21 @@ impl Buffers {
     }
 }
 
+/// As a boxed slice would have it, untouched. An error where there is no memory: who is told of it does without a ring.
+fn zeroed(bytes: usize) -> io::Result<*mut [u8]> {
+    let layout = Layout::array::<u8>(bytes).expect("far below the largest");
+    assert!(layout.size() > 0, "an allocation of nothing is no allocation");
+    // SAFETY: in bounds: more than no bytes are asked for, asserted above. Unshared, unique: the memory is new.
+    let start = unsafe { std::alloc::alloc_zeroed(layout) };
+    if start.is_null() {
+        return Err(io::Error::from_raw_os_error(libc::ENOMEM));
+    }
+    Ok(std::ptr::slice_from_raw_parts_mut(start, bytes))
+}
+
 impl Drop for Buffers {
     fn drop(&mut self) {
-        // SAFETY: made by `Box::into_raw` in `register`, and dropped once. The ring is closed: the kernel writes no more.
+        // SAFETY: made by `zeroed` with the layout of a boxed slice, and dropped once. The ring is closed: the kernel writes no more.
         drop(unsafe { Box::from_raw(self.memory) });
     }
 }

@@ -57,6 +57,17 @@ impl Cable {
         Ok(Cable { near, far })
     }
 
+    /// From now on so much a second passes each way, such as `1mbit`, and half a second of it waits for its turn.
+    #[allow(dead_code, reason = "each test binary uses its part")]
+    pub(crate) fn slow_down(&self, rate: &str) {
+        for end in [&self.near, &self.far] {
+            let arguments = ["-n", &end.name, "qdisc", "add", "dev", "wire", "root", "tbf", "rate", rate];
+            let output = Command::new("tc").args(arguments).args(["burst", "16kb", "latency", "500ms"]).output();
+            let output = output.expect("tc comes with ip");
+            assert!(output.status.success(), "tc: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+    }
+
     /// Nothing passes either way; neither end is told.
     pub(crate) fn pull(&self) {
         self.near.loses(&self.far);
