@@ -16,7 +16,7 @@ fn main() -> anyhow::Result<()> {
         // Work of the program's own, in the same ring and thread.
         let path = std::env::temp_dir().join(format!("praas-embed-{}", std::process::id()));
         // A name in a folder of everybody's: a file that is there, or a link, is not ours to write to.
-        let file = tokio_uring::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).await?;
+        let file = tokio_uring::fs::OpenOptions::new().write(true).create_new(true).open(&path).await?;
         let (written, _) = file.write_all_at(b"done".to_vec(), 0).await;
         written?;
         file.close().await?;

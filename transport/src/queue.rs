@@ -1185,7 +1185,7 @@ mod tests {
     }
 
     #[test]
-    fn m3_a_foreign_queue_of_the_same_name_is_refused_and_left_alone() {
+    fn m3_a7_a_foreign_queue_of_the_same_name_is_refused_and_left_alone() {
         let name = name("trap");
         let trap = made(|| mq_create(&name, &SMALL).map_err(|source| explain(source, &SMALL)));
         match create_named(&name, &SMALL) {
@@ -1200,7 +1200,7 @@ mod tests {
     }
 
     #[test]
-    fn m3_another_queue_or_a_wrong_mode_is_refused() {
+    fn m3_a6_another_queue_or_a_wrong_mode_is_refused() {
         let (first, first_peer) = made(|| create(&SMALL));
         let (second, _second_peer) = made(|| create(&SMALL));
         assert!(same_and_ours(&first.fd, &first_peer).is_ok());
