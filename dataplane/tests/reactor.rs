@@ -95,6 +95,7 @@ fn x7_where_io_uring_is_refused_a_process_serves_on_epoll_and_says_why() {
             let text = text.split(" (").next().unwrap();
             let lines: Vec<_> = said.lines().filter(|line| line.contains("io_uring")).collect();
             assert!(lines.len() == 1 && lines[0].contains(text), "{name}, once, with `{text}`: {said}");
+            assert!(lines[0].contains("WARN"), "everybody is told, not only who asks for more: {said}");
         }
     }
 }
