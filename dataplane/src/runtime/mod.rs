@@ -180,7 +180,6 @@ impl Process {
         }
         let (kind, reactor_reason) = reactor::choose(config.reactor, config.wait == WaitMode::Latency)?;
         let mut reactor: Carrier = Reactor::new(kind).map_err(system("no reactor; try --reactor epoll"))?;
-        tracing::info!(reactor = %kind, reason = reactor_reason, "reactor");
         // By the calendar: a process that moves to another host is a later life of itself there, too.
         let incarnation = unix_ns();
         let hello = responder(&config, incarnation)?;
@@ -296,6 +295,7 @@ impl Process {
                 self.welcome.functions = self.controller.functions().to_vec();
                 self.clients.admit(&mut self.reactor)?;
                 self.peers.admit();
+                self.say_reactor();
                 if let Some(ready) = ready.take() {
                     ready(&Ready {
                         process: self.config.process.clone(),
@@ -337,6 +337,17 @@ impl Process {
                 }
                 idle_since_ns = now;
             }
+        }
+    }
+
+    /// Once. What is less than there might be (X7) at the level that everybody sees; who spins is on epoll in any case.
+    fn say_reactor(&self) {
+        let (reactor, reason) = (self.reactor.kind(), &self.reactor_reason);
+        let asked_for = self.config.reactor != reactor::Choice::Auto || self.config.wait == WaitMode::Latency;
+        if reactor == Kind::Uring || asked_for {
+            tracing::info!(%reactor, reason, "reactor");
+        } else {
+            tracing::warn!(%reactor, reason, "reactor");
         }
     }
 
