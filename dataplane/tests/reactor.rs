@@ -198,17 +198,14 @@ fn x7_without_memory_to_lock_a_process_serves_and_says_what_it_does_without() {
 /// one is the heap's, too: where it leaves none for the next few bytes, a program of Rust says so and aborts.
 #[test]
 fn x7_too_little_address_space_is_served_with_or_an_error_that_says_what_to_do() {
-    let limited = |kib: u64, args: &[&str]| {
+    let limited = |kib: u64| {
         let mut command = Command::new("sh");
         command.args(["-c", &format!("ulimit -v {kib} && exec \"$0\" \"$@\""), &process_program()]);
-        Started::of(&mut command, args)
+        command
     };
     // 64 MiB of payload memory for each; before it, what takes to load the program at all.
     let args = ["--arena-bytes", "67108864"];
-    let loads = |kib: u64| {
-        let process = limited(kib, &["--help"]);
-        process.end().0 == Some(0)
-    };
+    let loads = |kib: u64| limited(kib).arg("--help").output().expect("a shell").status.success();
     let least = (8..128).map(|mib| mib << 10).find(|kib| loads(*kib)).expect("128 MiB load any program");
     let (mut served, mut refused, mut mapped, mut heapless) = (0, 0, 0, 0);
     // Less is too little for the first heap there is, without which no program of Rust goes on.
@@ -216,7 +213,7 @@ fn x7_too_little_address_space_is_served_with_or_an_error_that_says_what_to_do()
     for kib in (first..first + (400 << 10)).step_by(7 << 10) {
         for reactor in ["auto", "epoll"] {
             let begun = Instant::now();
-            let process = limited(kib, &[&args[..], &["--reactor", reactor]].concat());
+            let process = Started::of(&mut limited(kib), &[&args[..], &["--reactor", reactor]].concat());
             if process.ready.is_empty() {
                 let (code, said) = process.end();
                 let last = said.lines().last().unwrap_or_default();
