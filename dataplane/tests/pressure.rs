@@ -172,38 +172,41 @@ fn n9_deaf_clients_together_do_not_keep_memory_from_others() {
     });
 }
 
+/// Two clients send so many calls each, as many of them in flight as there are inputs. Gives what memory the process took meanwhile, KiB.
+fn saturate(process: &LocalProcess, inputs: &[Arc<[u8]>], calls: usize) -> Vec<u64> {
+    std::thread::scope(|scope| {
+        let work: Vec<_> = (0..2)
+            .map(|_| {
+                let mut client = connect(process);
+                scope.spawn(move || {
+                    let mut open = VecDeque::new();
+                    for input in inputs.iter().cycle().take(calls) {
+                        if open.len() == inputs.len() {
+                            let (input, handle) = open.pop_front().expect("one a place");
+                            check(&mut client, input, handle);
+                        }
+                        open.push_back((input, client.submit("echo", Arc::clone(input)).expect("it is taken")));
+                    }
+                    open.into_iter().for_each(|(input, handle)| check(&mut client, input, handle));
+                })
+            })
+            .collect();
+        let mut memory = Vec::new();
+        while !work.iter().all(|work| work.is_finished()) {
+            memory.push(memory_kib(process.pid()));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        memory
+    })
+}
+
 #[test]
 fn n9_large_transfers_both_ways_at_once_neither_lock_up_nor_grow() {
     on_both_reactors(|reactor| {
         let (process, _client) = reactor.start(2, &["--arena-bytes", "134217728"]);
         const BYTES: usize = 8 << 20;
         let inputs: Vec<Arc<[u8]>> = (0..4).map(|call| content(call, BYTES).into()).collect();
-        let inputs = &inputs;
-        let memory = std::thread::scope(|scope| {
-            let work: Vec<_> = (0..2)
-                .map(|_| {
-                    let mut client = connect(&process);
-                    scope.spawn(move || {
-                        let mut open = VecDeque::new();
-                        for call in 0..100 {
-                            if open.len() == 4 {
-                                let (input, handle) = open.pop_front().expect("four");
-                                check(&mut client, input, handle);
-                            }
-                            let input: &Arc<[u8]> = &inputs[call % 4];
-                            open.push_back((input, client.submit("echo", Arc::clone(input)).expect("it is taken")));
-                        }
-                        open.into_iter().for_each(|(input, handle)| check(&mut client, input, handle));
-                    })
-                })
-                .collect();
-            let mut memory = Vec::new();
-            while !work.iter().all(|work| work.is_finished()) {
-                memory.push(memory_kib(process.pid()));
-                std::thread::sleep(Duration::from_millis(50));
-            }
-            memory
-        });
+        let memory = saturate(&process, &inputs, 100);
         let half = memory.len() / 2;
         let (early, late) = (memory[..half].iter().max().unwrap(), memory[half..].iter().max().unwrap());
         println!("1600 MiB there and back: at most {early} KiB in the first half, {late} KiB in the second");
@@ -219,33 +222,8 @@ fn n9_mutual_full_send_of_the_largest_bodies_neither_locks_up_nor_grows() {
         const BYTES: usize = 64 << 20;
         let (process, _client) = reactor.start(2, &["--arena-bytes", "536870912"]);
         let inputs: Vec<Arc<[u8]>> = (0..2).map(|call| content(call, BYTES).into()).collect();
-        let inputs = &inputs;
         let begun = Instant::now();
-        let memory = std::thread::scope(|scope| {
-            let work: Vec<_> = (0..2)
-                .map(|_| {
-                    let mut client = connect(&process);
-                    scope.spawn(move || {
-                        let mut open = VecDeque::new();
-                        for call in 0..8 {
-                            if open.len() == 2 {
-                                let (input, handle) = open.pop_front().expect("two");
-                                check(&mut client, input, handle);
-                            }
-                            let input: &Arc<[u8]> = &inputs[call % 2];
-                            open.push_back((input, client.submit("echo", Arc::clone(input)).expect("it is taken")));
-                        }
-                        open.into_iter().for_each(|(input, handle)| check(&mut client, input, handle));
-                    })
-                })
-                .collect();
-            let mut memory = Vec::new();
-            while !work.iter().all(|work| work.is_finished()) {
-                memory.push(memory_kib(process.pid()));
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            memory
-        });
+        let memory = saturate(&process, &inputs, 8);
         let most = memory.iter().max().expect("it took a while");
         println!("1 GiB there and back in {:?}: at most {most} KiB", begun.elapsed());
         // The blocks of four bodies, and everything else.

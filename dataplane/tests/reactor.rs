@@ -2,65 +2,16 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use praas_dataplane::{Client, ClientConfig, InvokeError, Ipc, LocalProcess};
+use praas_dataplane::{InvokeError, Ipc, LocalProcess};
 use support::refusal::{Step, without_io_uring, without_step};
+use support::started::Started;
 use support::{
     PATIENCE, children, connect, has_flag, launch_config, lives, on_both_reactors, process_program, signal, start_with,
-    test_worker, wait_until,
+    wait_until,
 };
-
-/// A process started by hand, to see all it says.
-struct Started {
-    child: Child,
-    ready: String,
-}
-
-impl Drop for Started {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Started {
-    fn with(args: &[&str]) -> Started {
-        Started::of(&mut Command::new(process_program()), args)
-    }
-
-    /// By a command that starts `praas-process` with what is added to it.
-    fn of(command: &mut Command, args: &[&str]) -> Started {
-        command.args(["--worker", &test_worker(), "--workers", "1", "--log", "info"]).args(args);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
-        let mut ready = String::new();
-        let _ = BufReader::new(child.stdout.take().expect("piped")).read_line(&mut ready);
-        Started { child, ready }
-    }
-
-    fn value(&self, key: &str) -> &str {
-        let mut values = self.ready.split_whitespace().filter_map(|word| word.strip_prefix(key)?.strip_prefix('='));
-        values.next().unwrap_or_default()
-    }
-
-    fn serves(&self) {
-        let mut client = Client::connect(self.value("listen"), &ClientConfig::default()).expect("it listens");
-        for bytes in [0, 100, 1 << 20] {
-            let input = support::content(1, bytes);
-            assert!(*client.invoke("echo", input.clone()).expect("an answer") == *input);
-        }
-    }
-
-    /// Ends it; returns its exit code and what it said on stderr.
-    fn end(mut self) -> (Option<i32>, String) {
-        signal(self.child.id(), 15);
-        let mut said = String::new();
-        let _ = self.child.stderr.take().expect("piped").read_to_string(&mut said);
-        (self.child.wait().expect("it ends").code(), said)
-    }
-}
 
 /// Errnos with which kernels and sandboxes refuse.
 const REFUSALS: [(i32, &str); 2] = [(libc::EPERM, "EPERM"), (libc::ENOSYS, "ENOSYS")];

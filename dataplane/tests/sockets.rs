@@ -4,10 +4,9 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 
 use praas_dataplane::client::ConnectError;
@@ -17,6 +16,7 @@ use praas_dataplane::{
 };
 use rustix::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use support::started::Started;
 use support::{
     PATIENCE, connect_with, content, on_both_reactors, process_program, run_process, test_worker, wait_until,
 };
@@ -51,37 +51,8 @@ fn usable() -> Vec<Congestion> {
     all.filter(|congestion| congestion.check().is_ok()).collect()
 }
 
-/// A process started by hand, to see all it says.
-struct Started {
-    child: Child,
-    ready: String,
-}
-
-impl Drop for Started {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Started {
-    fn with(args: &[String]) -> Started {
-        let mut command = Command::new(process_program());
-        command.args(["--worker", &test_worker(), "--workers", "1", "--log", "info"]).args(args);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
-        let mut ready = String::new();
-        let _ = BufReader::new(child.stdout.take().expect("piped")).read_line(&mut ready);
-        Started { child, ready }
-    }
-
-    fn value(&self, key: &str) -> &str {
-        let mut values = self.ready.split_whitespace().filter_map(|word| word.strip_prefix(key)?.strip_prefix('='));
-        values.next().unwrap_or_default()
-    }
-
-    fn address(&self) -> SocketAddr {
-        self.value("listen").parse().expect("a ready line")
-    }
+fn words(args: &[String]) -> Vec<&str> {
+    args.iter().map(String::as_str).collect()
 }
 
 /// Ours, which is with `address`.
@@ -95,7 +66,7 @@ fn r7_the_congestion_control_that_was_named_is_on_both_ends_of_a_connection_and_
         for congestion in usable() {
             let arg = format!("--congestion={congestion}");
             let args = reactor.config(Ipc::Ring, 1, &[&arg]).args;
-            let process = Started::with(&args[1..]);
+            let process = Started::with(&words(&args[1..]));
             assert_eq!(process.value("congestion"), congestion.to_string(), "{}", process.ready);
             let config = ClientConfig { congestion, ..ClientConfig::default() };
             let mut client = Client::connect(process.address(), &config).expect("it listens");
@@ -111,7 +82,7 @@ fn r7_the_congestion_control_that_was_named_is_on_both_ends_of_a_connection_and_
 fn r7_auto_is_reno_on_loopback_and_system_what_the_system_has() {
     let system = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control").expect("Linux");
     for (choice, expected) in [("auto", "reno"), ("system", system.trim())] {
-        let process = Started::with(&[format!("--congestion={choice}")]);
+        let process = Started::with(&[&format!("--congestion={choice}")]);
         assert_eq!(process.value("congestion"), expected);
         let congestion = choice.parse().expect("a choice");
         let config = ClientConfig { congestion, ..ClientConfig::default() };
@@ -123,7 +94,7 @@ fn r7_auto_is_reno_on_loopback_and_system_what_the_system_has() {
     // Whatever listens for other hosts, too, has the system's; what connects from this one has reno.
     let key = folder("auto").join("key");
     Secret::new([1; 32]).write_new(&key).expect("a key");
-    let process = Started::with(&["--listen=0.0.0.0:0".into(), format!("--key-file={}", key.display())]);
+    let process = Started::with(&["--listen=0.0.0.0:0", &format!("--key-file={}", key.display())]);
     assert_eq!(process.value("congestion"), system.trim());
     let client = Client::connect(format!("127.0.0.1:{}", process.address().port()), &alice()).expect("it listens");
     let theirs = congestion_of(process.child.id());
@@ -192,7 +163,7 @@ fn r7_peers_use_the_congestion_control_that_was_named_too() {
             "--checks=always".into(),
             peer,
         ];
-        Started::with(&args)
+        Started::with(&words(&args))
     };
     let processes = [start(0), start(1)];
     if sockets_of(processes[0].child.id()).is_empty() {

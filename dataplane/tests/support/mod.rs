@@ -8,6 +8,7 @@ pub(crate) mod proxy;
 pub(crate) mod raw;
 pub(crate) mod refusal;
 pub(crate) mod relay;
+pub(crate) mod started;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
