@@ -243,8 +243,10 @@ fn calls_over(address: std::net::SocketAddr, first: u64, dice: &mut Dice, ends: 
 fn count(ends: &mut Ends, call: u64, error: &InvokeError) {
     let kind = format!("{error:?}");
     let kind = kind.split([' ', '{']).next().unwrap_or_default().to_owned();
-    // Both ends of the connection were told that it is gone: nobody has to wait for the clock to learn it.
-    assert!(!matches!(error, InvokeError::Timeout { .. }), "call {call} hung: {error}");
+    // Both ends of the connection were told that it is gone: nobody has to wait for the clock to learn it. Unless each of its successors
+    // was struck in its hello, which two in five are: once in a few thousand calls that goes on until the deadline.
+    let hung = matches!(error, InvokeError::Timeout { text } if !text.contains("attempts to connect again failed"));
+    assert!(!hung, "call {call} hung: {error}");
     if has_not_run(error) {
         ends.not_run.insert(call);
     }
