@@ -14,6 +14,15 @@ pub const PROTOCOL_VERSION: u32 = 1;
 /// Those that this build speaks.
 pub const VERSIONS: Versions = Versions { min: PROTOCOL_VERSION, max: PROTOCOL_VERSION };
 
+/// Longest time that a request may give its function: a day.
+pub(crate) const BUDGET_MAX_NS: u64 = 86_400_000_000_000;
+
+/// When a request that arrives now is to have ended; one that names no budget gets the process's.
+pub(crate) fn deadline_ns(now_ns: u64, budget_ns: u64, default_ns: u64) -> u64 {
+    let budget_ns = if budget_ns == 0 { default_ns } else { budget_ns.min(BUDGET_MAX_NS) };
+    now_ns.saturating_add(budget_ns)
+}
+
 /// Frames between a client and a process ([`praas_transport::frame::Header::kind`]).
 pub mod frame {
     // 1 was a hello, which is no frame any more.

@@ -8,8 +8,9 @@
 //! ```
 //! Nothing is at risk while it is lent: the runtime sees what the worker says of its calls in its segment, and the kernel counts what it moved.
 
-use super::{Action, CallError, Caller, Cause, Code, Controller, Keep, Outcome, State, Terms, Violation, WorkerId};
+use super::{Action, CallError, Caller, Cause, Controller, Keep, Outcome, State, Terms, Violation, WorkerId};
 use crate::numbered::NumberMap;
+use crate::wire::BUDGET_MAX_NS;
 
 /// Calls of one function in a row, each alone, each answered, that make a client hot ([`super::Bounds::hot_calls`]). Handing the socket over
 /// and back costs as much as some twenty hops.
@@ -71,6 +72,13 @@ impl ConnectionLeases {
     /// Connections that somebody else has.
     pub(super) fn count(&self) -> usize {
         self.lent.len()
+    }
+
+    /// A lease that there is ends: at rest, or with something under way.
+    fn end(&mut self, lease: u64, in_order: bool) -> Lent {
+        let LeaseCounts { returned, broken, .. } = &mut self.counts;
+        *(if in_order { returned } else { broken }) += 1;
+        self.lent.remove(&lease).expect("its caller found it")
     }
 
     fn of(&self, worker: WorkerId) -> Option<(u64, &Lent)> {
@@ -219,16 +227,11 @@ impl<P: Keep> Controller<P> {
         if lent.phase == Phase::Lending {
             return Err(Violation("it returned a connection that it does not have yet"));
         }
-        let lent = self.connection_leases.lent.remove(&lease).expect("looked up above");
-        let counts = &mut self.connection_leases.counts;
-        *(if in_order { &mut counts.returned } else { &mut counts.broken }) += 1;
+        let lent = self.connection_leases.end(lease, in_order);
         self.staff.on_time(worker);
         if panicked {
             self.lost_to(now_ns, usize::from(lent.function));
-            // It exits by itself and is replaced.
-            self.staff.set(worker, State::Dying);
-            self.staff.overdue(worker, now_ns + self.bounds.grace_ns);
-            self.wake_by(now_ns + self.bounds.grace_ns);
+            self.dismiss(now_ns, worker);
         } else {
             self.circuits[usize::from(lent.function)].worked();
             self.employ(now_ns, worker);
@@ -254,14 +257,12 @@ impl<P: Keep> Controller<P> {
             }
             Phase::Lending | Phase::Lent => false,
         };
-        let day_ns = 86_400_000_000_000;
         match runs_until_ns {
-            Some(deadline_ns) if deadline_ns > now_ns && deadline_ns <= now_ns + day_ns => self.staff.on_time(worker),
-            None if !keeps => self.staff.on_time(worker),
-            _ => {
-                self.staff.overdue(worker, now_ns + self.bounds.grace_ns);
-                self.wake_by(now_ns + self.bounds.grace_ns);
+            Some(deadline_ns) if deadline_ns > now_ns && deadline_ns <= now_ns + BUDGET_MAX_NS => {
+                self.staff.on_time(worker)
             }
+            None if !keeps => self.staff.on_time(worker),
+            _ => self.grant_grace(now_ns, worker),
         }
         if is_idle {
             // It has to be earned again.
@@ -280,9 +281,7 @@ impl<P: Keep> Controller<P> {
         running: Option<(u64, u64)>,
     ) {
         let Some((lease, _)) = self.connection_leases.of(worker) else { return };
-        let lent = self.connection_leases.lent.remove(&lease).expect("found above");
-        let counts = &mut self.connection_leases.counts;
-        *(if in_order { &mut counts.returned } else { &mut counts.broken }) += 1;
+        let lent = self.connection_leases.end(lease, in_order);
         let Some((call, deadline_ns)) = running else { return };
         let function = usize::from(lent.function);
         if cause.is_the_functions() {
@@ -292,10 +291,9 @@ impl<P: Keep> Controller<P> {
             return;
         }
         let error = if deadline_ns <= now_ns {
-            CallError::new(Code::Timeout, "the deadline passed while the function ran")
+            CallError::timed_out_running()
         } else {
-            let text = format!("its worker {cause}; `{}` may have run", self.functions[function]);
-            CallError::new(Code::WorkerLost, text)
+            self.worker_lost(cause, function, true)
         };
         let to = Caller::Client { connection: lent.connection, call };
         self.actions.push_back(Action::Answer { to, outcome: Outcome::Failed(error) });

@@ -148,8 +148,7 @@ impl<P: Keep> Controller<P> {
         };
         self.revoke(now_ns, id);
         if self.staff.state(callee) == (State::Serving { lease: id }) {
-            self.staff.overdue(callee, now_ns + self.bounds.grace_ns);
-            self.wake_by(now_ns + self.bounds.grace_ns);
+            self.grant_grace(now_ns, callee);
         }
     }
 

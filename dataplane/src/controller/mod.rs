@@ -96,6 +96,10 @@ impl CallError {
     pub(crate) fn new(code: Code, text: impl Into<String>) -> Self {
         CallError { code, status: 0, text: text.into(), keeps: false }
     }
+
+    fn timed_out_running() -> Self {
+        CallError::new(Code::Timeout, "the deadline passed while the function ran")
+    }
 }
 
 /// What a call ended with.
@@ -587,9 +591,7 @@ impl<P: Keep> Controller<P> {
         }
         if panicked {
             // Its memory is in a state the function did not foresee: the worker exits by itself and is replaced.
-            self.staff.set(worker, State::Dying);
-            self.staff.overdue(worker, now_ns + self.bounds.grace_ns);
-            self.wake_by(now_ns + self.bounds.grace_ns);
+            self.dismiss(now_ns, worker);
         }
         Ok(answered)
     }
@@ -671,20 +673,20 @@ impl<P: Keep> Controller<P> {
             .collect();
         for key in due {
             let Some(call) = self.call(key) else { continue };
-            let queued = call.payload.is_some();
-            let holder = if queued { None } else { self.staff.holder(key) };
-            let runs = matches!(holder, Some((_, Turn::Now)));
-            let Some(call) = self.call(key) else { continue };
-            if !call.abandoned {
-                let text = if !runs {
-                    "the deadline passed before a worker was free"
-                } else {
-                    "the deadline passed while the function ran"
+            let abandoned = call.abandoned;
+            let runs_on = match self.staff.holder(key) {
+                Some((worker, Turn::Now)) => Some(worker),
+                Some((_, Turn::Later)) | None => None,
+            };
+            if !abandoned {
+                let error = match runs_on {
+                    Some(_) => CallError::timed_out_running(),
+                    None => CallError::new(Code::Timeout, "the deadline passed before a worker was free"),
                 };
-                self.abandon(key, Some(CallError::new(Code::Timeout, text)));
+                self.abandon(key, Some(error));
             }
-            if let Some((worker, Turn::Now)) = holder {
-                self.staff.overdue(worker, now_ns + self.bounds.grace_ns);
+            if let Some(worker) = runs_on {
+                self.grant_grace(now_ns, worker);
                 self.withdraw(worker);
             }
         }

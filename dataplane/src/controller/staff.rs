@@ -453,12 +453,28 @@ impl<P: Keep> Controller<P> {
                     self.actions.push_back(Action::Discard(payload));
                 }
                 if !abandoned {
-                    let what = if started { "may have run" } else { "did not run" };
-                    let text = format!("its worker {cause}; `{}` {what}", self.functions[function]);
-                    self.answer(from, Outcome::Failed(CallError::new(Code::WorkerLost, text)));
+                    self.answer(from, Outcome::Failed(self.worker_lost(cause, function, started)));
                 }
             }
         }
+    }
+
+    /// How a call ends whose worker died with it.
+    pub(super) fn worker_lost(&self, cause: Cause, function: usize, started: bool) -> CallError {
+        let what = if started { "may have run" } else { "did not run" };
+        CallError::new(Code::WorkerLost, format!("its worker {cause}; `{}` {what}", self.functions[function]))
+    }
+
+    /// A worker has a grace to come back, or to exit; then it is killed.
+    pub(super) fn grant_grace(&mut self, now_ns: u64, worker: WorkerId) {
+        self.staff.overdue(worker, now_ns + self.bounds.grace_ns);
+        self.wake_by(now_ns + self.bounds.grace_ns);
+    }
+
+    /// A worker exits by itself, and is replaced.
+    pub(super) fn dismiss(&mut self, now_ns: u64, worker: WorkerId) {
+        self.staff.set(worker, State::Dying);
+        self.grant_grace(now_ns, worker);
     }
 
     /// Worker `by` has let go of everything that bound it to the last worker in the place of `gone`.
@@ -499,10 +515,8 @@ impl<P: Keep> Controller<P> {
             });
             match longest.max_by_key(|(_, worker)| *worker) {
                 Some((at_ns, worker)) if at_ns <= now_ns => {
-                    self.staff.set(worker, State::Dying);
-                    self.staff.overdue(worker, now_ns + self.bounds.grace_ns);
+                    self.dismiss(now_ns, worker);
                     self.actions.push_back(Action::Retire { worker });
-                    self.wake_by(now_ns + self.bounds.grace_ns);
                 }
                 Some((at_ns, _)) => self.wake_by(at_ns),
                 None => {}

@@ -545,10 +545,9 @@ impl Process {
         for event in arrived.drain(..) {
             match event {
                 clients::Event::Request { connection, call, function, budget_ns, terms, payload } => {
-                    let budget_ns = if budget_ns == 0 { default_ns } else { budget_ns.min(86_400_000_000_000) };
                     let from = Caller::Client { connection, call };
                     self.last_caller = Some(index);
-                    let deadline_ns = now.saturating_add(budget_ns);
+                    let deadline_ns = wire::deadline_ns(now, budget_ns, default_ns);
                     self.controller.request(now, Request { from, function, deadline_ns, terms, payload });
                 }
                 clients::Event::Refused { connection, call, once, code, text } => {

@@ -15,7 +15,7 @@ use praas_transport::{Flush, Header, Limits};
 use rustix::event::{Timespec, epoll};
 
 use super::*;
-use crate::wire::{Forwarded, Return, frame};
+use crate::wire::{self, Forwarded, Return, frame};
 
 /// As for the controller's connections: whoever is in the middle of a frame, or takes an answer while others want this worker, moves so much in this time.
 const STALL_NS: u64 = 2_000_000_000;
@@ -26,8 +26,6 @@ const READS_PER_LOOK: u32 = 16;
 const AHEAD_MAX: usize = 16;
 /// Bytes taken from the socket before the controller's ring is looked at.
 const BYTES_PER_TURN: u64 = 1 << 20;
-/// Longest deadline of a call: a day.
-const DEADLINE_MAX_NS: u64 = 86_400_000_000_000;
 
 /// What a client's payload is received into: the record itself up to 40 bytes, else our arena.
 #[derive(Debug)]
@@ -179,8 +177,7 @@ impl Lent {
 
     fn take(&mut self, frame: Frame<Landing>, incoming: &mut Incoming) {
         let Frame { header, body: Received::Whole(body), .. } = frame else { unreachable!("the caller saw it whole") };
-        let budget_ns = if header.budget_ns == 0 { self.deadline_ns } else { header.budget_ns.min(DEADLINE_MAX_NS) };
-        let deadline_ns = now_ns().saturating_add(budget_ns);
+        let deadline_ns = wire::deadline_ns(now_ns(), header.budget_ns, self.deadline_ns);
         let args = if header.flags & frame::FLAG_ARGS == 0 { 0 } else { record::ARGS };
         let (inline, input) = match body {
             Landing::Small { bytes, len } => (Inline::new(&bytes[..len]).expect("it fits a record"), None),
