@@ -13,6 +13,7 @@ mod numbered;
 mod payload;
 pub mod placement;
 mod runtime;
+mod stall;
 pub mod wire;
 pub mod worker;
 

@@ -18,6 +18,7 @@ use super::greeting::{Greeted, Greetings};
 use crate::clock::now_ns;
 use crate::config::{ConfigError, ProcessConfig};
 use crate::controller::{Once, SessionId, Terms as Wishes};
+use crate::stall::{STALL_NS, Stall};
 use crate::wire::{Code, Welcome, frame};
 
 /// Answers that may wait for a client that does not read them; beyond, its requests are not read either.
@@ -30,9 +31,6 @@ const BYTES_PER_TURN: u64 = 1 << 20;
 const BIND_NS: u64 = 500_000_000;
 /// Connections that may wait to be accepted: a thousand clients that come at once.
 const LISTEN_BACKLOG: i32 = 4096;
-/// Whoever is in the middle of a frame sends at least so much in this time, or holds memory for nothing (N2).
-const STALL_NS: u64 = 2_000_000_000;
-const STALL_BYTES: u64 = 128 << 10;
 /// Whoever's kernel acknowledges nothing for so long, asked again and again, is gone. Found within two looks more: 5 s (N1).
 const MUTE: Duration = Duration::from_millis(2500);
 /// How often connections are looked at for this, and those that have not said hello for that.
@@ -96,8 +94,7 @@ struct Client {
     /// In `again`, in `dirty`.
     listed: bool,
     dirty: bool,
-    /// In the middle of a frame since then, with so many frames and bytes received at that time; `true` counts pieces.
-    mid_frame: Option<(u64, u64, u64, bool)>,
+    stall: Stall,
     /// Takes none of what waits for it since then, with so many bytes sent at that time.
     deaf: Option<(u64, u64)>,
     /// Bytes sent that are known to have arrived, and whether the last look found its kernel mute.
@@ -325,7 +322,7 @@ impl Clients {
             paused: false,
             listed: false,
             dirty: true,
-            mid_frame: None,
+            stall: Stall::default(),
             deaf: None,
             arrived_bytes: 0,
             mute: false,
@@ -360,7 +357,7 @@ impl Clients {
         }
         let terms = client.socket.lend(reactor)?;
         client.lent = true;
-        client.mid_frame = None;
+        client.stall.clear();
         Some((terms, client.socket.fd(reactor).try_clone_to_owned()))
     }
 
@@ -606,21 +603,8 @@ impl Client {
             self.deaf = None;
         }
         if !self.socket.mid_frame() || self.paused {
-            self.mid_frame = None;
-            return;
-        }
-        let stats = self.socket.stats();
-        // Of a payload in pieces only its pieces are progress: whole frames between them are no reason to hold its memory.
-        let in_pieces = self.socket.in_pieces();
-        let (frames, bytes) = match in_pieces {
-            true => (0, stats.received_piece_bytes),
-            false => (stats.received_frames, stats.received_bytes),
-        };
-        self.mid_frame.take_if(|(.., pieces)| *pieces != in_pieces);
-        let (since, frames_then, bytes_then, _) = *self.mid_frame.get_or_insert((now, frames, bytes, in_pieces));
-        if frames > frames_then || bytes >= bytes_then + STALL_BYTES {
-            self.mid_frame = Some((now, frames, bytes, in_pieces));
-        } else if now > since + STALL_NS {
+            self.stall.clear();
+        } else if self.stall.is_over(now, self.socket.in_pieces(), &self.socket.stats()) {
             tracing::info!(connection = self.id, "closed: it stalls in the middle of a frame");
             self.expired = true;
         }

@@ -15,11 +15,9 @@ use praas_transport::{Flush, Header, Limits};
 use rustix::event::{Timespec, epoll};
 
 use super::*;
+use crate::stall::{STALL_NS, Stall};
 use crate::wire::{self, Forwarded, Return, frame};
 
-/// As for the controller's connections: whoever is in the middle of a frame, or takes an answer while others want this worker, moves so much in this time.
-const STALL_NS: u64 = 2_000_000_000;
-const STALL_BYTES: u64 = 128 << 10;
 /// Looks at the socket between two looks at the clock: 5 us.
 const READS_PER_LOOK: u32 = 16;
 /// Frames read while a function asks whether it is cancelled. More stay in the kernel.
@@ -116,8 +114,7 @@ pub(super) struct Lent {
     waits: OwnedFd,
     /// When something came or left last.
     since_ns: u64,
-    /// In the middle of a frame since then, with so many frames and bytes read at that time.
-    mid_frame: Option<(u64, u64, u64)>,
+    stall: Stall,
 }
 
 enum Found {
@@ -223,17 +220,10 @@ impl Lent {
     /// Whether it stalls in the middle of a frame.
     fn stalls(&mut self, now: u64) -> bool {
         if !self.connection.mid_frame() {
-            self.mid_frame = None;
+            self.stall.clear();
             return false;
         }
-        let stats = self.connection.stats();
-        let (since_ns, frames, bytes) =
-            *self.mid_frame.get_or_insert((now, stats.received_frames, stats.received_bytes));
-        if stats.received_frames > frames || stats.received_bytes >= bytes + STALL_BYTES {
-            self.mid_frame = Some((now, stats.received_frames, stats.received_bytes));
-            return false;
-        }
-        now > since_ns + STALL_NS
+        self.stall.is_over(now, self.connection.in_pieces(), &self.connection.stats())
     }
 
     fn begin_return(&mut self) {
@@ -293,7 +283,7 @@ impl Session {
             look: true,
             waits,
             since_ns: now_ns(),
-            mid_frame: None,
+            stall: Stall::default(),
         };
         self.say_where(&lent);
         self.lent = Some(Box::new(lent));
