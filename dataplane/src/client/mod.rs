@@ -311,6 +311,7 @@ pub struct Client {
     next_number: u64,
     beat: Beat,
     last_submit_ns: u64,
+    is_corked: bool,
     lost: Option<String>,
 }
 
@@ -384,6 +385,7 @@ impl Client {
             next_number: number + 1,
             beat: Beat::default(),
             last_submit_ns: now_ns(),
+            is_corked: false,
             lost: None,
         })
     }
@@ -538,6 +540,18 @@ impl Client {
         Ok(())
     }
 
+    /// Holds requests from now until [`Client::flush`], so that all that are submitted in between leave in one system call; many
+    /// small calls at once cost a third so (`docs/performance.md`). More than 16 KiB do not wait, and whoever asks for an answer sends what is held, too.
+    pub fn cork(&mut self) {
+        self.is_corked = true;
+    }
+
+    /// Ends [`Client::cork`] and writes what it held, as far as the socket takes it; the rest leaves as there is room. Does not block.
+    pub fn flush(&mut self) {
+        self.is_corked = false;
+        self.write();
+    }
+
     fn letter(
         &mut self,
         now: u64,
@@ -614,19 +628,19 @@ impl Client {
         let letter = |body| Letter { call, function: number, flags: flags & !frame::FLAG_AGAIN, deadline_ns, body };
         let Phase::Up(connection) = &mut self.link.phase else { return Ok(Posted::Broken(letter(body))) };
         // Whoever has answers to take will ask for them, and then all that was submitted meanwhile leaves in one system call.
-        let corked =
-            !self.done.is_empty() && flags & frame::FLAG_FIRE == 0 && connection.backlog().1 < CORKED_BYTES_MAX;
-        let queued = if corked || connection.wants_write() {
+        let held = self.is_corked || !self.done.is_empty() && flags & frame::FLAG_FIRE == 0;
+        let held = held && connection.backlog().1 < CORKED_BYTES_MAX;
+        let queued = if held || connection.wants_write() {
             connection.queue(&header, &[], body)
         } else {
             connection.send(&header, &[], body)
         };
         match queued {
-            Ok(()) if corked => Ok(Posted::Sent),
+            Ok(()) if held => Ok(Posted::Sent),
             Ok(()) => {
                 self.collect_sent();
                 // A long input is only queued so far.
-                self.flush();
+                self.write();
                 Ok(Posted::Sent)
             }
             Err(SendError::Backlogged(body)) => Ok(Posted::Backlogged(letter(body))),
@@ -635,7 +649,7 @@ impl Client {
     }
 
     /// Writes what waits, as far as the kernel takes it. A connection that breaks here is found out by the next read.
-    fn flush(&mut self) {
+    fn write(&mut self) {
         let Phase::Up(connection) = &mut self.link.phase else { return };
         if connection.wants_write() {
             let pool = self.pool.clone();
@@ -925,7 +939,7 @@ impl Client {
                 Some(Open::Waiting(_)) => {}
                 Some(Open::Done(_)) => {
                     // Whoever waited for this one may not come back for those that held requests up.
-                    self.flush();
+                    self.write();
                     return self.finish(number);
                 }
                 None => return Err(InvokeError::Protocol { text: format!("call {number} is not in flight here") }),
@@ -1001,7 +1015,7 @@ impl Client {
         let ended = self.finish(number);
         if self.done.is_empty() {
             // Nobody has to come back for an answer: what was held until then leaves now.
-            self.flush();
+            self.write();
         }
         Some((CallHandle(number), ended))
     }

@@ -92,6 +92,7 @@ impl Lane {
             Lane::Ours(lane) => {
                 let mut message = lane.spare.pop().unwrap_or_else(|| vec![0xA5; bytes]);
                 stamp(&mut message, sequence);
+                lane.client.cork();
                 Ok(Some(lane.client.submit(lane.echo, message)?))
             }
             Lane::Raw(lane) => {
@@ -105,8 +106,13 @@ impl Lane {
     }
 
     fn flush(&mut self) -> Result<()> {
-        // A client writes by itself.
-        let Lane::Raw(lane) = self else { return Ok(()) };
+        let lane = match self {
+            Lane::Ours(lane) => {
+                lane.client.flush();
+                return Ok(());
+            }
+            Lane::Raw(lane) => lane,
+        };
         while lane.sent < lane.out.len() {
             match lane.stream.write(&lane.out[lane.sent..]) {
                 Ok(sent) => lane.sent += sent,
@@ -295,7 +301,7 @@ impl Target for Lanes {
         self.sequence = sequence;
         *self.slot(sequence) = Some(Flying { sequence, due_ns, lane, call });
         self.in_flight += 1;
-        if call.is_none() && self.unflushed.last() != Some(&lane) {
+        if self.unflushed.last() != Some(&lane) {
             self.unflushed.push(lane);
         }
         Ok(true)
