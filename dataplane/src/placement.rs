@@ -104,12 +104,12 @@ impl Placement {
         self.cores.first().copied()
     }
 
-    /// The core of worker `number` (from 1), when pinned. With a core for everybody the controller has its own;
+    /// The core of worker `number` (from 1), when pinned. With a core for everybody and for whoever calls the controller has its own;
     /// with fewer the first worker shares with the controller, which hands it the core, or sleeps, while that worker works.
     #[must_use]
     pub fn worker(&self, number: u8, workers: u8) -> Option<usize> {
         let cores = self.cores.len();
-        let first = usize::from(cores > usize::from(workers));
+        let first = usize::from(cores > usize::from(workers) + 1);
         (cores > 0).then(|| self.cores[(first + usize::from(number) - 1) % cores])
     }
 

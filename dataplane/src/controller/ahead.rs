@@ -6,13 +6,23 @@
 //! held up behind a long one that another worker could have overtaken. What has been given is out of the turns that callers
 //! take, so a worker is given no more than it is expected to be through with in a moment. Only clients' calls are given ahead: a
 //! nested one could come to wait for its own caller.
+//!
+//! Where workers share cores, short calls are *packed*: a worker that is at it gets them although another has nothing to do, which
+//! would have to be woken and then take the core from all others for longer than the calls last.
 
+use super::staff::Post;
 use super::{Action, CallKey, Controller, Keep, Outcome, Waiter, WorkerId, lane_of, place};
 
 /// Work that a worker may have, the call that it runs included. Longer functions lose little by waiting for us: 3 us a call.
 const LOAD_NS: u64 = 100_000;
 /// What a function is expected to take of which no call has come back.
 pub(super) const UNKNOWN_NS: u64 = LOAD_NS / 2;
+/// What is packed: calls shorter than waking another worker, which takes 2.5 us at best (design section 4) and 5 to 10 with both changes of the core.
+const SHORT_NS: u64 = 10_000;
+/// Work that is packed with one worker before another is woken for it.
+const PACKED_NS: u64 = 200_000;
+/// A worker that packed calls wait for and that has not answered for so long is not at it any more.
+const LATE_NS: u64 = 1_000_000;
 
 impl<P: Keep> Controller<P> {
     /// Hands calls that wait to workers that are busy.
@@ -21,20 +31,51 @@ impl<P: Keep> Controller<P> {
             if matches!(self.calls[place(key)].from, Waiter::Worker { .. }) {
                 return;
             }
-            let Some(worker) = self.staff.least_laden(self.bounds.ahead_max, LOAD_NS) else { return };
+            let Some(worker) = self.staff.least_laden(self.bounds.ahead_max, LOAD_NS, |_| true) else { return };
             self.queue.pop();
             self.dispatch(now_ns, worker, key);
         }
     }
 
+    /// The worker to give a call to at once: one that is at short calls, or one that has nothing to do.
+    pub(super) fn next_worker(&mut self, now_ns: u64, key: CallKey) -> Option<WorkerId> {
+        let idle = self.staff.idle()?;
+        let call = &self.calls[place(key)];
+        let is_short = |ns: u64| ns <= SHORT_NS;
+        let may_wait = self.bounds.packs && !matches!(call.from, Waiter::Worker { .. });
+        if !may_wait || !is_short(self.expected_ns(call.function)) {
+            return Some(idle);
+        }
+        let since_ns = now_ns.saturating_sub(LATE_NS);
+        let Some(busy) = self.staff.least_laden(self.bounds.ahead_max, PACKED_NS, |post| post.began_ns > since_ns && is_short(post.runs_ns)) else { return Some(idle) };
+        self.wake_by(now_ns + LATE_NS);
+        Some(busy)
+    }
+
+    /// Takes calls that were packed from a worker that turns out to be at a long one.
+    pub(super) fn look_at_packed(&mut self, now_ns: u64) {
+        if !self.bounds.packs || self.staff.idle().is_none() {
+            return;
+        }
+        for worker in self.staff.laden() {
+            let late_ns = self.staff.began_ns(worker) + LATE_NS;
+            if late_ns <= now_ns {
+                self.withdraw(worker);
+            } else {
+                self.wake_by(late_ns);
+            }
+        }
+    }
+
     /// Whether a worker has more than one call: it rings once for several answers.
     pub(crate) fn has_given_ahead(&self) -> bool {
-        self.staff.most_laden().is_some()
+        self.staff.ahead() > 0
     }
 
     /// Somebody has nothing to do: takes calls from the worker that has most ahead. Whether there is one.
     pub(super) fn relieve(&mut self) -> bool {
-        let Some(worker) = self.staff.most_laden() else { return false };
+        let is_packed = |post: &Post| self.bounds.packs && post.longest_ns() <= SHORT_NS;
+        let Some(worker) = self.staff.most_laden(|post| !is_packed(post)) else { return false };
         self.withdraw(worker);
         true
     }

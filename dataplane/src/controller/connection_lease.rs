@@ -107,7 +107,7 @@ impl<P: Keep> Controller<P> {
         let wanted = heat.calls >= self.bounds.hot_calls
             && !self.draining
             && self.queue.is_empty()
-            && self.staff.most_laden().is_none()
+            && self.staff.ahead() == 0
             && matches!(self.staff.state(worker), State::Idle { .. })
             // This one is still counted.
             && self.connections.get(&connection) == Some(&1)

@@ -30,7 +30,7 @@ impl<P: Keep> Controller<P> {
     pub(super) fn offer_lease(&mut self, caller: WorkerId, callee: WorkerId) {
         let wanted = self.bounds.leases
             && self.queue.is_empty()
-            && self.staff.most_laden().is_none()
+            && self.staff.ahead() == 0
             && matches!(self.staff.state(callee), State::Idle { .. })
             && matches!(
                 self.staff.state(caller),

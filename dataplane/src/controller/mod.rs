@@ -155,6 +155,8 @@ pub(crate) struct Bounds {
     pub(crate) queue_max: usize,
     /// Calls that a worker may be given besides the one it runs; 0 where they cannot be taken back.
     pub(crate) ahead_max: usize,
+    /// Short calls go to a worker that is at it before they wake another: the workers share cores.
+    pub(crate) packs: bool,
     pub(crate) connection_calls_max: u32,
     pub(crate) grace_ns: u64,
     pub(crate) start_ns: u64,
@@ -405,7 +407,7 @@ impl<P: Keep> Controller<P> {
         });
         let key = key(index, self.uses);
         self.wake_by(deadline_ns);
-        match self.staff.idle() {
+        match self.next_worker(now_ns, key) {
             Some(worker) if self.queue.is_empty() => self.dispatch(now_ns, worker, key),
             _ => {
                 if let Some(greedy) = gives_way {
@@ -516,9 +518,14 @@ impl<P: Keep> Controller<P> {
         let call = self.call(key).expect("a queued call is known");
         let payload = call.payload.take().expect("a queued call has its payload");
         let (function, deadline_ns) = (call.function, call.deadline_ns);
-        let expected_ns = self.paces[usize::from(function)].expected_ns().unwrap_or(ahead::UNKNOWN_NS);
+        let expected_ns = self.expected_ns(function);
         self.staff.give(now_ns, worker, key, expected_ns);
         self.actions.push_back(Action::Dispatch { worker, call: key, function, deadline_ns, payload });
+    }
+
+    /// How long a call is expected to take.
+    fn expected_ns(&self, function: u16) -> u64 {
+        self.paces[usize::from(function)].expected_ns().unwrap_or(ahead::UNKNOWN_NS)
     }
 
     /// A worker has nothing to do: gives it the oldest call that waits.
@@ -533,11 +540,12 @@ impl<P: Keep> Controller<P> {
         }
     }
 
-    /// Gives calls that wait to workers that do nothing.
+    /// Gives calls that wait to workers that do nothing, or packs them.
     fn hand_out(&mut self, now_ns: u64) {
-        while let Some(worker) = self.staff.idle()
-            && let Some(key) = self.queue.pop()
+        while let Some(key) = self.queue.next()
+            && let Some(worker) = self.next_worker(now_ns, key)
         {
+            self.queue.pop();
             self.dispatch(now_ns, worker, key);
         }
     }
@@ -693,6 +701,7 @@ impl<P: Keep> Controller<P> {
         let next = self.calls.iter().map(|(_, call)| call.deadline_ns).filter(|deadline| *deadline > now_ns).min();
         self.wake_by(next.unwrap_or(u64::MAX));
         self.mind_staff(now_ns);
+        self.look_at_packed(now_ns);
         if !self.queue.is_empty() {
             self.wake_by(now_ns + LOOK_NS);
         }

@@ -2,6 +2,8 @@
 
 /// Answers that an estimate is the mean of: older ones count for half, then a quarter.
 const ANSWERS: u32 = 32;
+/// What one answer may be above four times the estimate: a worker that lost its core for a time slice says nothing about its function.
+const SLACK_NS: u64 = 10_000;
 
 /// The recent mean of a function's time. Answers that come together share the time since the one before: only their mean
 /// means something.
@@ -13,6 +15,7 @@ pub(super) struct Pace {
 
 impl Pace {
     pub(super) fn answered(&mut self, took_ns: u64) {
+        let took_ns = self.expected_ns().map_or(took_ns, |expected_ns| took_ns.min(expected_ns.saturating_mul(4).saturating_add(SLACK_NS)));
         if self.answers >= ANSWERS {
             (self.took_ns, self.answers) = (self.took_ns / 2, self.answers / 2);
         }

@@ -80,15 +80,15 @@ pub(super) enum Turn {
 }
 
 #[derive(Debug, Clone, Default)]
-struct Post {
+pub(super) struct Post {
     state: State,
     /// Calls it has besides the one it runs, the next one first, and how long each is expected to take.
     ahead: VecDeque<(CallKey, u64)>,
     /// How long the one it runs is expected to take, and all those ahead, ns.
-    runs_ns: u64,
+    pub(super) runs_ns: u64,
     ahead_ns: u64,
     /// When it last began on a call, as far as we can tell.
-    began_ns: u64,
+    pub(super) began_ns: u64,
     /// They are being taken back.
     asked_back: bool,
     /// Bit `n`: worker `n` still holds on to this place's last worker.
@@ -97,6 +97,13 @@ struct Post {
     nested: u32,
     /// When to do something about a worker past its deadline, and whether it was asked nicely before.
     overdue: Option<(u64, bool)>,
+}
+
+impl Post {
+    /// What the longest of its calls is expected to take.
+    pub(super) fn longest_ns(&self) -> u64 {
+        self.ahead.iter().fold(self.runs_ns, |longest, (_, expected_ns)| longest.max(*expected_ns))
+    }
 }
 
 #[derive(Debug)]
@@ -188,13 +195,18 @@ impl Staff {
 
     /// The worker to be given one more call than it runs, if any may: of those that have less than `ahead_max` more and are expected to
     /// be through with all of it in `load_ns`, the one with fewest.
-    pub(super) fn least_laden(&self, ahead_max: usize, load_ns: u64) -> Option<WorkerId> {
+    pub(super) fn least_laden(
+        &self,
+        ahead_max: usize,
+        load_ns: u64,
+        suits: impl Fn(&Post) -> bool,
+    ) -> Option<WorkerId> {
         let may = |post: &Post| {
             let is_at_hand = post.nested == 0 && post.overdue.is_none() && !post.asked_back;
             is_at_hand && post.ahead.len() < ahead_max && post.runs_ns.saturating_add(post.ahead_ns) <= load_ns
         };
         let found = bits(self.running).map(|worker| (worker, &self.posts[usize::from(worker)]));
-        found.filter(|(_, post)| may(post)).min_by_key(|(_, post)| post.ahead.len()).map(|(worker, _)| worker)
+        found.filter(|(_, post)| may(post) && suits(post)).min_by_key(|(_, post)| post.ahead.len()).map(|(worker, _)| worker)
     }
 
     /// Workers that have calls ahead.
@@ -207,8 +219,15 @@ impl Staff {
         self.laden().map(|worker| self.posts[usize::from(worker)].ahead.len()).sum()
     }
 
-    pub(super) fn most_laden(&self) -> Option<WorkerId> {
-        self.laden().max_by_key(|worker| self.posts[usize::from(*worker)].ahead.len())
+    /// Of the workers that have calls ahead and suit, the one with most.
+    pub(super) fn most_laden(&self, suits: impl Fn(&Post) -> bool) -> Option<WorkerId> {
+        let post = |worker: &WorkerId| &self.posts[usize::from(*worker)];
+        self.laden().filter(|worker| suits(post(worker))).max_by_key(|worker| post(worker).ahead.len())
+    }
+
+    /// When a worker last began on a call, as far as we can tell.
+    pub(super) fn began_ns(&self, worker: WorkerId) -> u64 {
+        self.posts[usize::from(worker)].began_ns
     }
 
     /// The place of a dead worker, free when `mourners` have let go.

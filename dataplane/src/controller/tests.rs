@@ -72,6 +72,7 @@ fn bounds() -> Bounds {
         workers_max: 1,
         queue_max: 4,
         ahead_max: 0,
+        packs: false,
         connection_calls_max: 3,
         grace_ns: 100 * MS,
         start_ns: 5 * S,

@@ -72,7 +72,7 @@ const RING_SLOTS: u32 = 256;
 /// Records that may wait for a worker when one more is forwarded from another: so nobody fills a neighbour's backlog.
 const FORWARDED_MAX: usize = 1024;
 /// Calls that a worker may have besides the one it runs.
-const AHEAD_MAX: usize = 64;
+const AHEAD_MAX: usize = 128;
 /// Pause between two looks for strays: a killed one takes a moment to die.
 const STRAYS_NS: u64 = 10_000_000;
 /// Records taken from one worker before the next one's turn.
@@ -205,6 +205,7 @@ impl Process {
             queue_max: config.queue_max as usize,
             // What is in a queue cannot be taken back.
             ahead_max: if config.ipc == Ipc::Ring { AHEAD_MAX } else { 0 },
+            packs: !placement.has_more_cores_than(usize::from(config.workers) + 1),
             connection_calls_max: config.connection_calls_max,
             grace_ns: config.grace_ms * 1_000_000,
             start_ns: config.start_ms * 1_000_000,
