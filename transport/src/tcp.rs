@@ -304,8 +304,6 @@ pub struct Connection<In, Out> {
     outbound: Outbound<Out>,
     peer_addr: SocketAddr,
     stream: TcpStream,
-    /// The socket itself blocks: every call but `receive_waiting` says that it is not to.
-    blocks: bool,
     /// Somebody else reads and writes the socket.
     lent: bool,
 }
@@ -325,7 +323,8 @@ where
     }
 }
 
-/// A socket that blocks, or may, used for one call as if it did not.
+/// A socket used for one call as if it did not block, though it may. `recvmsg` and `sendmsg` besides cost 50 to 100 ns less than `readv` and
+/// `writev`, which go by way of the file.
 pub(crate) struct AtOnce<'a>(pub(crate) BorrowedFd<'a>);
 
 impl Read for AtOnce<'_> {
@@ -366,11 +365,12 @@ impl Waiting<'_> {
 
 impl Read for Waiting<'_> {
     fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
-        Self::wait(self.0.read(room))
+        Self::wait(recv(self.0, room, RecvFlags::empty()).map(|(count, _)| count).map_err(io::Error::from))
     }
 
     fn read_vectored(&mut self, rooms: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
-        Self::wait(self.0.read_vectored(rooms))
+        let read = recvmsg(self.0, rooms, &mut RecvAncillaryBuffer::default(), RecvFlags::empty());
+        Self::wait(read.map(|message| message.bytes).map_err(io::Error::from))
     }
 }
 
@@ -405,7 +405,6 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>, Out: AsRef<[u8]>> Connection<In, Out> {
             ),
             peer_addr,
             stream,
-            blocks: false,
             lent: false,
         })
     }
@@ -425,11 +424,7 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>, Out: AsRef<[u8]>> Connection<In, Out> {
         if self.lent {
             return Ok(None);
         }
-        if self.blocks {
-            self.inbound.receive(&mut AtOnce(self.stream.as_fd()), scratch, bodies)
-        } else {
-            self.inbound.receive(&mut self.stream, scratch, bodies)
-        }
+        self.inbound.receive(&mut AtOnce(self.stream.as_fd()), scratch, bodies)
     }
 
     /// Lets [`Connection::receive_waiting`] wait, up to `longest`. Nothing else blocks because of it.
@@ -440,7 +435,6 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>, Out: AsRef<[u8]>> Connection<In, Out> {
         let socket = SockRef::from(&self.stream);
         socket.set_read_timeout(Some(longest))?;
         socket.set_nonblocking(false)?;
-        self.blocks = true;
         Ok(())
     }
 
@@ -471,10 +465,8 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>, Out: AsRef<[u8]>> Connection<In, Out> {
     pub fn send(&mut self, header: &Header, key: &[u8], body: Out) -> Result<(), SendError<Out>> {
         if self.lent {
             self.outbound.send(None, header, key, body)
-        } else if self.blocks {
-            self.outbound.send(Some(&mut AtOnce(self.stream.as_fd())), header, key, body)
         } else {
-            self.outbound.send(Some(&mut self.stream), header, key, body)
+            self.outbound.send(Some(&mut AtOnce(self.stream.as_fd())), header, key, body)
         }
     }
 
@@ -495,11 +487,7 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>, Out: AsRef<[u8]>> Connection<In, Out> {
         if self.lent {
             return Ok(if self.wants_write() { Flush::Blocked } else { Flush::Done });
         }
-        if self.blocks {
-            self.outbound.flush(&mut AtOnce(self.stream.as_fd()), done)
-        } else {
-            self.outbound.flush(&mut self.stream, done)
-        }
+        self.outbound.flush(&mut AtOnce(self.stream.as_fd()), done)
     }
 
     /// Takes a frame back of which nothing is written yet, by its kind and call: its body.

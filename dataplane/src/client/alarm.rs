@@ -4,6 +4,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::epoll;
 use rustix::time::{
@@ -16,6 +17,8 @@ pub(super) struct Alarm {
     timer: OwnedFd,
     /// When the timer fires, CLOCK_MONOTONIC; `u64::MAX`: never.
     due_ns: u64,
+    /// Somebody asked for the descriptor. Until then a connected socket is left out: each arrival would call on the epoll, 0.1 to 0.2 us.
+    is_polled: AtomicBool,
 }
 
 fn flags(reads: bool, writes: bool) -> epoll::EventFlags {
@@ -30,7 +33,7 @@ impl Alarm {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
         epoll::add(&epoll, &timer, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
-        Ok(Alarm { epoll, timer, due_ns: u64::MAX })
+        Ok(Alarm { epoll, timer, due_ns: u64::MAX, is_polled: AtomicBool::new(false) })
     }
 
     /// Watches a socket from now on, until it is closed.
@@ -41,6 +44,29 @@ impl Alarm {
     pub(super) fn watch_for(&self, socket: impl AsFd, writes: bool) {
         // It was added before, and nothing else can go wrong.
         let _ = epoll::modify(&self.epoll, socket, epoll::EventData::new_u64(1), flags(true, writes));
+    }
+
+    pub(super) fn is_polled(&self) -> bool {
+        self.is_polled.load(Ordering::Relaxed)
+    }
+
+    /// A socket is connected: whoever waits for it here polls the socket itself.
+    pub(super) fn connected(&self, socket: impl AsFd) {
+        if !self.is_polled() {
+            // It was added before.
+            let _ = epoll::delete(&self.epoll, socket);
+        }
+    }
+
+    /// Somebody polls us from now on. `socket` is what is connected, and whether it is watched for writing.
+    pub(super) fn polled(&self, socket: Option<(impl AsFd, bool)>) {
+        if !self.is_polled.swap(true, Ordering::Relaxed)
+            && let Some((socket, writes)) = socket
+            && self.watch(socket, true, writes).is_err()
+        {
+            // Short of memory: readable from now on is better than never.
+            self.fire_at(1);
+        }
     }
 
     pub(super) fn due_ns(&self) -> u64 {
@@ -62,7 +88,11 @@ impl Alarm {
             return;
         }
         self.due_ns = at_ns;
-        let at_ns = if at_ns == u64::MAX { 0 } else { at_ns.max(1) };
+        self.fire_at(if at_ns == u64::MAX { 0 } else { at_ns.max(1) });
+    }
+
+    /// Never, when `at_ns` is 0.
+    fn fire_at(&self, at_ns: u64) {
         let at = Timespec {
             tv_sec: i64::try_from(at_ns / 1_000_000_000).unwrap_or(i64::MAX),
             tv_nsec: i64::try_from(at_ns % 1_000_000_000).expect("below a second"),

@@ -8,7 +8,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use praas_transport::Limits;
@@ -158,6 +158,7 @@ impl Link {
                         waiting.map_err(|error| refused(address, error))?;
                     }
                     self.process.get_or_insert_with(|| welcome.process.clone());
+                    self.alarm.connected(&connection);
                     self.phase = Phase::Up(connection);
                     self.mind_writes();
                     Ok(Some(welcome))
@@ -287,8 +288,18 @@ impl Link {
             && connection.wants_write() != self.watches_writes
         {
             self.watches_writes = !self.watches_writes;
-            self.alarm.watch_for(connection, self.watches_writes);
+            if self.alarm.is_polled() {
+                self.alarm.watch_for(connection, self.watches_writes);
+            }
         }
+    }
+
+    /// What becomes readable when there is something to do.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        let socket =
+            if let Phase::Up(connection) = &self.phase { Some((connection, self.watches_writes)) } else { None };
+        self.alarm.polled(socket);
+        self.alarm.as_fd()
     }
 
     /// Sleeps until there is something to do, or for so long.

@@ -1183,6 +1183,6 @@ enum Posted {
 impl AsFd for Client {
     /// Readable when [`Client::poll`] has something to do. The same for the life of the client.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.link.alarm.as_fd()
+        self.link.fd()
     }
 }

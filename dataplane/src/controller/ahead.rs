@@ -47,7 +47,12 @@ impl<P: Keep> Controller<P> {
             return Some(idle);
         }
         let since_ns = now_ns.saturating_sub(LATE_NS);
-        let Some(busy) = self.staff.least_laden(self.bounds.ahead_max, PACKED_NS, |post| post.began_ns > since_ns && is_short(post.runs_ns)) else { return Some(idle) };
+        let Some(busy) = self
+            .staff
+            .least_laden(self.bounds.ahead_max, PACKED_NS, |post| post.began_ns > since_ns && is_short(post.runs_ns))
+        else {
+            return Some(idle);
+        };
         self.wake_by(now_ns + LATE_NS);
         Some(busy)
     }

@@ -15,7 +15,9 @@ pub(super) struct Pace {
 
 impl Pace {
     pub(super) fn answered(&mut self, took_ns: u64) {
-        let took_ns = self.expected_ns().map_or(took_ns, |expected_ns| took_ns.min(expected_ns.saturating_mul(4).saturating_add(SLACK_NS)));
+        let took_ns = self
+            .expected_ns()
+            .map_or(took_ns, |expected_ns| took_ns.min(expected_ns.saturating_mul(4).saturating_add(SLACK_NS)));
         if self.answers >= ANSWERS {
             (self.took_ns, self.answers) = (self.took_ns / 2, self.answers / 2);
         }

@@ -206,7 +206,10 @@ impl Staff {
             is_at_hand && post.ahead.len() < ahead_max && post.runs_ns.saturating_add(post.ahead_ns) <= load_ns
         };
         let found = bits(self.running).map(|worker| (worker, &self.posts[usize::from(worker)]));
-        found.filter(|(_, post)| may(post) && suits(post)).min_by_key(|(_, post)| post.ahead.len()).map(|(worker, _)| worker)
+        found
+            .filter(|(_, post)| may(post) && suits(post))
+            .min_by_key(|(_, post)| post.ahead.len())
+            .map(|(worker, _)| worker)
     }
 
     /// Workers that have calls ahead.
