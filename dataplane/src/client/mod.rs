@@ -311,6 +311,7 @@ pub struct Client {
     next_number: u64,
     beat: Beat,
     last_submit_ns: u64,
+    linger_ns: u64,
     is_corked: bool,
     lost: Option<String>,
 }
@@ -318,8 +319,11 @@ pub struct Client {
 /// How long past its deadline a call's answer is still waited for: the process answers timeouts itself. With what it takes us to
 /// notice, a call ends within 100 ms of its deadline (G1).
 const GRACE_NS: u64 = 50_000_000;
-/// Polling before sleeping in `balanced` mode (see `placement`).
+/// Polling before sleeping in `balanced` mode (see `placement`), and what a long input adds to it: no answer comes before the process has
+/// read it, at 4 bytes/ns, and one that comes just after the 100 us would wake a core that has just gone to sleep.
 const BALANCED_LINGER_NS: u64 = 100_000;
+const BYTES_PER_LINGER_NS: u64 = 4;
+const BALANCED_LINGER_NS_MAX: u64 = 1_000_000;
 /// Polling without yielding in `latency` mode.
 const LATENCY_SPIN_NS: u64 = 1_000_000;
 /// Frames taken before the clock is looked at: a process that sends without end holds nobody past a deadline.
@@ -385,6 +389,7 @@ impl Client {
             next_number: number + 1,
             beat: Beat::default(),
             last_submit_ns: now_ns(),
+            linger_ns: BALANCED_LINGER_NS,
             is_corked: false,
             lost: None,
         })
@@ -574,6 +579,7 @@ impl Client {
             let text = format!("{input_bytes} bytes of input, process {} allows {max}", self.welcome.process);
             return Err(InvokeError::TooLarge { text });
         }
+        self.linger_ns = (BALANCED_LINGER_NS + input_bytes / BYTES_PER_LINGER_NS).min(BALANCED_LINGER_NS_MAX);
         let budget_ns = nanoseconds(deadline.unwrap_or(self.config.deadline)).max(1);
         let flags = flags | if is_args { frame::FLAG_ARGS } else { 0 };
         let call = self.next_number;
@@ -979,7 +985,7 @@ impl Client {
                 WaitMode::Latency if waited_ns < LATENCY_SPIN_NS => {}
                 WaitMode::Latency => rustix::thread::sched_yield(),
                 // From the first: the process may be waiting for this very core, and no answer takes less than two yields.
-                WaitMode::Balanced if waited_ns < BALANCED_LINGER_NS => rustix::thread::sched_yield(),
+                WaitMode::Balanced if waited_ns < self.linger_ns => rustix::thread::sched_yield(),
                 WaitMode::Balanced | WaitMode::Efficient => self.link.sleep(Duration::from_nanos(due_ns - now)),
             }
         }

@@ -336,6 +336,9 @@ impl Process {
                 for &event in &events {
                     self.on_event(now, event)?;
                 }
+            }
+            // Counted from here: a turn that sends a long answer is not a turn without work.
+            if found || worked {
                 idle_since_ns = now;
             }
         }
