@@ -104,13 +104,12 @@ impl Placement {
         self.cores.first().copied()
     }
 
-    /// The core of worker `number` (from 1), when pinned. With a core for everybody and for whoever calls the controller has its own;
-    /// with fewer the first worker shares with the controller, which hands it the core, or sleeps, while that worker works.
+    /// The core of worker `number` (from 1), when pinned: the controller's is taken last. With two cores the first worker has the one
+    /// where callers of this host run, who yield while they wait: measured, the controller then need not hand its core over at each call.
     #[must_use]
-    pub fn worker(&self, number: u8, workers: u8) -> Option<usize> {
+    pub fn worker(&self, number: u8) -> Option<usize> {
         let cores = self.cores.len();
-        let first = usize::from(cores > usize::from(workers) + 1);
-        (cores > 0).then(|| self.cores[(first + usize::from(number) - 1) % cores])
+        (cores > 0).then(|| self.cores[usize::from(number) % cores])
     }
 
     /// How a worker waits for the controller, and how two workers under a lease wait for each other, given their cores.
@@ -190,11 +189,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn on_two_cores_leased_workers_are_apart_and_the_first_shares_with_the_controller() {
+    fn on_two_cores_leased_workers_are_apart_and_the_second_shares_with_the_controller() {
         let placement = Placement::new(&Pin::Auto, WaitMode::Latency, &[0, 1], usize::MAX);
         assert_eq!(placement.controller(), Some(1));
-        assert_eq!((placement.worker(1, 2), placement.worker(2, 2)), (Some(1), Some(0)));
-        let leased = placement.patience(Some(1), Some(0), true, 3);
+        assert_eq!((placement.worker(1), placement.worker(2)), (Some(0), Some(1)));
+        let leased = placement.patience(Some(0), Some(1), true, 3);
         assert!(leased.spin_ns > 0 && leased.linger_ns < u64::MAX);
         assert_eq!(placement.patience(Some(1), Some(1), false, 3), Patience::YIELDING);
         assert_eq!(placement.patience(Some(0), Some(1), false, 3), Patience::YIELDING);
@@ -203,7 +202,7 @@ mod tests {
     #[test]
     fn with_cores_to_spare_everybody_has_its_own_and_spins() {
         let placement = Placement::new(&Pin::Auto, WaitMode::Latency, &[0, 1, 2, 3], usize::MAX);
-        let cores = [placement.controller(), placement.worker(1, 2), placement.worker(2, 2)];
+        let cores = [placement.controller(), placement.worker(1), placement.worker(2)];
         assert_eq!(cores, [Some(3), Some(2), Some(1)]);
         assert_eq!(placement.patience(Some(2), Some(3), false, 3).linger_ns, u64::MAX);
     }

@@ -40,7 +40,8 @@ use payload::{OutgoingBytes, Pool};
 /// How a client behaves.
 #[derive(Debug, Clone)]
 pub struct ClientConfig {
-    /// How `wait` waits: `latency` polls the socket, `balanced` polls for 100 us and then sleeps, `efficient` sleeps. Default `balanced`.
+    /// How `wait` waits: `latency` polls the socket and yields in between, `balanced` does so for 100 us (longer for a long input) and then
+    /// sleeps, `efficient` sleeps. Default `balanced`.
     pub wait: WaitMode,
     /// Deadline of each call, at most a day. Default 60 s.
     pub deadline: Duration,
@@ -324,8 +325,6 @@ const GRACE_NS: u64 = 50_000_000;
 const BALANCED_LINGER_NS: u64 = 100_000;
 const BYTES_PER_LINGER_NS: u64 = 4;
 const BALANCED_LINGER_NS_MAX: u64 = 1_000_000;
-/// Polling without yielding in `latency` mode.
-const LATENCY_SPIN_NS: u64 = 1_000_000;
 /// Frames taken before the clock is looked at: a process that sends without end holds nobody past a deadline.
 const FRAMES_PER_LOOK: usize = 64;
 /// Requests that wait for the next look at answers, bytes, before they are sent without it.
@@ -982,9 +981,8 @@ impl Client {
             }
             let waited_ns = now - since_ns;
             match self.config.wait {
-                WaitMode::Latency if waited_ns < LATENCY_SPIN_NS => {}
+                // From the first: a worker may be waiting for this very core, and no answer takes less than two yields.
                 WaitMode::Latency => rustix::thread::sched_yield(),
-                // From the first: the process may be waiting for this very core, and no answer takes less than two yields.
                 WaitMode::Balanced if waited_ns < self.linger_ns => rustix::thread::sched_yield(),
                 WaitMode::Balanced | WaitMode::Efficient => self.link.sleep(Duration::from_nanos(due_ns - now)),
             }

@@ -36,7 +36,7 @@ impl Process {
         // A worker that does not read must not stop us.
         rustix::io::ioctl_fionbio(&ours, true).map_err(|error| system("no socket for a worker")(error.into()))?;
         let participants = usize::from(self.config.workers) + 1;
-        let cpu = self.placement.worker(worker, self.config.workers);
+        let cpu = self.placement.worker(worker);
         let incarnation = self.incarnations;
         let welcome = WorkerWelcome {
             version: PROTOCOL_VERSION,

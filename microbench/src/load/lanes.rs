@@ -21,9 +21,6 @@ use crate::end::{is_stamped, nanoseconds, stamp};
 use crate::placement::{SPIN_BUDGET, Wait};
 use crate::worker::ECHO;
 
-/// Spinning for longer than this without an answer, `latency` yields: somebody may want this core.
-const SPIN: Duration = Duration::from_millis(1);
-
 /// Connections of which one system call tells which are ready.
 const EVENTS: usize = 64;
 
@@ -346,7 +343,8 @@ impl Target for Lanes {
         let until = until_ns.map_or(SLEEP_MAX, Duration::from_nanos);
         let left = if until_ns.is_some() { until.saturating_sub(now.duration_since(self.began)) } else { until };
         match self.wait {
-            Wait::Latency if idle < SPIN => std::hint::spin_loop(),
+            // A raw peer has the other core, and nobody waits for this one.
+            Wait::Latency if matches!(self.lanes[0], Lane::Raw(_)) => std::hint::spin_loop(),
             Wait::Latency => rustix::thread::sched_yield(),
             // As a client in this mode: the process may be waiting for this very core.
             Wait::Balanced if idle < SPIN_BUDGET => rustix::thread::sched_yield(),
