@@ -30,6 +30,14 @@ pub struct Moved {
     pub written_bytes: u64,
 }
 
+/// The core on which the last bytes of a connection arrived: of a sender on this host, its own (`SO_INCOMING_CPU` of socket(7)).
+///
+/// # Errors
+/// The system's.
+pub fn incoming_cpu(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    socket2::SockRef::from(&socket).cpu_affinity()
+}
+
 /// Asks the kernel how far a stream was moved: what arrived less what waits to be read (SIOCINQ), and what was acknowledged with what waits to
 /// be (SIOCOUTQ). For a socket that nobody moves just now. Of a peer that closed, its FIN counts as a byte read.
 ///

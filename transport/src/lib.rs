@@ -18,7 +18,7 @@ pub mod queue;
 pub mod reactor;
 pub mod tcp;
 
-pub use acknowledged::{Acknowledged, Moved};
+pub use acknowledged::{Acknowledged, Moved, incoming_cpu};
 pub use frame::{HEADER_BYTES, Header, KEY_BYTES_MAX, Key, Limits, Seal};
 pub use hello::{Credential, Role, Secret, Session};
 pub use tcp::{Bodies, Connection, Frame, Received, Scratch, TcpConfig, Terms};

@@ -2,7 +2,7 @@
 
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use praas_transport::hello::{Purpose, ResponderConfig};
@@ -373,6 +373,11 @@ impl Clients {
             self.dirty.push(index);
         }
         client.socket.resume(reactor, super::CLIENTS + index, received, sent).is_ok()
+    }
+
+    /// The socket of a connection.
+    pub(super) fn fd<'a>(&'a self, index: usize, reactor: &'a Carrier) -> Option<BorrowedFd<'a>> {
+        self.open.get(index).map(|client| client.socket.fd(reactor))
     }
 
     /// How far a connection was moved by whoever held it.

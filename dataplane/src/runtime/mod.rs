@@ -4,6 +4,7 @@
 //! One thread. It polls the workers' rings, executes what the controller wants, and waits on everything at once:
 //! sockets, the doorbell, pidfds, control sockets, queues, signals and the next timer.
 
+mod apart;
 mod actions;
 #[allow(unsafe_code, reason = "promises that bodies stay where they are")]
 mod body;
@@ -44,6 +45,7 @@ use crate::error::answer_did_not_fit;
 use crate::payload::BlockKey;
 use crate::placement::{Patience, Placement, Yields, quota_cores};
 use crate::wire::{self, Code, FromWorker, PROTOCOL_VERSION, ToWorker, WorkerWelcome, record};
+use apart::Apart;
 use body::{Bytes, Foreign, Heap, Payload, Quota, Store};
 use clients::{Came, Carrier, Clients};
 pub use error::ProcessError;
@@ -137,6 +139,7 @@ pub struct Process {
     yields: Yields,
     /// The connection that called last, and how often it was looked at since everything was.
     last_caller: Option<usize>,
+    apart: Apart,
     looks: u32,
     signals: std::os::unix::net::UnixStream,
     drain_until_ns: Option<u64>,
@@ -238,6 +241,7 @@ impl Process {
             handed_over: None,
             yields: Yields::default(),
             last_caller: None,
+            apart: Apart::default(),
             looks: 0,
             signals,
             drain_until_ns: None,
@@ -538,9 +542,24 @@ impl Process {
         let mut arrived = std::mem::take(&mut self.arrived);
         self.clients.serve(index, readable, &mut self.reactor, &mut self.store, &self.welcome, &mut arrived);
         let found = !arrived.is_empty();
+        if found && self.apart.is_due(now) {
+            self.keep_apart(now, index);
+        }
         self.take_in(now, index, &mut arrived);
         self.arrived = arrived;
         found
+    }
+
+    /// Where cores are few and nobody is pinned, the one that a client is at and ours are two.
+    fn keep_apart(&mut self, now: u64, caller: usize) {
+        let unpinned = self.config.wait == WaitMode::Balanced && self.placement.controller().is_none();
+        if !unpinned || self.placement.has_more_cores_than(self.seated.len() + 1) {
+            return;
+        }
+        let worker = self.handed_over.and_then(|(worker, _)| self.seats[usize::from(worker)].as_ref());
+        if let (Some(seat), Some(caller)) = (worker, self.clients.fd(caller, &self.reactor)) {
+            self.apart.look(now, caller, seat.child.pid());
+        }
     }
 
     /// What a connection brought.
