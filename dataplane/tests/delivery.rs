@@ -488,3 +488,43 @@ fn a8_results_beyond_the_memory_for_them_are_refused_and_not_run_again() {
     assert!(matches!(&error, InvokeError::Expired { text } if text.contains("may have run")), "{error}");
     assert_eq!(notes.of(1), 1);
 }
+
+fn is_readable(client: &Client, within: Duration) -> bool {
+    let within = Timespec { tv_sec: i64::try_from(within.as_secs()).unwrap(), tv_nsec: within.subsec_nanos().into() };
+    poll(&mut [PollFd::new(client, PollFlags::IN)], Some(&within)).unwrap() == 1
+}
+
+#[test]
+fn r6_requests_are_held_until_a_flush_and_the_descriptor_may_be_asked_for_late() {
+    let (_process, mut client) = start_workers(Ipc::Ring, 2, &[]);
+    let calls: Vec<_> = (0..3_u8).map(|n| client.submit("echo", vec![n]).unwrap()).collect();
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(is_readable(&client, Duration::from_secs(5)), "answers came before anybody asked for the descriptor");
+    for (n, call) in (0..).zip(calls) {
+        assert_eq!(&*client.wait(call).unwrap(), [n]);
+    }
+
+    client.cork();
+    for n in 0..200_u64 {
+        client.submit("echo", n.to_le_bytes().to_vec()).unwrap();
+    }
+    assert!(!is_readable(&client, Duration::from_millis(100)), "a held request was answered");
+    client.flush();
+    let mut answers = 0;
+    while client.in_flight() > 0 {
+        assert!(is_readable(&client, Duration::from_secs(5)), "{answers} of 200 answers");
+        answers += client.drain(&mut |_, result| assert!(result.is_ok(), "{result:?}"));
+    }
+    assert_eq!(answers, 200);
+
+    // Whoever asks for an answer has its request sent, and much is not held at all.
+    client.cork();
+    let call = client.submit("echo", b"held").unwrap();
+    assert_eq!(&*client.wait(call).unwrap(), b"held");
+    client.submit("echo", vec![7; 100_000]).unwrap();
+    assert!(is_readable(&client, Duration::from_secs(5)));
+    client.flush();
+    while client.in_flight() > 0 {
+        client.drain(&mut |_, result| assert!(result.is_ok(), "{result:?}"));
+    }
+}

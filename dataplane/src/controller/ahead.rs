@@ -21,7 +21,7 @@ pub(super) const UNKNOWN_NS: u64 = LOAD_NS / 2;
 const SHORT_NS: u64 = 10_000;
 /// Work that is packed with one worker before another is woken for it.
 const PACKED_NS: u64 = 200_000;
-/// A worker that packed calls wait for and that has not answered for so long is not at it any more.
+/// A worker that has not answered for so long is not at short calls: it gets no more, and what was packed is taken back.
 const LATE_NS: u64 = 1_000_000;
 
 impl<P: Keep> Controller<P> {
@@ -31,7 +31,8 @@ impl<P: Keep> Controller<P> {
             if matches!(self.calls[place(key)].from, Waiter::Worker { .. }) {
                 return;
             }
-            let Some(worker) = self.staff.least_laden(self.bounds.ahead_max, LOAD_NS, |_| true) else { return };
+            let is_at_it = |post: &Post| post.began_ns > now_ns.saturating_sub(LATE_NS);
+            let Some(worker) = self.staff.least_laden(self.bounds.ahead_max, LOAD_NS, is_at_it) else { return };
             self.queue.pop();
             self.dispatch(now_ns, worker, key);
         }
@@ -77,12 +78,20 @@ impl<P: Keep> Controller<P> {
         self.staff.ahead() > 0
     }
 
-    /// Somebody has nothing to do: takes calls from the worker that has most ahead. Whether there is one.
-    pub(super) fn relieve(&mut self) -> bool {
-        let is_packed = |post: &Post| self.bounds.packs && post.longest_ns() <= SHORT_NS;
-        let Some(worker) = self.staff.most_laden(|post| !is_packed(post)) else { return false };
-        self.withdraw(worker);
-        true
+    /// Somebody has nothing to do: takes calls from the worker that has most ahead, unless they are packed. Whether there is one.
+    pub(super) fn relieve(&mut self, now_ns: u64) -> bool {
+        let since_ns = now_ns.saturating_sub(LATE_NS);
+        let is_packed = |post: &Post| self.bounds.packs && post.longest_ns() <= SHORT_NS && post.began_ns > since_ns;
+        match self.staff.most_laden(|post| !is_packed(post)) {
+            Some(worker) => {
+                self.withdraw(worker);
+                true
+            }
+            None => {
+                self.look_at_packed(now_ns);
+                false
+            }
+        }
     }
 
     pub(super) fn withdraw(&mut self, worker: WorkerId) {

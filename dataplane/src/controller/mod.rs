@@ -535,7 +535,7 @@ impl<P: Keep> Controller<P> {
         if !self.queue.is_empty() {
             self.hand_out(now_ns);
             self.give_ahead(now_ns);
-        } else if !self.relieve() && self.staff.surplus(self.bounds.workers) {
+        } else if !self.relieve(now_ns) && self.staff.surplus(self.bounds.workers) {
             self.wake_by(now_ns + staff::SURPLUS_IDLE_NS);
         }
     }

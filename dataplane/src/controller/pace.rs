@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_batch_counts_by_its_mean_and_the_past_fades() {
+    fn a_batch_counts_by_its_mean_and_the_past_fades_and_one_lost_time_slice_says_little() {
         let mut pace = Pace::default();
         assert_eq!(pace.expected_ns(), None);
         pace.answered(1600);
@@ -44,8 +44,11 @@ mod tests {
         assert_eq!(pace.expected_ns(), Some(100));
         (0..300).for_each(|_| pace.answered(5000));
         assert!((4990..=5000).contains(&pace.expected_ns().unwrap()), "{pace:?}");
-        pace.answered(u64::MAX);
-        pace.answered(u64::MAX);
+        pace.answered(3_000_000);
+        assert!(pace.expected_ns() < Some(7000), "{pace:?}");
+        (0..200).for_each(|_| pace.answered(10_000_000));
+        assert!(pace.expected_ns() > Some(9_000_000), "{pace:?}");
+        (0..3000).for_each(|_| pace.answered(u64::MAX));
         assert!(pace.expected_ns() > Some(1 << 50));
     }
 }

@@ -4,8 +4,8 @@
 //! One thread. It polls the workers' rings, executes what the controller wants, and waits on everything at once:
 //! sockets, the doorbell, pidfds, control sockets, queues, signals and the next timer.
 
-mod apart;
 mod actions;
+mod apart;
 #[allow(unsafe_code, reason = "promises that bodies stay where they are")]
 mod body;
 mod clients;

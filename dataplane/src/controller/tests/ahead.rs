@@ -213,3 +213,99 @@ fn w7_calls_ahead_of_a_function_that_broke_are_refused_with_those_that_wait() {
     }
     assert_eq!((lost, broken), (5, 15));
 }
+
+/// Two workers who share cores, and a function that is known to be short.
+fn packing() -> Bench {
+    let mut bench = Bench::ready(Bounds {
+        workers: 2,
+        workers_max: 2,
+        ahead_max: 8,
+        packs: true,
+        queue_max: 100,
+        connection_calls_max: 100,
+        ..bounds()
+    });
+    bench.call(ECHO);
+    assert_eq!(bench.given().len(), 1, "nothing is known of it yet");
+    bench.now_ns += 1000;
+    let first = bench.controller.calls.iter().map(|(index, call)| key(index, call.uses)).next().expect("it runs");
+    bench.reply(1, first);
+    bench.did();
+    bench
+}
+
+fn workers(given: &[(WorkerId, CallKey)]) -> Vec<WorkerId> {
+    given.iter().map(|(worker, _)| *worker).collect()
+}
+
+#[test]
+fn short_calls_are_packed_and_long_or_nested_ones_are_not() {
+    let mut bench = packing();
+    bench.calls(4, ECHO);
+    let given = bench.given();
+    assert_eq!(workers(&given), [1, 1, 1, 1]);
+    for (worker, call) in given {
+        bench.reply(worker, call);
+    }
+    assert!(!bench.did().iter().any(|did| matches!(did, Did::Withdraw { .. })));
+    bench.calls(1, ECHO);
+    bench.calls(1, SLOW);
+    assert_eq!(workers(&bench.given()), [1, 2], "nobody knows that the second is short");
+
+    let mut bench = packing();
+    bench.calls(1, ECHO);
+    bench.ask(Caller::Worker { worker: 1, call: 1 }, ECHO, S, false);
+    assert_eq!(workers(&bench.given()), [1, 2]);
+
+    // Beyond what a worker may have the other is woken.
+    let mut bench = packing();
+    bench.calls(10, ECHO);
+    assert_eq!(workers(&bench.given()), [1, 1, 1, 1, 1, 1, 1, 1, 1, 2]);
+}
+
+#[test]
+fn packed_calls_wait_a_millisecond_for_one_that_turns_out_long() {
+    let mut bench = packing();
+    bench.calls(3, ECHO);
+    let given = bench.given();
+    assert_eq!(bench.tick(MS - 1), [], "worker 1 is at it for all we know");
+    assert!(bench.controller.wake_ns() <= bench.now_ns + 1);
+    assert_eq!(bench.tick(1), [Did::Withdraw { worker: 1 }]);
+    bench.come_back(1, &[given[1].1, given[2].1]);
+    let again = bench.given();
+    assert_eq!(again, [(2, given[1].1), (2, given[2].1)], "packed with the one that is at it now");
+    bench.calls(1, ECHO);
+    let more = bench.given();
+    assert_eq!(workers(&more), [2]);
+    bench.reply(2, given[1].1);
+    bench.reply(2, given[2].1);
+    bench.reply(2, more[0].1);
+    bench.reply(1, given[0].1);
+    bench.did();
+
+    // Also when nobody was idle while the calls were given.
+    let mut bench = packing();
+    bench.calls(1, SLOW);
+    bench.calls(3, ECHO);
+    let given = bench.given();
+    assert_eq!(workers(&given), [1, 2, 1, 2]);
+    bench.now_ns += MS / 2;
+    bench.reply(1, given[0].1);
+    bench.reply(1, given[2].1);
+    assert_eq!(bench.did().len(), 2, "it stays packed");
+    assert_eq!(bench.tick(MS / 2), [Did::Withdraw { worker: 2 }]);
+    bench.come_back(2, &[given[3].1]);
+    assert_eq!(bench.given(), [(1, given[3].1)]);
+}
+
+#[test]
+fn nothing_is_given_ahead_to_one_that_is_late() {
+    let mut bench = Bench::ready(Bounds { ahead_max: 2, ..bounds() });
+    bench.calls(1, SLOW);
+    let given = bench.given();
+    bench.tick(MS);
+    bench.calls(1, ECHO);
+    assert_eq!(bench.did(), []);
+    bench.reply(1, given[0].1);
+    assert_eq!(dispatches(&bench.did()).len(), 1);
+}

@@ -160,6 +160,7 @@ impl World {
             workers_max: workers + dice.below(3) as u8,
             queue_max: 1 + dice.below(30) as usize,
             ahead_max: dice.below(5) as usize,
+            packs: dice.one_in(2),
             connection_calls_max: 1 + dice.below(20) as u32,
             grace_ns: 100 * MS,
             start_ns: S,
