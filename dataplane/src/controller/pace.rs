@@ -2,8 +2,9 @@
 
 /// Answers that an estimate is the mean of: older ones count for half, then a quarter.
 const ANSWERS: u32 = 32;
-/// What one answer may be above four times the estimate: a worker that lost its core for a time slice says nothing about its function.
-const SLACK_NS: u64 = 10_000;
+/// An answer that takes longer than four times the estimate and this is a surprise. Alone it counts for no more than that: a worker that
+/// lost its core for a time slice says nothing about its function. The next one is believed.
+const SURPRISE_NS: u64 = 10_000;
 
 /// The recent mean of a function's time. Answers that come together share the time since the one before: only their mean
 /// means something.
@@ -11,13 +12,14 @@ const SLACK_NS: u64 = 10_000;
 pub(super) struct Pace {
     took_ns: u64,
     answers: u32,
+    surprised: bool,
 }
 
 impl Pace {
     pub(super) fn answered(&mut self, took_ns: u64) {
-        let took_ns = self
-            .expected_ns()
-            .map_or(took_ns, |expected_ns| took_ns.min(expected_ns.saturating_mul(4).saturating_add(SLACK_NS)));
+        let usual_ns = self.expected_ns().map_or(u64::MAX, |ns| ns.saturating_mul(4).saturating_add(SURPRISE_NS));
+        let was_surprised = std::mem::replace(&mut self.surprised, took_ns > usual_ns);
+        let took_ns = if was_surprised { took_ns } else { took_ns.min(usual_ns) };
         if self.answers >= ANSWERS {
             (self.took_ns, self.answers) = (self.took_ns / 2, self.answers / 2);
         }
@@ -46,9 +48,10 @@ mod tests {
         assert!((4990..=5000).contains(&pace.expected_ns().unwrap()), "{pace:?}");
         pace.answered(3_000_000);
         assert!(pace.expected_ns() < Some(7000), "{pace:?}");
-        (0..200).for_each(|_| pace.answered(10_000_000));
-        assert!(pace.expected_ns() > Some(9_000_000), "{pace:?}");
-        (0..3000).for_each(|_| pace.answered(u64::MAX));
+        (0..100).for_each(|_| pace.answered(5000));
+        (0..4).for_each(|_| pace.answered(5_000_000));
+        assert!(pace.expected_ns() > Some(300_000), "four in a row are no accident: {pace:?}");
+        (0..4).for_each(|_| pace.answered(u64::MAX));
         assert!(pace.expected_ns() > Some(1 << 50));
     }
 }
