@@ -19,6 +19,8 @@ pub(super) struct Alarm {
     due_ns: u64,
     /// Somebody asked for the descriptor. Until then a connected socket is left out: each arrival would call on the epoll, 0.1 to 0.2 us.
     is_polled: AtomicBool,
+    /// The socket could not be watched: the timer is always due.
+    is_blind: AtomicBool,
 }
 
 fn flags(reads: bool, writes: bool) -> epoll::EventFlags {
@@ -33,12 +35,20 @@ impl Alarm {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
         epoll::add(&epoll, &timer, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
-        Ok(Alarm { epoll, timer, due_ns: u64::MAX, is_polled: AtomicBool::new(false) })
+        Ok(Alarm {
+            epoll,
+            timer,
+            due_ns: u64::MAX,
+            is_polled: AtomicBool::new(false),
+            is_blind: AtomicBool::new(false),
+        })
     }
 
     /// Watches a socket from now on, until it is closed.
     pub(super) fn watch(&self, socket: impl AsFd, reads: bool, writes: bool) -> io::Result<()> {
-        Ok(epoll::add(&self.epoll, socket, epoll::EventData::new_u64(1), flags(reads, writes))?)
+        epoll::add(&self.epoll, socket, epoll::EventData::new_u64(1), flags(reads, writes))?;
+        self.is_blind.store(false, Ordering::Relaxed);
+        Ok(())
     }
 
     pub(super) fn watch_for(&self, socket: impl AsFd, writes: bool) {
@@ -64,7 +74,8 @@ impl Alarm {
             && let Some((socket, writes)) = socket
             && self.watch(socket, true, writes).is_err()
         {
-            // Short of memory: readable from now on is better than never.
+            // Short of memory: readable until there is another connection is better than never.
+            self.is_blind.store(true, Ordering::Relaxed);
             self.fire_at(1);
         }
     }
@@ -93,6 +104,7 @@ impl Alarm {
 
     /// Never, when `at_ns` is 0.
     fn fire_at(&self, at_ns: u64) {
+        let at_ns = if self.is_blind.load(Ordering::Relaxed) { 1 } else { at_ns };
         let at = Timespec {
             tv_sec: i64::try_from(at_ns / 1_000_000_000).unwrap_or(i64::MAX),
             tv_nsec: i64::try_from(at_ns % 1_000_000_000).expect("below a second"),

@@ -8,7 +8,8 @@
 //! nested one could come to wait for its own caller.
 //!
 //! Where workers share cores, short calls are *packed*: a worker that is at it gets them although another has nothing to do, which
-//! would have to be woken and then take the core from all others for longer than the calls last.
+//! would have to be woken and then take the core from all others for longer than the calls last. Those are taken back when the worker
+//! has not answered for a millisecond, and not before.
 
 use super::staff::Post;
 use super::{Action, CallKey, Controller, Keep, Outcome, Waiter, WorkerId, lane_of, place};
@@ -43,7 +44,8 @@ impl<P: Keep> Controller<P> {
         let idle = self.staff.idle()?;
         let call = &self.calls[place(key)];
         let is_short = |ns: u64| ns <= SHORT_NS;
-        let may_wait = self.bounds.packs && !matches!(call.from, Waiter::Worker { .. });
+        let has_room = self.queue.len() + self.staff.ahead() < self.bounds.queue_max;
+        let may_wait = self.bounds.packs && has_room && !matches!(call.from, Waiter::Worker { .. });
         if !may_wait || !is_short(self.expected_ns(call.function)) {
             return Some(idle);
         }
@@ -82,16 +84,12 @@ impl<P: Keep> Controller<P> {
     pub(super) fn relieve(&mut self, now_ns: u64) -> bool {
         let since_ns = now_ns.saturating_sub(LATE_NS);
         let is_packed = |post: &Post| self.bounds.packs && post.longest_ns() <= SHORT_NS && post.began_ns > since_ns;
-        match self.staff.most_laden(|post| !is_packed(post)) {
-            Some(worker) => {
-                self.withdraw(worker);
-                true
-            }
-            None => {
-                self.look_at_packed(now_ns);
-                false
-            }
+        let worker = self.staff.most_laden(|post| !is_packed(post));
+        if let Some(worker) = worker {
+            self.withdraw(worker);
         }
+        self.look_at_packed(now_ns);
+        worker.is_some()
     }
 
     pub(super) fn withdraw(&mut self, worker: WorkerId) {
@@ -111,6 +109,13 @@ impl<P: Keep> Controller<P> {
         self.staff.asked(worker);
         self.requeue(now_ns, calls);
         if has_none {
+            // Another first: this one has not even begun, perhaps for want of a core.
+            if self.bounds.packs
+                && let Some(other) = self.staff.idle()
+                && let Some(key) = self.queue.pop()
+            {
+                self.dispatch(now_ns, other, key);
+            }
             self.staff.on_time(worker);
             self.employ(now_ns, worker);
         }

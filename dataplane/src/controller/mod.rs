@@ -481,7 +481,7 @@ impl<P: Keep> Controller<P> {
         if deadline_ns <= now_ns {
             return refuse(Code::Timeout, "the deadline had passed when the call arrived".into());
         }
-        if self.queue.len() + self.staff.ahead() < self.bounds.queue_max {
+        if self.staff.idle().is_some() || self.queue.len() + self.staff.ahead() < self.bounds.queue_max {
             return Ok(None);
         }
         match self.queue.to_give_way(lane) {

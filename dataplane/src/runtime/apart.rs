@@ -29,7 +29,10 @@ impl Apart {
     pub(super) fn look(&mut self, now_ns: u64, caller: BorrowedFd<'_>, worker: i32) {
         self.due_ns = now_ns + LOOK_NS;
         let ours = sched_getcpu();
-        let Ok(callers) = praas_transport::incoming_cpu(caller) else { return };
+        // -1 where nothing was counted.
+        let Some(callers) = praas_transport::incoming_cpu(caller).ok().filter(|cpu| *cpu < CpuSet::MAX_CPU) else {
+            return;
+        };
         if callers == ours {
             let elsewhere = |allowed: &mut CpuSet| allowed.unset(ours);
             move_to(None, elsewhere);
@@ -47,13 +50,22 @@ impl Apart {
 }
 
 /// Lets a thread run only where `narrow` leaves it to, which moves it, and then wherever it was allowed to. Nothing happens when that leaves
-/// nowhere; errors leave things as they are.
+/// nowhere. A thread that it starts in the microseconds between stays there.
 fn move_to(thread: Option<Pid>, narrow: impl FnOnce(&mut CpuSet)) {
     let Ok(allowed) = sched_getaffinity(thread) else { return };
     let mut narrowed = allowed;
     narrow(&mut narrowed);
     if narrowed.count() > 0 && sched_setaffinity(thread, &narrowed).is_ok() {
         let _ = sched_setaffinity(thread, &allowed);
+    }
+}
+
+/// Has a worker run on this core from now on. An error leaves it where it is.
+pub(super) fn pin(worker: i32, core: usize) {
+    let mut cores = CpuSet::new();
+    cores.set(core);
+    if let Some(worker) = Pid::from_raw(worker) {
+        let _ = sched_setaffinity(Some(worker), &cores);
     }
 }
 

@@ -375,9 +375,10 @@ impl Clients {
         client.socket.resume(reactor, super::CLIENTS + index, received, sent).is_ok()
     }
 
-    /// The socket of a connection.
-    pub(super) fn fd<'a>(&'a self, index: usize, reactor: &'a Carrier) -> Option<BorrowedFd<'a>> {
-        self.open.get(index).map(|client| client.socket.fd(reactor))
+    /// The socket of a connection, when its client is on this host.
+    pub(super) fn local_fd<'a>(&'a self, index: usize, reactor: &'a Carrier) -> Option<BorrowedFd<'a>> {
+        let client = self.open.get(index).filter(|client| on_loopback(client.socket.peer_addr()))?;
+        Some(client.socket.fd(reactor))
     }
 
     /// How far a connection was moved by whoever held it.

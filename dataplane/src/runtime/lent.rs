@@ -24,6 +24,8 @@ pub(super) struct Lent {
     sent: u64,
     /// Where the stream was. `None`: the kernel does not say, so that nobody outlives its worker's death.
     moved: Option<Moved>,
+    /// Its worker left its core to the client, for ours.
+    is_away: bool,
     /// What its worker said at the last look.
     said: Option<LentConnection>,
     /// The header of a frame whose payload is to come.
@@ -81,11 +83,21 @@ impl Process {
             }
         };
         let moved = self.clients.moved(connection, &self.reactor);
-        let core = self.seats[usize::from(worker)].as_ref().and_then(|seat| seat.cpu);
-        let patience = self.placement.connection_patience(core);
+        let seat = self.seats[usize::from(worker)].as_ref();
+        let home = seat.and_then(|seat| seat.cpu);
+        // A client of this host waits on the core that brings its bytes. The worker, who is about to spin, keeps off it: ours is free meanwhile.
+        let is_callers = |home: &usize| praas_transport::incoming_cpu(socket.as_fd()).is_ok_and(|cpu| cpu == *home);
+        let away = home.filter(is_callers).and(self.placement.controller());
+        if let (Some(seat), Some(core)) = (seat, away) {
+            super::apart::pin(seat.child.pid(), core);
+        }
+        let patience = self.placement.connection_patience(away.or(home));
         let deadline_ns = self.config.deadline_ms * 1_000_000;
         let message = wire::LentConnection::new(lease, function, patience, deadline_ns, &terms);
-        self.lent.insert(worker, Lent { lease, received, sent, moved, said: None, forwarded: None });
+        self.lent.insert(
+            worker,
+            Lent { lease, received, sent, moved, is_away: away.is_some(), said: None, forwarded: None },
+        );
         self.lent_due_ns = self.lent_due_ns.min(now + LOOK_NS);
         tracing::debug!(connection, worker, lease, "connection lent");
         self.notify(worker, &ToWorker::Connection(Box::new(message)), &[socket.as_fd()]);
@@ -166,6 +178,11 @@ impl Process {
         let panicked = how == Return::Panicked;
         let connection = self.controller.connection_returned(now, worker, record.id(), in_order, panicked)?;
         let lent = self.lent.remove(&worker).ok_or(Violation("it returned a connection that it does not have"))?;
+        if let Some(Seat { child, cpu: Some(home), .. }) = &self.seats[usize::from(worker)]
+            && lent.is_away
+        {
+            super::apart::pin(child.pid(), *home);
+        }
         let counts = self.controller.lease_counts();
         tracing::debug!(connection, worker, ?how, ?counts, "connection returned");
         let Some(connection) = connection else { return Ok(()) };
@@ -245,8 +262,15 @@ mod tests {
     #[test]
     fn w1_n4_last_words_are_held_against_what_the_kernel_counted() {
         let moved = |read_bytes, written_bytes| Moved { read_bytes, written_bytes };
-        let lent =
-            Lent { lease: 5, received: 10, sent: 20, moved: Some(moved(1000, 2000)), said: None, forwarded: None };
+        let lent = Lent {
+            lease: 5,
+            received: 10,
+            sent: 20,
+            moved: Some(moved(1000, 2000)),
+            is_away: false,
+            said: None,
+            forwarded: None,
+        };
         let said = |lease, received, sent, read_bytes, written_bytes, deadline_ns| {
             Some(LentConnection { lease, received, sent, read_bytes, written_bytes, call: 7, deadline_ns })
         };

@@ -557,7 +557,8 @@ impl Process {
             return;
         }
         let worker = self.handed_over.and_then(|(worker, _)| self.seats[usize::from(worker)].as_ref());
-        if let (Some(seat), Some(caller)) = (worker, self.clients.fd(caller, &self.reactor)) {
+        // Bytes of another host arrive where its card's interrupts do.
+        if let (Some(seat), Some(caller)) = (worker, self.clients.local_fd(caller, &self.reactor)) {
             self.apart.look(now, caller, seat.child.pid());
         }
     }

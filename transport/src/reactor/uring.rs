@@ -884,7 +884,9 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
         bodies: &mut B,
     ) -> Result<Option<Frame<In>>, ConnectionError> {
         let inbound = &mut self.halves.inbound;
-        if !inbound.expects_long() || uring.socket(self.slot).receiving != Receiving::No {
+        let wanted = inbound.expects_long() || inbound.carries();
+        // Only while no request is under way: `arm` makes one when this finds nothing more, and by then nothing is carried.
+        if !wanted || uring.socket(self.slot).receiving != Receiving::No {
             return Ok(None);
         }
         let mut scratch = std::mem::take(&mut uring.scratch);

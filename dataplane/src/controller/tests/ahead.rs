@@ -309,3 +309,22 @@ fn nothing_is_given_ahead_to_one_that_is_late() {
     bench.reply(1, given[0].1);
     assert_eq!(dispatches(&bench.did()).len(), 1);
 }
+
+#[test]
+fn packed_calls_of_a_worker_that_does_not_begin_go_to_another() {
+    let mut bench = packing();
+    bench.calls(3, ECHO);
+    let given = bench.given();
+    assert_eq!(workers(&given), [1, 1, 1]);
+    assert_eq!(bench.tick(MS), [Did::Withdraw { worker: 1 }]);
+    bench.come_back(1, &[given[0].1, given[1].1, given[2].1]);
+    assert_eq!(workers(&bench.given()), [2, 2, 2], "they went back to worker 1 each millisecond");
+}
+
+#[test]
+fn what_is_packed_has_nobody_refused_while_a_worker_is_idle() {
+    let mut bench = packing();
+    bench.controller.bounds.queue_max = 1;
+    bench.calls(3, ECHO);
+    assert_eq!(workers(&bench.given()), [1, 1, 2]);
+}
