@@ -542,10 +542,10 @@ impl Process {
         let mut arrived = std::mem::take(&mut self.arrived);
         self.clients.serve(index, readable, &mut self.reactor, &mut self.store, &self.welcome, &mut arrived);
         let found = !arrived.is_empty();
+        self.take_in(now, index, &mut arrived);
         if found && self.apart.is_due(now) {
             self.keep_apart(now, index);
         }
-        self.take_in(now, index, &mut arrived);
         self.arrived = arrived;
         found
     }
@@ -571,6 +571,7 @@ impl Process {
                 clients::Event::Request { connection, call, function, budget_ns, terms, payload } => {
                     let from = Caller::Client { connection, call };
                     self.last_caller = Some(index);
+                    self.apart.came(payload.bytes.as_ref().len());
                     let deadline_ns = wire::deadline_ns(now, budget_ns, default_ns);
                     self.controller.request(now, Request { from, function, deadline_ns, terms, payload });
                 }
