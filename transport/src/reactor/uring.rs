@@ -7,7 +7,8 @@
 //! |-----------------------------------|------------------------------------------------------------------|-----------------|
 //! | short frames, an idle connection  | one multishot receive into buffers that the kernel picks          | payload, once   |
 //! | the head of a long frame          | one receive of just its bytes, likewise                           | nothing         |
-//! | a long payload, a piece           | one receive straight into its body (an arena block), waiting for all of it | nothing |
+//! | what is here already of a long payload | a `recvmsg` of its own, straight into its body               | nothing         |
+//! | the rest of it, a piece           | one receive straight into its body (an arena block), waiting for all of it | nothing |
 //! | frames out                        | one sendmsg of all that waits, from where it lies                 | nothing         |
 //! | a long payload, off the loopback  | one zero-copy sendmsg, where that saves something (`zero_copy`)   | what is short   |
 //! | a listener                        | one multishot accept                                              |                 |
@@ -945,7 +946,7 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
         };
         socket.receiving = receiving;
         // SAFETY: `Room` points into a body that `halves` own; it is `Owned`, so that its bytes stay where they are, and `inbound` is
-        // not touched before the completion (`receive` finds nothing arrived, and comes back here, where `receiving` says so).
+        // not touched before the completion (`receive` finds nothing arrived; `read` and this function do nothing unless `receiving` is `No`).
         // `close` hands the halves to the slot until then. The other two point to nothing; the buffers live as long as the ring.
         unsafe { uring.push(&entry.user_data(Op::Receive.of(slot))) };
     }
