@@ -213,6 +213,14 @@ impl Child {
         self.pid.as_raw_nonzero().get()
     }
 
+    /// Has the child's first thread run on these cores only, from now on.
+    ///
+    /// # Errors
+    /// As [`pin_current`].
+    pub fn pin(&self, cpus: &[usize]) -> io::Result<()> {
+        Ok(rustix::thread::sched_setaffinity(Some(self.pid), &cpu_set(cpus)?)?)
+    }
+
     /// Readable when the child has ended.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()

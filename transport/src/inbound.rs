@@ -366,11 +366,6 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>> Inbound<In> {
         self.long || self.frugal || !self.streams.is_empty()
     }
 
-    /// Frames that came with the last one wait here, before anything that is still to be read.
-    pub(crate) fn carries(&self) -> bool {
-        self.carry.is_some()
-    }
-
     /// From here on each read ends where a frame does: what is read before that is the last that was read beyond.
     pub(crate) fn read_no_further(&mut self) {
         self.frugal = true;

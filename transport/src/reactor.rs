@@ -507,7 +507,7 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
         }
     }
 
-    /// What it did so far. With io_uring `reads` and `writes` are completions and system calls of its own.
+    /// What it did so far. With io_uring `reads` and `writes` are completions.
     #[must_use]
     pub fn stats(&self) -> Stats {
         match &self.0 {

@@ -371,7 +371,7 @@ fn long_bodies_are_not_copied_once_they_are_expected() {
     });
 }
 
-/// What was read beyond a refused body stayed with the connection: io_uring had only ever been fed, and did not ask for it.
+/// A reactor that reads beyond a refused body has to look at that before it asks the kernel for more.
 #[test]
 fn n3_short_frames_right_behind_a_refused_one_arrive() {
     on_all(|way| {

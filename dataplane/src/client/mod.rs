@@ -981,10 +981,7 @@ impl Client {
                 since_ns = now;
             }
             let waited_ns = now - since_ns;
-            // Part of an answer is here: whoever sends the rest is at it on another core.
-            let comes = matches!(&self.link.phase, Phase::Up(connection) if connection.mid_frame());
             match self.config.wait {
-                WaitMode::Latency | WaitMode::Balanced if comes && waited_ns < self.linger_ns => {}
                 // From the first: a worker may be waiting for this very core, and no answer takes less than two yields.
                 WaitMode::Latency => rustix::thread::sched_yield(),
                 WaitMode::Balanced if waited_ns < self.linger_ns => rustix::thread::sched_yield(),

@@ -25,6 +25,11 @@ const PACKED_NS: u64 = 200_000;
 /// A worker that has not answered for so long is not at short calls: it gets no more, and what was packed is taken back.
 const LATE_NS: u64 = 1_000_000;
 
+/// Whether a worker has answered, or was given its first call, a moment ago.
+fn is_at_it(post: &Post, now_ns: u64) -> bool {
+    post.began_ns > now_ns.saturating_sub(LATE_NS)
+}
+
 impl<P: Keep> Controller<P> {
     /// Hands calls that wait to workers that are busy.
     pub(super) fn give_ahead(&mut self, now_ns: u64) {
@@ -32,8 +37,8 @@ impl<P: Keep> Controller<P> {
             if matches!(self.calls[place(key)].from, Waiter::Worker { .. }) {
                 return;
             }
-            let is_at_it = |post: &Post| post.began_ns > now_ns.saturating_sub(LATE_NS);
-            let Some(worker) = self.staff.least_laden(self.bounds.ahead_max, LOAD_NS, is_at_it) else { return };
+            let may = |post: &Post| is_at_it(post, now_ns);
+            let Some(worker) = self.staff.least_laden(self.bounds.ahead_max, LOAD_NS, may) else { return };
             self.queue.pop();
             self.dispatch(now_ns, worker, key);
         }
@@ -49,13 +54,8 @@ impl<P: Keep> Controller<P> {
         if !may_wait || !is_short(self.expected_ns(call.function)) {
             return Some(idle);
         }
-        let since_ns = now_ns.saturating_sub(LATE_NS);
-        let Some(busy) = self
-            .staff
-            .least_laden(self.bounds.ahead_max, PACKED_NS, |post| post.began_ns > since_ns && is_short(post.runs_ns))
-        else {
-            return Some(idle);
-        };
+        let may = |post: &Post| is_at_it(post, now_ns) && is_short(post.runs_ns);
+        let Some(busy) = self.staff.least_laden(self.bounds.ahead_max, PACKED_NS, may) else { return Some(idle) };
         self.wake_by(now_ns + LATE_NS);
         Some(busy)
     }
@@ -82,8 +82,7 @@ impl<P: Keep> Controller<P> {
 
     /// Somebody has nothing to do: takes calls from the worker that has most ahead, unless they are packed. Whether there is one.
     pub(super) fn relieve(&mut self, now_ns: u64) -> bool {
-        let since_ns = now_ns.saturating_sub(LATE_NS);
-        let is_packed = |post: &Post| self.bounds.packs && post.longest_ns() <= SHORT_NS && post.began_ns > since_ns;
+        let is_packed = |post: &Post| self.bounds.packs && post.longest_ns() <= SHORT_NS && is_at_it(post, now_ns);
         let worker = self.staff.most_laden(|post| !is_packed(post));
         if let Some(worker) = worker {
             self.withdraw(worker);

@@ -71,15 +71,6 @@ fn move_to(thread: Option<Pid>, narrow: impl FnOnce(&mut CpuSet)) {
     }
 }
 
-/// Has a worker run on this core from now on. An error leaves it where it is.
-pub(super) fn pin(worker: i32, core: usize) {
-    let mut cores = CpuSet::new();
-    cores.set(core);
-    if let Some(worker) = Pid::from_raw(worker) {
-        let _ = sched_setaffinity(Some(worker), &cores);
-    }
-}
-
 /// Where a process runs, or ran last: field 39 of /proc/PID/stat (proc_pid_stat(5)), after a name that may hold anything.
 fn cpu_of(pid: i32) -> Option<usize> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

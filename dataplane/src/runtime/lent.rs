@@ -89,7 +89,8 @@ impl Process {
         let is_callers = |home: &usize| praas_transport::incoming_cpu(socket.as_fd()).is_ok_and(|cpu| cpu == *home);
         let away = home.filter(is_callers).and(self.placement.controller());
         if let (Some(seat), Some(core)) = (seat, away) {
-            super::apart::pin(seat.child.pid(), core);
+            // Where it is slower is better than nowhere.
+            let _ = seat.child.pin(&[core]);
         }
         let patience = self.placement.connection_patience(away.or(home));
         let deadline_ns = self.config.deadline_ms * 1_000_000;
@@ -181,7 +182,7 @@ impl Process {
         if let Some(Seat { child, cpu: Some(home), .. }) = &self.seats[usize::from(worker)]
             && lent.is_away
         {
-            super::apart::pin(child.pid(), *home);
+            let _ = child.pin(&[*home]);
         }
         let counts = self.controller.lease_counts();
         tracing::debug!(connection, worker, ?how, ?counts, "connection returned");

@@ -7,8 +7,7 @@
 //! |-----------------------------------|------------------------------------------------------------------|-----------------|
 //! | short frames, an idle connection  | one multishot receive into buffers that the kernel picks          | payload, once   |
 //! | the head of a long frame          | one receive of just its bytes, likewise                           | nothing         |
-//! | what is here already of a long payload | a `recvmsg` of its own, straight into its body               | nothing         |
-//! | the rest of it, a piece           | one receive straight into its body (an arena block), waiting for all of it | nothing |
+//! | a long payload, a piece           | one receive straight into its body (an arena block), waiting for all of it | nothing |
 //! | frames out                        | one sendmsg of all that waits, from where it lies                 | nothing         |
 //! | a long payload, off the loopback  | one zero-copy sendmsg, where that saves something (`zero_copy`)   | what is short   |
 //! | a listener                        | one multishot accept                                              |                 |
@@ -37,9 +36,7 @@ use crate::Flush;
 use crate::frame::{Header, Limits};
 use crate::inbound::{Inbound, Wants};
 use crate::outbound::{FRAMES_PER_WRITE_MAX, Outbound, SHARED_BYTES_MIN};
-use crate::tcp::{
-    self, AtOnce, Bodies, Connection, ConnectionError, Frame, Scratch, SendError, Stats, TcpConfig, Terms,
-};
+use crate::tcp::{self, AtOnce, Bodies, Connection, ConnectionError, Frame, SendError, Stats, TcpConfig, Terms};
 
 /// Bytes that stay where they are.
 ///
@@ -226,7 +223,6 @@ pub(crate) struct Uring<In, Out> {
     pub(crate) zero_copy: ZeroCopy,
     pub(crate) zero_copy_stats: ZeroCopyStats,
     buried: Vec<Box<Halves<In, Out>>>,
-    scratch: Scratch<In>,
 }
 
 impl<In, Out> fmt::Debug for Uring<In, Out> {
@@ -305,7 +301,6 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Uring<In, Out> {
             starved: Vec::new(),
             files,
             flights: Vec::new(),
-            scratch: Scratch::default(),
             shares: Slab::new(),
             can_share,
             zero_copy: ZeroCopy::default(),
@@ -835,9 +830,6 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
         }
         loop {
             let Some(arrived) = uring.socket(self.slot).arrived.pop_front() else {
-                if let Some(frame) = self.read(uring, bodies)? {
-                    return Ok(Some(frame));
-                }
                 self.arm(uring);
                 return Ok(None);
             };
@@ -875,25 +867,6 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
                 return Ok(frame);
             }
         }
-    }
-
-    /// Reads what is here of a long payload, while the kernel receives nothing by itself: a request for each part, and its completion, cost
-    /// a twelfth more for 1 MiB. What is not here yet is left to a request, which is told of it.
-    fn read<B: Bodies<Body = In>>(
-        &mut self,
-        uring: &mut Uring<In, Out>,
-        bodies: &mut B,
-    ) -> Result<Option<Frame<In>>, ConnectionError> {
-        let inbound = &mut self.halves.inbound;
-        let wanted = inbound.expects_long() || inbound.carries();
-        // Only while no request is under way: `arm` makes one when this finds nothing more, and by then nothing is carried.
-        if !wanted || uring.socket(self.slot).receiving != Receiving::No {
-            return Ok(None);
-        }
-        let mut scratch = std::mem::take(&mut uring.scratch);
-        let frame = inbound.receive(&mut AtOnce(uring.socket(self.slot).fd.as_fd()), &mut scratch, bodies);
-        uring.scratch = scratch;
-        frame
     }
 
     /// Has the kernel receive what is wanted next, if it does not yet.
@@ -946,7 +919,7 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
         };
         socket.receiving = receiving;
         // SAFETY: `Room` points into a body that `halves` own; it is `Owned`, so that its bytes stay where they are, and `inbound` is
-        // not touched before the completion (`receive` finds nothing arrived; `read` and this function do nothing unless `receiving` is `No`).
+        // not touched before the completion (`receive` finds nothing arrived, and comes back here, where `receiving` says so).
         // `close` hands the halves to the slot until then. The other two point to nothing; the buffers live as long as the ring.
         unsafe { uring.push(&entry.user_data(Op::Receive.of(slot))) };
     }
