@@ -6,7 +6,8 @@
 //! |-------------------------------------------|----------------------------|---------------------------------|
 //! | one frame, payload <= [`SPARE_BYTES`]      | 1: head to the carry buffer, payload to the spare body | nothing |
 //! | a longer payload after a short one        | 1 + as many as the kernel needs, straight into its body | <= [`SPARE_BYTES`] |
-//! | a longer payload after another, a piece   | 1 for the head, then straight into its body | nothing |
+//! | a longer payload after another, the first piece | 1 for the head, then straight into its body | nothing |
+//! | a piece after a piece                     | its head with the end of the one before, then straight into its body | nothing |
 //! | many frames at once (the peer pipelines)  | 1 per [`CARRY_BYTES`]      | each payload once               |
 //!
 //! The spare body is loaned *ahead of* the read, which is how a small payload can be received in place before
@@ -179,6 +180,12 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>> Inbound<In> {
     /// The last read came back short: the kernel's buffer was empty a moment ago.
     pub(crate) fn drained(&self) -> bool {
         self.drained && self.carry.is_none()
+    }
+
+    /// Something was read that nobody has looked at.
+    #[inline]
+    pub(crate) fn carries(&self) -> bool {
+        self.carry.is_some()
     }
 
     /// The last `receive` stopped because it had done enough for one call.
@@ -628,6 +635,7 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>> Inbound<In> {
         self.frames_since_read = 0;
 
         match self.wants() {
+            Wants::Room if self.piece_follows() => self.fill_room_and_head(stream, scratch, bodies),
             Wants::Room => {
                 let room = self.room();
                 let room_bytes = room.len();
@@ -648,6 +656,40 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>> Inbound<In> {
                     Some(spare) => self.fill_in_place(spare, stream, scratch, bodies),
                     None => self.fill_carry(CARRY_BYTES, stream, scratch, bodies),
                 }
+            }
+        }
+    }
+
+    /// Whether what comes after the piece under way is, as a rule, the head of the next.
+    fn piece_follows(&self) -> bool {
+        match &self.state {
+            State::Piece { at, until, .. } => !self.frugal && (*until as u64) < self.streams[*at].header.payload_bytes,
+            _ => false,
+        }
+    }
+
+    /// As for [`Wants::Room`], and the head behind it: a system call less a piece.
+    fn fill_room_and_head<B: Bodies<Body = In>>(
+        &mut self,
+        stream: &mut impl Read,
+        scratch: &mut Scratch<In>,
+        bodies: &mut B,
+    ) -> Result<Fill<In>, ConnectionError> {
+        let mut carry = scratch.carry();
+        let room = self.room();
+        let room_bytes = room.len();
+        let mut slices = [IoSliceMut::new(room), IoSliceMut::new(&mut carry[..HEADER_BYTES])];
+        let outcome = read(|| stream.read_vectored(&mut slices));
+        match self.account(outcome, room_bytes + HEADER_BYTES) {
+            Ok(Some(count)) => {
+                let in_room = count.min(room_bytes);
+                self.move_on(in_room);
+                let frame = self.advance_through(carry, 0, count - in_room, scratch, bodies)?;
+                Ok(frame.map_or(Fill::Some, Fill::Frame))
+            }
+            nothing => {
+                scratch.carry = Some(carry);
+                nothing.map(|_| Fill::WouldBlock)
             }
         }
     }

@@ -291,6 +291,14 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Reactor<In, Out> {
         }
     }
 
+    /// What was asked for waits for the next [`Reactor::wait`] to begin. Never with epoll.
+    pub fn has_requests(&mut self) -> bool {
+        match &mut self.0 {
+            Inner::Epoll(_) => false,
+            Inner::Uring(uring) => uring.has_requests(),
+        }
+    }
+
     /// Takes back the bodies of sockets that were closed while the kernel still had them.
     pub fn reclaim<B: Bodies<Body = In>>(&mut self, bodies: &mut B, done: &mut dyn FnMut(Out)) {
         if let Inner::Uring(uring) = &mut self.0 {
@@ -324,8 +332,24 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
     ) -> Result<Option<Frame<In>>, ConnectionError> {
         match (&mut self.0, &mut reactor.0) {
             (Driven::Epoll(connection), _) => connection.receive(scratch, bodies),
-            (Driven::Uring(socket), Inner::Uring(uring)) => socket.receive(uring, bodies),
+            (Driven::Uring(socket), Inner::Uring(uring)) => socket.receive(uring, scratch, bodies),
             (Driven::Uring(_), Inner::Epoll(_)) => unreachable!("{}", OTHER_REACTOR),
+        }
+    }
+
+    /// From now on [`Socket::receive`] reads the socket itself, and no event tells that there is something to read: for an owner who looks
+    /// again and again, and is answered sooner than by way of a ring. Calls [`Socket::cool`] before it waits for events. Nothing with epoll,
+    /// which reads like that anyway.
+    pub fn heat(&mut self, reactor: &mut Reactor<In, Out>) {
+        if let (Driven::Uring(socket), Inner::Uring(uring)) = (&mut self.0, &mut reactor.0) {
+            socket.heat(uring);
+        }
+    }
+
+    /// Events tell of this socket again.
+    pub fn cool(&mut self, reactor: &mut Reactor<In, Out>) {
+        if let (Driven::Uring(socket), Inner::Uring(uring)) = (&mut self.0, &mut reactor.0) {
+            socket.cool(uring);
         }
     }
 
@@ -405,7 +429,7 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
     pub fn unfinished(&self) -> bool {
         match &self.0 {
             Driven::Epoll(connection) => connection.unfinished(),
-            Driven::Uring(_) => false,
+            Driven::Uring(socket) => socket.unfinished(),
         }
     }
 
@@ -415,8 +439,7 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
     pub fn drained(&self) -> bool {
         match &self.0 {
             Driven::Epoll(connection) => connection.drained(),
-            // It costs no system call to look, and looking is what has the kernel receive again.
-            Driven::Uring(_) => false,
+            Driven::Uring(socket) => socket.drained(),
         }
     }
 

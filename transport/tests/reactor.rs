@@ -54,17 +54,23 @@ impl Bodies for Counted {
 struct Way {
     kind: Kind,
     zero_copy: ZeroCopy,
+    /// Connections are read by their owner in between, and by the reactor again.
+    heats: bool,
 }
 
+const EPOLL: Way = Way { kind: Kind::Epoll, zero_copy: ZeroCopy::Auto, heats: false };
+const URING: Way = Way { kind: Kind::Uring, ..EPOLL };
 /// The kernel copies what a loopback carries, but no sooner than it must: pages are its own until the peer has acknowledged.
-const SHARING: Way = Way { kind: Kind::Uring, zero_copy: ZeroCopy::Always };
+const SHARING: Way = Way { zero_copy: ZeroCopy::Always, ..URING };
 
 /// Every way there is here.
 fn on_all(test: impl Fn(Way)) {
-    test(Way { kind: Kind::Epoll, zero_copy: ZeroCopy::Auto });
+    test(EPOLL);
     with_ring(|| {
-        test(Way { kind: Kind::Uring, zero_copy: ZeroCopy::Auto });
+        test(URING);
+        test(Way { heats: true, ..URING });
         test(SHARING);
+        test(Way { heats: true, ..SHARING });
     });
 }
 
@@ -102,6 +108,9 @@ struct Echo {
     /// Connections that are not read for now.
     ignored: Vec<usize>,
     frames: usize,
+    heats: bool,
+    hot: Vec<usize>,
+    turns: usize,
 }
 
 impl Echo {
@@ -129,6 +138,9 @@ impl Echo {
             returned: 0,
             ignored: Vec::new(),
             frames: 0,
+            heats: way.heats,
+            hot: Vec::new(),
+            turns: 0,
         }
     }
 
@@ -148,10 +160,20 @@ impl Echo {
     }
 
     fn turn(&mut self) {
+        self.turns += 1;
+        for token in self.hot.clone() {
+            self.serve(token);
+        }
+        // Nobody sleeps while a connection is hot.
+        if self.turns.is_multiple_of(3) {
+            for token in std::mem::take(&mut self.hot) {
+                self.open.get_mut(&token).into_iter().for_each(|socket| socket.cool(&mut self.reactor));
+            }
+        }
+        let patience = if self.hot.is_empty() { Duration::from_millis(20) } else { Duration::ZERO };
         let mut events: Vec<Event> = Vec::new();
-        self.reactor.wait(&mut events, Some(Duration::from_millis(20))).expect("a reactor");
-        let (scratch, bodies, returned) = (&mut self.scratch, &mut self.bodies, &mut self.returned);
-        self.reactor.reclaim(bodies, &mut |body| scribble(body, returned));
+        self.reactor.wait(&mut events, Some(patience)).expect("a reactor");
+        self.reactor.reclaim(&mut self.bodies, &mut |body| scribble(body, &mut self.returned));
         for event in events {
             if event.token == LISTENER {
                 while let Some(stream) = self.reactor.accept(&self.listener, LISTENER).expect("descriptors") {
@@ -167,35 +189,49 @@ impl Echo {
                 }
                 continue;
             }
-            if self.ignored.contains(&event.token) {
-                continue;
+            self.serve(event.token);
+            if self.heats
+                && self.turns.is_multiple_of(2)
+                && !self.hot.contains(&event.token)
+                && let Some(socket) = self.open.get_mut(&event.token)
+            {
+                socket.heat(&mut self.reactor);
+                self.hot.push(event.token);
             }
-            let Some(socket) = self.open.get_mut(&event.token) else { continue };
-            let mut alive = socket.flush(&mut self.reactor, &mut |body| scribble(body, returned)).is_ok();
-            while alive {
-                match socket.receive(&mut self.reactor, scratch, bodies) {
-                    Ok(Some(frame)) => {
-                        let body = match frame.body {
-                            // It is the peer's now.
-                            Received::Whole(body) => {
-                                bodies.on_loan -= 1;
-                                body
-                            }
-                            Received::Refused { .. } if bodies.refused_bytes.is_some() => Vec::new(),
-                            Received::Refused { .. } => panic!("refused: {:?}", frame.header),
-                        };
-                        self.frames += 1;
-                        socket.queue(&frame.header, &frame.key, body).expect("room");
-                    }
-                    Ok(None) => break,
-                    Err(_) => alive = false,
+        }
+    }
+
+    /// Reads and writes what a connection has.
+    fn serve(&mut self, token: usize) {
+        if self.ignored.contains(&token) {
+            return;
+        }
+        let (scratch, bodies, returned) = (&mut self.scratch, &mut self.bodies, &mut self.returned);
+        let Some(socket) = self.open.get_mut(&token) else { return };
+        let mut alive = socket.flush(&mut self.reactor, &mut |body| scribble(body, returned)).is_ok();
+        while alive {
+            match socket.receive(&mut self.reactor, scratch, bodies) {
+                Ok(Some(frame)) => {
+                    let body = match frame.body {
+                        // It is the peer's now.
+                        Received::Whole(body) => {
+                            bodies.on_loan -= 1;
+                            body
+                        }
+                        Received::Refused { .. } if bodies.refused_bytes.is_some() => Vec::new(),
+                        Received::Refused { .. } => panic!("refused: {:?}", frame.header),
+                    };
+                    self.frames += 1;
+                    socket.queue(&frame.header, &frame.key, body).expect("room");
                 }
+                Ok(None) => break,
+                Err(_) => alive = false,
             }
-            alive = alive && socket.flush(&mut self.reactor, &mut |body| scribble(body, returned)).is_ok();
-            if !alive {
-                let socket = self.open.remove(&event.token).expect("seen above");
-                socket.close(&mut self.reactor, bodies, &mut |body| scribble(body, returned));
-            }
+        }
+        alive = alive && socket.flush(&mut self.reactor, &mut |body| scribble(body, returned)).is_ok();
+        if !alive {
+            let socket = self.open.remove(&token).expect("seen above");
+            socket.close(&mut self.reactor, bodies, &mut |body| scribble(body, returned));
         }
     }
 
@@ -404,6 +440,112 @@ fn n3_short_frames_right_behind_a_refused_one_arrive() {
             }
         });
         echo.until(client);
+        echo.finish();
+    });
+}
+
+/// The bytes of call 0 as a peer would send them, with content of so many bytes.
+fn bytes_of(bytes: usize) -> Vec<u8> {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let mut connection = plain(TcpStream::connect(listener.local_addr().expect("bound")).expect("it listens"));
+    let (mut far, _) = listener.accept().expect("it connected");
+    let reader = std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        far.read_to_end(&mut bytes).expect("a peer");
+        bytes
+    });
+    let header = Header { kind: 1, ..Header::default() };
+    connection.queue(&header, b"key", content(0, bytes)).expect("room");
+    while connection.flush(&mut drop).expect("a peer") != Flush::Done {}
+    drop(connection);
+    reader.join().expect("no panic")
+}
+
+/// N3: what the kernel has received and nobody has looked at stays what it is when a connection cools: asked again at once, the kernel would put the
+/// next bytes over it.
+#[test]
+fn n3_what_came_before_a_connection_cooled_is_not_received_over() {
+    with_ring(|| {
+        let mut echo = Echo::new(URING);
+        let (mut stream, token) = echo.speak(None, &[]);
+        let bytes = bytes_of(1 << 20);
+        // The opening of the stream and the beginning of its first piece: the kernel receives the next 128 KiB into the body.
+        let (begun, rest) = bytes.split_at(1_000);
+        let received = &rest[..128 << 10];
+        stream.write_all(begun).expect("a peer");
+        while !echo.open[&token].in_pieces() {
+            echo.turn();
+        }
+        echo.turn_for(Duration::from_millis(50));
+        echo.open.get_mut(&token).expect("it is open").heat(&mut echo.reactor);
+        stream.write_all(received).expect("a peer");
+        let mut events = Vec::new();
+        while events.is_empty() {
+            echo.reactor.wait(&mut events, Some(PATIENCE)).expect("a reactor");
+        }
+        echo.open.get_mut(&token).expect("it is open").cool(&mut echo.reactor);
+        let client = std::thread::spawn(move || {
+            stream.write_all(&bytes[1_000 + (128 << 10)..]).expect("a peer");
+            receive(plain(stream), &[1 << 20]);
+        });
+        echo.turn_for(Duration::from_millis(20));
+        echo.serve(token);
+        echo.until(client);
+        echo.finish();
+    });
+}
+
+/// A hot connection is read by its owner, of whom no event tells; cold again, the kernel is asked for more only when what its owner has read is
+/// taken, and then in order.
+#[test]
+fn n3_a_hot_connection_brings_no_event_and_a_cold_one_what_was_read_before_first() {
+    with_ring(|| {
+        let mut echo = Echo::new(URING);
+        let (stream, token) = echo.speak(None, &[]);
+        let mut peer = plain(stream);
+        let Echo { reactor, open, scratch, bodies, .. } = &mut echo;
+        let socket = open.get_mut(&token).expect("it is open");
+        let mut say = |calls: std::ops::Range<u64>| {
+            for call in calls {
+                let header = Header { kind: 1, call, ..Header::default() };
+                peer.queue(&header, b"key", vec![7; 100]).expect("room");
+            }
+            assert_eq!(peer.flush(&mut drop).expect("a peer"), Flush::Done);
+        };
+        let mut hear = |socket: &mut Socket<_, _>, reactor: &mut _| {
+            let frame = socket.receive(reactor, scratch, bodies).expect("a peer")?;
+            bodies.on_loan -= 1;
+            Some(frame.header.call)
+        };
+        let wait = |reactor: &mut Reactor<_, _>, longest| {
+            let mut events = Vec::new();
+            let begun = Instant::now();
+            while events.is_empty() && begun.elapsed() < longest {
+                reactor.wait(&mut events, Some(longest)).expect("a reactor");
+            }
+            events.len()
+        };
+        socket.heat(reactor);
+        assert_eq!(wait(reactor, PATIENCE), 1, "the receive before is over");
+        assert_eq!(hear(socket, reactor), None);
+        say(0..4);
+        assert_eq!(wait(reactor, Duration::from_millis(50)), 0, "who is read is not told of");
+        let heard = [hear(socket, reactor), hear(socket, reactor)];
+        socket.cool(reactor);
+        say(4..6);
+        // The first two are heard, the next two are read, and the last two come after them.
+        let mut rest = Vec::new();
+        let begun = Instant::now();
+        while rest.len() < 4 {
+            assert!(begun.elapsed() < PATIENCE, "only {heard:?} and {rest:?}");
+            rest.extend(hear(socket, reactor));
+            let _ = wait(reactor, Duration::from_millis(1));
+        }
+        assert_eq!((heard, &rest[..]), ([Some(0), Some(1)], &[2, 3, 4, 5][..]));
+        assert_eq!(hear(socket, reactor), None);
+        say(6..7);
+        assert_eq!(wait(reactor, PATIENCE), 1, "told of again");
+        assert_eq!(hear(socket, reactor), Some(6));
         echo.finish();
     });
 }
@@ -683,7 +825,7 @@ fn n4_a_reactor_dropped_with_sends_without_a_copy_under_way_is_gone_soon() {
 fn a_connection_whose_bytes_are_copied_all_the_same_gives_up() {
     with_ring(|| {
         in_all_places(|cable| {
-            let mut echo = Echo::at(Way { kind: Kind::Uring, zero_copy: ZeroCopy::Auto }, cable);
+            let mut echo = Echo::at(URING, cable);
             let (stream, token) = echo.speak(cable, &[1_000_000; 8]);
             let reader = std::thread::spawn(move || receive(plain(stream), &[1_000_000; 16]));
             let begun = Instant::now();

@@ -8,6 +8,7 @@
 //! | short frames, an idle connection  | one multishot receive into buffers that the kernel picks          | payload, once   |
 //! | the head of a long frame          | one receive of just its bytes, likewise                           | nothing         |
 //! | a long payload, a piece           | one receive straight into its body (an arena block), waiting for all of it | nothing |
+//! | a hot connection                  | nothing: its owner, who is awake, reads it by system calls        | nothing         |
 //! | frames out                        | one sendmsg of all that waits, from where it lies                 | nothing         |
 //! | a long payload, off the loopback  | one zero-copy sendmsg, where that saves something (`zero_copy`)   | what is short   |
 //! | a listener                        | one multishot accept                                              |                 |
@@ -36,7 +37,9 @@ use crate::Flush;
 use crate::frame::{Header, Limits};
 use crate::inbound::{Inbound, Wants};
 use crate::outbound::{FRAMES_PER_WRITE_MAX, Outbound, SHARED_BYTES_MIN};
-use crate::tcp::{self, AtOnce, Bodies, Connection, ConnectionError, Frame, SendError, Stats, TcpConfig, Terms};
+use crate::tcp::{
+    self, AtOnce, Bodies, Connection, ConnectionError, Frame, Scratch, SendError, Stats, TcpConfig, Terms,
+};
 
 /// Bytes that stay where they are.
 ///
@@ -70,6 +73,8 @@ const REPORT_USAGE: u16 = 1 << 3;
 const USAGE_COPIED: u32 = 1 << 31;
 /// Longest backlog that is written by a system call of its own, bytes.
 const DIRECT_SEND_BYTES_MAX: u64 = 16 << 10;
+/// The same of a connection whose owner is awake for it.
+const HOT_SEND_BYTES_MAX: u64 = 8 << 20;
 /// How often the kernel is asked whether a cancelled receive is over. It is by the second, as a rule.
 const CANCEL_LOOKS: u32 = 4;
 /// Buffers that may be full of one connection's bytes before they are copied out, so that it does not take those of others.
@@ -432,7 +437,7 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Uring<In, Out> {
             self.socket(slot).fixed = fixed;
         }
         let halves = ManuallyDrop::new(Box::new(Halves { inbound, outbound }));
-        let mut socket = Socket { slot, halves, peer_addr, lent: false };
+        let mut socket = Socket { slot, halves, peer_addr, lent: false, heat: Heat::Cold };
         socket.arm(self);
         Ok(socket)
     }
@@ -479,6 +484,11 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Uring<In, Out> {
         self.feed_the_starved();
         self.tell(events);
         Ok(())
+    }
+
+    /// Requests are written that the kernel has not been told of.
+    pub(crate) fn has_requests(&mut self) -> bool {
+        !self.ring.submission().is_empty()
     }
 
     /// Hands in what is written and takes what is done, without waiting.
@@ -811,6 +821,18 @@ pub(crate) struct Socket<In, Out> {
     peer_addr: SocketAddr,
     /// Somebody else reads and writes it.
     lent: bool,
+    heat: Heat,
+}
+
+/// Who reads a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Heat {
+    /// The kernel, for the ring.
+    Cold,
+    /// The kernel, until what it was asked for is over; then its owner.
+    Warm,
+    /// Its owner, by system calls. Nothing is received for the ring.
+    Hot,
 }
 
 impl<In, Out> fmt::Debug for Socket<In, Out> {
@@ -823,17 +845,29 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
     pub(crate) fn receive<B: Bodies<Body = In>>(
         &mut self,
         uring: &mut Uring<In, Out>,
+        scratch: &mut Scratch<In>,
         bodies: &mut B,
     ) -> Result<Option<Frame<In>>, ConnectionError> {
         if self.lent {
             return Ok(None);
         }
         loop {
-            let Some(arrived) = uring.socket(self.slot).arrived.pop_front() else {
-                self.arm(uring);
-                return Ok(None);
-            };
+            let socket = uring.socket(self.slot);
             let inbound = &mut self.halves.inbound;
+            // What was read directly comes before what the ring receives after it.
+            if inbound.carries()
+                && let Some(frame) = inbound.receive_within(0, &mut AtOnce(socket.fd.as_fd()), scratch, bodies)?
+            {
+                return Ok(Some(frame));
+            }
+            let Some(arrived) = socket.arrived.pop_front() else {
+                if self.heat == Heat::Cold || socket.receiving != Receiving::No {
+                    self.arm(uring);
+                    return Ok(None);
+                }
+                self.heat = Heat::Hot;
+                return inbound.receive(&mut AtOnce(socket.fd.as_fd()), scratch, bodies);
+            };
             let frame = match arrived {
                 Arrived::Buffer(mut filled) => {
                     let mut input = uring.buffers.bytes(&filled);
@@ -869,13 +903,31 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
         }
     }
 
+    /// From now on [`Socket::receive`] reads the socket itself, and no event tells that there is something. For an owner who looks again
+    /// and again, until [`Socket::cool`].
+    pub(crate) fn heat(&mut self, uring: &mut Uring<In, Out>) {
+        if self.lent || self.heat != Heat::Cold {
+            return;
+        }
+        self.heat = Heat::Warm;
+        uring.end_multishot(self.slot);
+    }
+
+    /// The kernel receives again, and events tell of it.
+    pub(crate) fn cool(&mut self, uring: &mut Uring<In, Out>) {
+        if std::mem::replace(&mut self.heat, Heat::Cold) != Heat::Cold && !self.lent {
+            self.arm(uring);
+        }
+    }
+
     /// Has the kernel receive what is wanted next, if it does not yet.
     fn arm(&mut self, uring: &mut Uring<In, Out>) {
         let slot = self.slot;
         let socket = uring.socket(slot);
         // What a receive under way points to is left alone.
         let may_look = matches!(socket.receiving, Receiving::No | Receiving::Multishot { cancelled: false });
-        if socket.starved || !may_look {
+        // What has come and was not taken is taken first, and moves what is wanted next: who stopped there calls `receive` again.
+        if socket.starved || !may_look || !socket.arrived.is_empty() || self.halves.inbound.carries() {
             return;
         }
         let wants = match self.halves.inbound.wants() {
@@ -919,7 +971,8 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
         };
         socket.receiving = receiving;
         // SAFETY: `Room` points into a body that `halves` own; it is `Owned`, so that its bytes stay where they are, and `inbound` is
-        // not touched before the completion (`receive` finds nothing arrived, and comes back here, where `receiving` says so).
+        // not touched before the completion: nothing is arrived or carried now (seen above), so that `receive` finds nothing to feed it
+        // with, and reads nothing itself while `receiving`.
         // `close` hands the halves to the slot until then. The other two point to nothing; the buffers live as long as the ring.
         unsafe { uring.push(&entry.user_data(Op::Receive.of(slot))) };
     }
@@ -954,7 +1007,9 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
         }
         // What one system call sends now is not worth a request: its completion would come as an event of its own. More goes by
         // itself, beside whatever we do meanwhile.
-        if !outbound.is_empty() && outbound.unsent_bytes() <= DIRECT_SEND_BYTES_MAX {
+        let is_hot = self.heat == Heat::Hot && !socket.shares.are_wanted();
+        let direct_bytes_max = if is_hot { HOT_SEND_BYTES_MAX } else { DIRECT_SEND_BYTES_MAX };
+        if !outbound.is_empty() && outbound.unsent_bytes() <= direct_bytes_max {
             let fd = uring.socket(self.slot).fd.as_fd();
             let _ = outbound.flush(&mut AtOnce(fd), done)?;
         }
@@ -1069,7 +1124,7 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
         if socket.receiving != Receiving::No || !socket.arrived.is_empty() {
             return None;
         }
-        self.lent = true;
+        (self.lent, self.heat) = (true, Heat::Cold);
         Some(tcp::terms_of(&self.halves.inbound, &self.halves.outbound))
     }
 
@@ -1102,6 +1157,15 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
 
     pub(crate) fn in_pieces(&self) -> bool {
         self.halves.inbound.in_pieces()
+    }
+
+    pub(crate) fn unfinished(&self) -> bool {
+        self.heat == Heat::Hot && self.halves.inbound.unfinished()
+    }
+
+    /// Of what the ring brings nothing is known: it costs no system call to look, and looking is what has the kernel receive again.
+    pub(crate) fn drained(&self) -> bool {
+        self.heat == Heat::Hot && self.halves.inbound.drained()
     }
 
     pub(crate) fn stats(&self) -> Stats {

@@ -78,6 +78,11 @@ impl Shares {
         }
     }
 
+    /// Whether long bodies are sent without a copy.
+    pub(super) fn are_wanted(&self) -> bool {
+        self.wanted
+    }
+
     /// The number of a send that begins.
     pub(super) fn begin(&mut self) -> u64 {
         self.begun += 1;
