@@ -5,12 +5,12 @@ mod support;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use praas_dataplane::{InvokeError, Ipc, LocalProcess};
+use praas_dataplane::{Client, InvokeError, Ipc, LaunchConfig, LocalProcess, WaitMode};
 use support::refusal::{Step, without_io_uring, without_step};
 use support::started::Started;
 use support::{
-    PATIENCE, children, connect, has_flag, launch_config, lives, on_both_reactors, process_program, signal, start_with,
-    wait_until,
+    PATIENCE, children, connect, content, has_flag, launch_config, lives, on_both_reactors, process_program, signal,
+    start_with, wait_until,
 };
 
 /// Errnos with which kernels and sandboxes refuse.
@@ -310,4 +310,92 @@ fn x7_mappings_that_run_out_while_it_serves_cost_a_worker_at_most() {
         calls.into_iter().for_each(|call| assert_eq!(&*client.wait(call).expect("an answer"), b"slept"));
         println!("two calls at once in {:?}", begun.elapsed());
     });
+}
+
+/// R1, R7: a connection that calls again and again is read without the ring, until the process sleeps or another calls. Nobody is forgotten in
+/// between.
+#[test]
+fn r1_r7_connections_that_turn_hot_and_cold_are_answered_at_once() {
+    const SOON: Duration = Duration::from_millis(500);
+    on_both_reactors(|reactor| {
+        let (process, mut hot) = reactor.start(2, &[]);
+        let mut other = connect(&process);
+        let call = |client: &mut Client, seed: u64, bytes: usize| {
+            let begun = Instant::now();
+            let input = content(seed, bytes);
+            assert!(*client.invoke("echo", &*input).expect("an answer") == *input, "{bytes} bytes changed");
+            assert!(begun.elapsed() < SOON, "{bytes} bytes took {:?}", begun.elapsed());
+        };
+        let sizes = [64, 64, 5_000, 64, 100_000, 64, 300_000, 1 << 20];
+        for burst in 0..60 {
+            for at in 0..40 {
+                call(&mut hot, at, 64);
+            }
+            // One after the other in the middle of it, alone and both.
+            call(&mut hot, burst as u64, sizes[burst % sizes.len()]);
+            call(&mut other, burst as u64, sizes[burst / 3 % sizes.len()]);
+            let tickets = [&mut hot, &mut other].map(|client| client.submit("echo", "both").expect("room"));
+            for (client, ticket) in [&mut hot, &mut other].into_iter().zip(tickets) {
+                assert_eq!(*client.wait(ticket).expect("an answer"), *b"both");
+            }
+            std::thread::sleep(Duration::from_micros([0, 120, 2_000][burst % 3]));
+        }
+    });
+}
+
+/// N3: short calls of one connection in the middle of the long payloads of others, each of which is read by the process itself as long as nobody else calls.
+#[test]
+fn n3_long_payloads_and_short_calls_of_others_stay_whole() {
+    on_both_reactors(|reactor| {
+        let (process, _client) = reactor.start(2, &[]);
+        std::thread::scope(|scope| {
+            for (lane, bytes, calls) in [(1_u64, 1 << 20, 150), (2, 700_000, 200), (3, 64, 4_000), (4, 20_000, 2_000)] {
+                let mut client = connect(&process);
+                scope.spawn(move || {
+                    for call in 0..calls {
+                        let input = content(lane << 32 | call, bytes);
+                        let answer = client.invoke("echo", &*input).expect("an answer");
+                        assert!(*answer == *input, "call {call} of {bytes} bytes changed");
+                        if call % 50 == 0 {
+                            std::thread::sleep(Duration::from_millis(1));
+                        }
+                    }
+                });
+            }
+        });
+    });
+}
+
+/// The cores a worker may run on.
+fn cores_of(pid: u32) -> Vec<usize> {
+    let allowed =
+        rustix::thread::sched_getaffinity(rustix::process::Pid::from_raw(pid.cast_signed())).expect("it lives");
+    (0..rustix::thread::CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)).collect()
+}
+
+/// With two cores the worker of a client of this host is where the client is while payloads are short, and where the controller is while they are
+/// long (`docs/decisions/0024`).
+#[test]
+fn on_two_cores_a_worker_is_where_its_payloads_are_not_copied() {
+    let cores = cores_of(0);
+    if cores.len() != 2 {
+        println!("skipped: needs two cores, and there are {}", cores.len());
+        return;
+    }
+    let mut config = LaunchConfig { wait: WaitMode::Latency, workers: 1, workers_max: 1, ..launch_config(Ipc::Ring) };
+    // A worker with a connection is where that wants it.
+    config.args.retain(|arg| !arg.starts_with("--lease-connections"));
+    let (process, mut client) = start_with(&config);
+    let worker = children(process.pid())[0];
+    let controllers = cores_of(process.pid());
+    assert_eq!(controllers.len(), 1, "pinned");
+    for bytes in [1 << 20, 64, 300_000, 64] {
+        let input = content(1, bytes);
+        let begun = Instant::now();
+        let is_long = bytes > 64;
+        while (cores_of(worker) == controllers) != is_long {
+            assert!(begun.elapsed() < PATIENCE, "{bytes} bytes: on {:?} for long", cores_of(worker));
+            assert!(*client.invoke("echo", &*input).expect("an answer") == *input);
+        }
+    }
 }

@@ -159,6 +159,11 @@ impl<P: Keep> Controller<P> {
         }
     }
 
+    /// Whether workers have workers of their own.
+    pub(crate) fn has_leases(&self) -> bool {
+        !self.leases.is_empty()
+    }
+
     /// `dead` was one end of leases. Its callers learn of it as of any death; its callees are watched until they let go.
     pub(super) fn leases_of_the_dead(&mut self, now_ns: u64, dead: WorkerId) {
         let touched: Vec<u64> = self

@@ -62,6 +62,7 @@ impl Process {
         }
         self.sent = sent;
         for connection in gone {
+            self.forget(clients::index(connection));
             self.controller.disconnected(connection);
         }
         for (lease, connection, worker, function) in loans {
@@ -199,8 +200,7 @@ impl Process {
     }
 
     pub(super) fn lease_patience(&self, mine: WorkerId, theirs: WorkerId) -> Patience {
-        let core = |worker: WorkerId| self.seats[usize::from(worker)].as_ref().and_then(|seat| seat.cpu);
-        self.placement.patience(core(mine), core(theirs), true, self.seated.len() + 1)
+        self.placement.patience(self.core_of(mine), self.core_of(theirs), true, self.seated.len() + 1)
     }
 
     pub(super) fn grant(&mut self, lease: u64, caller: WorkerId, callee: WorkerId) {
@@ -214,6 +214,9 @@ impl Process {
             }
         };
         self.introduce(caller, ParticipantId::new(callee).expect("workers have participant numbers"));
+        // Who is leased stays where it is then.
+        self.send_home(caller);
+        self.send_home(callee);
         let patience = self.lease_patience(caller, callee);
         let borrowed: Vec<_> = fds.iter().map(OwnedFd::as_fd).collect();
         self.notify(caller, &ToWorker::Lease { lease, callee, patience }, &borrowed);

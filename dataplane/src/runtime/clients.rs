@@ -381,6 +381,25 @@ impl Clients {
         Some(client.socket.fd(reactor))
     }
 
+    /// A long payload is on its way.
+    pub(super) fn in_pieces(&self, index: usize) -> bool {
+        self.open.get(index).is_some_and(|client| client.socket.in_pieces())
+    }
+
+    /// From now on only [`Clients::serve`] finds what comes next from this place, and no event tells of it.
+    pub(super) fn heat(&mut self, index: usize, reactor: &mut Carrier) {
+        if let Some(client) = self.open.get_mut(index) {
+            client.socket.heat(reactor);
+        }
+    }
+
+    /// Events tell of this place again.
+    pub(super) fn cool(&mut self, index: usize, reactor: &mut Carrier) {
+        if let Some(client) = self.open.get_mut(index) {
+            client.socket.cool(reactor);
+        }
+    }
+
     /// How far a connection was moved by whoever held it.
     pub(super) fn moved(&self, connection: u64, reactor: &Carrier) -> Option<Moved> {
         let client = self.open.get(index(connection)).filter(|client| client.id == connection)?;
@@ -406,7 +425,7 @@ impl Clients {
         }
     }
 
-    /// Reads what a connection has, writes what it can take.
+    /// Reads what a connection has, writes what it can take. Whether something had come.
     pub(super) fn serve(
         &mut self,
         index: usize,
@@ -415,11 +434,12 @@ impl Clients {
         store: &mut Store,
         welcome: &Welcome,
         events: &mut Vec<Event>,
-    ) {
-        let Some(client) = self.open.get_mut(index) else { return };
+    ) -> bool {
+        let Some(client) = self.open.get_mut(index) else { return false };
         if client.lent && !client.expired {
-            return;
+            return false;
         }
+        let before_bytes = client.socket.stats().received_bytes;
         let mut alive =
             !client.expired && client.socket.flush(reactor, &mut |bytes| events.push(Event::Sent(bytes))).is_ok();
         if alive && (readable || client.paused) {
@@ -432,11 +452,13 @@ impl Clients {
             client.dirty = true;
             self.dirty.push(index);
         }
+        let came = client.socket.stats().received_bytes > before_bytes;
         if !alive {
             let id = client.id;
             self.leave(index, reactor, store, &mut |bytes| events.push(Event::Sent(bytes)));
             events.push(Event::Gone { connection: id });
         }
+        came || !events.is_empty()
     }
 
     fn leave(&mut self, index: usize, reactor: &mut Carrier, store: &mut Store, done: &mut dyn FnMut(Bytes)) {

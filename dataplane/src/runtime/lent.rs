@@ -24,8 +24,6 @@ pub(super) struct Lent {
     sent: u64,
     /// Where the stream was. `None`: the kernel does not say, so that nobody outlives its worker's death.
     moved: Option<Moved>,
-    /// Its worker left its core to the client, for ours.
-    is_away: bool,
     /// What its worker said at the last look.
     said: Option<LentConnection>,
     /// The header of a frame whose payload is to come.
@@ -73,6 +71,7 @@ impl Process {
         let Some((terms, socket)) = self.clients.lend(connection, &mut self.reactor) else {
             return self.controller.lend_failed(now, lease);
         };
+        self.forget(clients::index(connection));
         let (received, sent) = (terms.receive.sequence(), terms.send.sequence());
         let socket = match socket {
             Ok(socket) => socket,
@@ -83,22 +82,17 @@ impl Process {
             }
         };
         let moved = self.clients.moved(connection, &self.reactor);
-        let seat = self.seats[usize::from(worker)].as_ref();
-        let home = seat.and_then(|seat| seat.cpu);
         // A client of this host waits on the core that brings its bytes. The worker, who is about to spin, keeps off it: ours is free meanwhile.
-        let is_callers = |home: &usize| praas_transport::incoming_cpu(socket.as_fd()).is_ok_and(|cpu| cpu == *home);
-        let away = home.filter(is_callers).and(self.placement.controller());
-        if let (Some(seat), Some(core)) = (seat, away) {
-            // Where it is slower is better than nowhere.
-            let _ = seat.child.pin(&[core]);
+        let is_callers = |core: usize| praas_transport::incoming_cpu(socket.as_fd()).is_ok_and(|cpu| cpu == core);
+        if let Some(ours) = self.placement.controller()
+            && self.core_of(worker).is_some_and(is_callers)
+        {
+            self.pin(worker, ours);
         }
-        let patience = self.placement.connection_patience(away.or(home));
+        let patience = self.placement.connection_patience(self.core_of(worker));
         let deadline_ns = self.config.deadline_ms * 1_000_000;
         let message = wire::LentConnection::new(lease, function, patience, deadline_ns, &terms);
-        self.lent.insert(
-            worker,
-            Lent { lease, received, sent, moved, is_away: away.is_some(), said: None, forwarded: None },
-        );
+        self.lent.insert(worker, Lent { lease, received, sent, moved, said: None, forwarded: None });
         self.lent_due_ns = self.lent_due_ns.min(now + LOOK_NS);
         tracing::debug!(connection, worker, lease, "connection lent");
         self.notify(worker, &ToWorker::Connection(Box::new(message)), &[socket.as_fd()]);
@@ -179,11 +173,7 @@ impl Process {
         let panicked = how == Return::Panicked;
         let connection = self.controller.connection_returned(now, worker, record.id(), in_order, panicked)?;
         let lent = self.lent.remove(&worker).ok_or(Violation("it returned a connection that it does not have"))?;
-        if let Some(Seat { child, cpu: Some(home), .. }) = &self.seats[usize::from(worker)]
-            && lent.is_away
-        {
-            let _ = child.pin(&[*home]);
-        }
+        self.send_home(worker);
         let counts = self.controller.lease_counts();
         tracing::debug!(connection, worker, ?how, ?counts, "connection returned");
         let Some(connection) = connection else { return Ok(()) };
@@ -263,15 +253,8 @@ mod tests {
     #[test]
     fn w1_n4_last_words_are_held_against_what_the_kernel_counted() {
         let moved = |read_bytes, written_bytes| Moved { read_bytes, written_bytes };
-        let lent = Lent {
-            lease: 5,
-            received: 10,
-            sent: 20,
-            moved: Some(moved(1000, 2000)),
-            is_away: false,
-            said: None,
-            forwarded: None,
-        };
+        let lent =
+            Lent { lease: 5, received: 10, sent: 20, moved: Some(moved(1000, 2000)), said: None, forwarded: None };
         let said = |lease, received, sent, read_bytes, written_bytes, deadline_ns| {
             Some(LentConnection { lease, received, sent, read_bytes, written_bytes, call: 7, deadline_ns })
         };

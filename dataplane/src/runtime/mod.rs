@@ -35,7 +35,7 @@ use praas_transport::queue::{Buffer, QueueConfig, Receiver, Sender};
 use praas_transport::reactor::{self, Interest, Kind, Reactor};
 
 use crate::clock::{now_ns, unix_ns};
-use crate::config::{Checks, Ipc, ProcessConfig, WaitMode};
+use crate::config::{Checks, Ipc, Pin, ProcessConfig, WaitMode};
 use crate::controller::connection_lease::HOT_CALLS;
 use crate::controller::{
     Action, Bounds, CallError, CallKey, Caller, Cause, Controller, Outcome, Request, Signal, Stale, Terms, Violation,
@@ -82,6 +82,8 @@ const RECORDS_PER_TURN: usize = 64;
 /// Looks at the connection that called last for one at everything: a read that finds nothing, or the next call, instead of an epoll and
 /// a read. 0.4 of the 10 us of a call.
 const LOOKS_PER_POLL: u32 = 16;
+/// Calls of one connection, one at a time and without a sleep between, from which on it is read without the ring.
+const CALLS_TO_HEAT: u32 = 16;
 /// Longest sleep: a safety net under every lost wake-up, and often enough to keep an idle process at no measurable CPU.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
 
@@ -139,8 +141,11 @@ pub struct Process {
     yields: Yields,
     /// The connection that called last, and how often it was looked at since everything was.
     last_caller: Option<usize>,
-    apart: Apart,
     looks: u32,
+    /// How often it called, one call at a time; and whether it is read without the ring since.
+    calls_in_a_row: u32,
+    is_hot: bool,
+    apart: Apart,
     signals: std::os::unix::net::UnixStream,
     drain_until_ns: Option<u64>,
     start_error: Option<ProcessError>,
@@ -241,6 +246,8 @@ impl Process {
             handed_over: None,
             yields: Yields::default(),
             last_caller: None,
+            is_hot: false,
+            calls_in_a_row: 0,
             apart: Apart::default(),
             looks: 0,
             signals,
@@ -381,8 +388,9 @@ impl Process {
         };
         let idle_ns = if worked { 0 } else { now.saturating_sub(idle_since_ns) };
         let spin = idle_ns < patience.linger_ns || self.clients.unfinished();
-        let mut timeout = Duration::ZERO;
+        let (mut timeout, mut found) = (Duration::ZERO, false);
         if !spin {
+            self.cool();
             let due_ns = self.controller.wake_ns().min(self.drain_until_ns.unwrap_or(u64::MAX)).min(self.strays_due_ns);
             let due_ns = due_ns.min(self.peers.wake_ns()).min(self.lent_due_ns);
             timeout = Duration::from_nanos(due_ns.saturating_sub(now)).min(SLEEP_MAX);
@@ -417,15 +425,18 @@ impl Process {
                 rustix::thread::sched_yield();
             }
         }
-        // With io_uring a look at everything costs no system call.
         if spin
-            && self.reactor.kind() == Kind::Epoll
             && self.looks < LOOKS_PER_POLL
             && let Some(client) = self.last_caller
+            && (self.reactor.kind() == Kind::Epoll || self.is_hot)
         {
             self.looks += 1;
             events.clear();
-            return Ok(self.on_client(now, client, true));
+            found = self.on_client(now, client, true);
+            // With io_uring a look at everything costs no system call when there is nothing, and what was asked for begins with it.
+            if self.reactor.kind() == Kind::Epoll || found && !self.reactor.has_requests() {
+                return Ok(found);
+            }
         }
         self.looks = 0;
         let waited = self.reactor.wait(events, Some(timeout));
@@ -435,7 +446,7 @@ impl Process {
         waited.map_err(system("waiting failed"))?;
         // Released with the next turn's.
         self.reactor.reclaim(&mut self.store, &mut |bytes| self.sent.push(bytes));
-        Ok(events.iter().any(|event| event.token != DOORBELL))
+        Ok(found || events.iter().any(|event| event.token != DOORBELL))
     }
 
     fn rings_ready(&self) -> bool {
@@ -540,26 +551,125 @@ impl Process {
     /// Serves a connection. Whether it brought something.
     fn on_client(&mut self, now: u64, index: usize, readable: bool) -> bool {
         let mut arrived = std::mem::take(&mut self.arrived);
-        self.clients.serve(index, readable, &mut self.reactor, &mut self.store, &self.welcome, &mut arrived);
-        let found = !arrived.is_empty();
+        let found =
+            self.clients.serve(index, readable, &mut self.reactor, &mut self.store, &self.welcome, &mut arrived);
+        match arrived.iter().filter(|event| matches!(event, clients::Event::Request { .. })).count() {
+            0 if !self.is_hot && self.last_caller == Some(index) && self.clients.in_pieces(index) => self.heat(),
+            0 => {}
+            requests => self.warm_up(index, requests == 1),
+        }
         self.take_in(now, index, &mut arrived);
-        if found && self.apart.is_due(now) {
-            self.keep_apart(now, index);
+        if found && self.apart.take_due(now) {
+            self.keep_apart(index);
         }
         self.arrived = arrived;
         found
     }
 
-    /// Where cores are few and nobody is pinned, the one that a client is at and ours are two.
-    fn keep_apart(&mut self, now: u64, caller: usize) {
-        let unpinned = self.config.wait == WaitMode::Balanced && self.placement.controller().is_none();
-        if !unpinned || self.placement.has_more_cores_than(self.seated.len() + 1) {
+    /// Requests came from this connection: one alone, or more. One that calls again and again while we are awake is read directly: a ring
+    /// brings many connections in one system call, and one connection 1.5 us later.
+    fn warm_up(&mut self, index: usize, alone: bool) {
+        if self.last_caller != Some(index) || !alone {
+            self.cool();
+            self.last_caller = Some(index);
             return;
         }
-        let worker = self.handed_over.and_then(|(worker, _)| self.seats[usize::from(worker)].as_ref());
+        self.calls_in_a_row = self.calls_in_a_row.saturating_add(1);
+        if !self.is_hot && self.calls_in_a_row >= CALLS_TO_HEAT {
+            self.heat();
+        }
+    }
+
+    /// Reads the last caller without the ring from now on, if we are awake enough for that.
+    fn heat(&mut self) {
+        if let Some(index) = self.last_caller
+            && self.placement.controller_patience() != Patience::NONE
+        {
+            self.is_hot = true;
+            self.clients.heat(index, &mut self.reactor);
+        }
+    }
+
+    /// This connection is gone, or somebody else's.
+    fn forget(&mut self, index: usize) {
+        if self.last_caller.take_if(|last| *last == index).is_some() {
+            (self.is_hot, self.calls_in_a_row) = (false, 0);
+        }
+    }
+
+    /// The reactor tells of everybody again.
+    fn cool(&mut self) {
+        self.calls_in_a_row = 0;
+        if std::mem::take(&mut self.is_hot)
+            && let Some(index) = self.last_caller
+        {
+            self.clients.cool(index, &mut self.reactor);
+        }
+    }
+
+    /// Where cores are few, the one that a client of this host is at and ours are two, and a worker is where it is had soonest.
+    fn keep_apart(&mut self, caller: usize) {
+        let few = !self.placement.has_more_cores_than(self.seated.len() + 1);
         // Bytes of another host arrive where its card's interrupts do.
-        if let (Some(seat), Some(caller)) = (worker, self.clients.local_fd(caller, &self.reactor)) {
-            self.apart.look(now, caller, seat.child.pid());
+        let caller = self.clients.local_fd(caller, &self.reactor);
+        // The one that had the last call: this one is not handed over yet.
+        let last = self.handed_over.map(|(worker, _)| worker).filter(|_| few);
+        let Some(ours) = self.placement.controller() else {
+            let seat = last.and_then(|worker| self.seats[usize::from(worker)].as_ref());
+            if let (WaitMode::Balanced, Some(caller), Some(seat)) = (self.config.wait, caller, seat) {
+                self.apart.part(caller, seat.child.pid());
+            }
+            return;
+        };
+        if self.config.pin != Pin::Auto {
+            return;
+        }
+        let guest = last.filter(|worker| {
+            let home = self.placement.worker(*worker);
+            caller.zip(home).is_some_and(|(caller, home)| self.apart.wants_beside_us(caller, home))
+                && self.may_move(*worker)
+        });
+        for at in 0..self.seated.len() {
+            match self.seated[at] {
+                worker if guest == Some(worker) => self.pin(worker, ours),
+                worker => self.send_home(worker),
+            }
+        }
+    }
+
+    /// Whether a worker may be pinned to our core for a while: it waits as one that shares its core does, nobody is in its way there, and neither
+    /// it nor another was told how to wait for somebody by where it is.
+    fn may_move(&self, worker: WorkerId) -> bool {
+        let participants = usize::from(self.config.workers) + 1;
+        let home = self.placement.worker(worker);
+        let told = self.placement.patience(home, self.placement.controller(), false, participants);
+        told.spin_ns == 0
+            && !self.controller.lends()
+            && !self.controller.has_leases()
+            && self.seated.iter().all(|other| *other == worker || !self.controller.is_running(*other))
+    }
+
+    /// The core that a worker is pinned to.
+    fn core_of(&self, worker: WorkerId) -> Option<usize> {
+        self.seats[usize::from(worker)].as_ref()?.cpu
+    }
+
+    /// Pins a worker to its own core again. One that has a connection is where that wants it.
+    fn send_home(&mut self, worker: WorkerId) {
+        if let Some(home) = self.placement.worker(worker)
+            && !self.lent.contains_key(&worker)
+        {
+            self.pin(worker, home);
+        }
+    }
+
+    /// Pins a worker to this core, if it is not.
+    fn pin(&mut self, worker: WorkerId, core: usize) {
+        if let Some(seat) = &mut self.seats[usize::from(worker)]
+            && seat.cpu != Some(core)
+            && seat.child.pin(&[core]).is_ok()
+        {
+            seat.cpu = Some(core);
         }
     }
 
@@ -570,7 +680,6 @@ impl Process {
             match event {
                 clients::Event::Request { connection, call, function, budget_ns, terms, payload } => {
                     let from = Caller::Client { connection, call };
-                    self.last_caller = Some(index);
                     self.apart.came(payload.bytes.as_ref().len());
                     let deadline_ns = wire::deadline_ns(now, budget_ns, default_ns);
                     self.controller.request(now, Request { from, function, deadline_ns, terms, payload });
@@ -583,7 +692,7 @@ impl Process {
                 }
                 clients::Event::Cancel { connection, call } => self.controller.cancel(connection, call),
                 clients::Event::Gone { connection } => {
-                    self.last_caller.take_if(|last| *last == index);
+                    self.forget(index);
                     self.controller.disconnected(connection);
                 }
                 clients::Event::Sent(bytes) => self.release(bytes),
