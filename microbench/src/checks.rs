@@ -9,24 +9,17 @@
 //! Checks    as `remote.rs`; that each session has what its row says; each tag and checksum, by the product itself.
 //! Baseline  the one without.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 use indicatif::ProgressBar;
 
 use crate::placement::{Placement, pin};
 use crate::plan::Plan;
-use crate::recorder::{Recorder, median};
+use crate::recorder::Recorder;
 use crate::remote::RemoteCaller;
 use crate::row::Row;
 use crate::size::Size;
 use crate::subject::{Checks, Setup, Subject};
-
-/// How often each of the two has its turn in a run.
-const TURNS: usize = 12;
-
-/// Calls made, and not recorded, at the start of each turn: the other one had the caches.
-const TURN_WARM_UP: Duration = Duration::from_millis(2);
+use crate::twins::{TURNS, Turns, take_turns, warm_up};
 
 /// In this order everywhere below.
 const BOTH: [Checks; 2] = [Checks::Off, Checks::On];
@@ -57,38 +50,23 @@ pub(crate) fn beside(
     let mut cells: Vec<Cell> = sizes.iter().map(|_| Cell::new()).collect();
     let mut reactors = [None, None];
     for _ in 0..plan.runs {
-        let mut subjects = Vec::new();
-        for (checks, reactor) in BOTH.into_iter().zip(&mut reactors) {
+        let mut start = |at: usize| -> Result<_> {
+            let checks = BOTH[at];
             let subject = Setup { checks: Some(checks), ..setup }.start()?;
-            *reactor = subject.reactor();
+            reactors[at] = subject.reactor();
             let caller = caller(&subject, checks, row.touched != Some(false))?;
-            subjects.push((subject, caller));
-        }
+            Ok((subject, caller))
+        };
+        let mut twins = [start(0)?, start(1)?];
         // A process under test gave this thread all cores back.
         pin(&[placement.ours])?;
         for (cell, &Size(bytes)) in cells.iter_mut().zip(sizes) {
-            let mut calls_ns = [0; 2];
-            for ((subject, caller), call_ns) in subjects.iter_mut().zip(&mut calls_ns) {
-                *call_ns = caller.warm_up(bytes)?;
-                subject.settle();
-            }
+            let calls_ns = warm_up(&mut twins, bytes)?;
             if cell.samples == 0 {
                 cell.samples = plan.samples(calls_ns[0].max(calls_ns[1])).div_ceil(TURNS);
             }
-            let mut samples_ns = [Vec::new(), Vec::new()];
-            for turn in 0..TURNS {
-                let mut medians_ns = [0; 2];
-                for place in 0..2 {
-                    let at = (turn + place) % 2;
-                    let (subject, caller) = &mut subjects[at];
-                    let first = TURN_WARM_UP.as_nanos() / u128::from(calls_ns[at].max(1));
-                    let start = samples_ns[at].len();
-                    caller.calls(bytes, usize::try_from(first)?.clamp(2, 2_000), cell.samples, &mut samples_ns[at])?;
-                    subject.settle();
-                    medians_ns[at] = median(&mut samples_ns[at][start..]);
-                }
-                cell.ratios.push(medians_ns[1] as f64 / medians_ns[0].max(1) as f64);
-            }
+            let Turns { samples_ns, ratios } = take_turns(&mut twins, bytes, cell.samples, calls_ns)?;
+            cell.ratios.extend(ratios);
             for (recorder, samples_ns) in cell.recorders.iter_mut().zip(&samples_ns) {
                 recorder.add_run(samples_ns);
             }

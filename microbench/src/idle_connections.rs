@@ -2,10 +2,11 @@
 //!
 //! Question  How much memory does a connection take that only said hello, and does one that is busy notice ten thousand others?
 //! Measures  memory of controller and workers, proportional and resident, before the connections and with them, by their number;
-//!           round trips of 64 B on one connection, with the others and without, in turns.
+//!           round trips of 64 B on one connection, in turns with those of a twin process that has no others.
 //! Load      closed loop, one call in flight on the busy connection; nothing on the others.
 //! Excludes  memory of the kernel and of our own ends; the time that connecting takes.
-//! Samples   `--repetitions` round trips a turn; `--runs` turns without and with, for each of which all connections are made anew.
+//! Samples   `--repetitions` round trips of each in `--runs` runs, for each of which all connections are made anew; a run is many turns
+//!           (`twins.rs`), and the ratio the median over them.
 //! Checks    every answer on the busy connection as in `remote.rs`; in the end every silent connection answers a call.
 
 use std::io::{BufRead, BufReader, Write};
@@ -21,11 +22,12 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::floors::progress;
 use crate::owed::judge;
 use crate::placement::{Placement, Wait, pin, startup_cores};
-use crate::recorder::{Recorder, median};
+use crate::recorder::Recorder;
 use crate::remote::RemoteCaller;
 use crate::row::{Row, RowSink};
 use crate::subject::{Channel, Reactor, Setup, Subject, reactors};
 use crate::table;
+use crate::twins::{TURNS, Turns, take_turns, warm_up};
 use crate::usage::{Memory, family, memory};
 use crate::worker::ECHO;
 
@@ -44,9 +46,6 @@ const SPARE_DESCRIPTORS: u32 = 200;
 /// After connections come or go, before anything is measured: both ends have settled.
 const SETTLED: Duration = Duration::from_millis(300);
 
-/// Calls made first in each turn, and not recorded.
-const WARM_UP: usize = 500;
-
 #[derive(Args, Debug)]
 pub(crate) struct IdleConnectionsArgs {
     /// Silent connections.
@@ -58,10 +57,10 @@ pub(crate) struct IdleConnectionsArgs {
     /// What the process waits with [default: as praas-process chooses].
     #[arg(long, value_delimiter = ',')]
     reactor: Vec<Reactor>,
-    /// Round trips of the busy connection in each turn.
-    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    /// Round trips of the busy connection, and of its twin's, in each run.
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     repetitions: u32,
-    /// Turns without and with the silent connections.
+    /// Runs; the silent connections are made anew for each.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
     /// Also write one JSON object per row to FILE; `-` writes them to standard output instead of the table.
@@ -112,33 +111,36 @@ fn measure(args: &IdleConnectionsArgs, wait: Wait, reactor: Option<Reactor>) -> 
     let placement = Placement::of(wait, &startup_cores()?)?;
     let connections_max = Some(args.connections + 8);
     let setup = Setup { reactor, connections_max, ..Setup::new(Channel::Ring, wait, 2) };
-    let subject = setup.start()?;
+    let start = || -> Result<_> {
+        let subject = setup.start()?;
+        let caller = RemoteCaller::new(subject.client()?, true)?;
+        Ok((subject, caller))
+    };
+    // The second is the one with the silent connections.
+    let mut twins = [start()?, start()?];
     pin(&[placement.ours])?;
-    let mut busy = RemoteCaller::new(subject.client()?, true)?;
-    busy.warm_up(BYTES)?;
-    let pids = family(subject.pid())?;
+    warm_up(&mut twins, BYTES)?;
+    let pids = family(twins[1].0.pid())?;
 
-    let (mut without, mut with, mut ratios) = (Recorder::new(), Recorder::new(), Vec::new());
+    let (mut recorders, mut ratios) = ([Recorder::new(), Recorder::new()], Vec::new());
     let mut grown: Option<(Memory, Memory)> = None;
     let mut connecting = Duration::ZERO;
+    let samples = (args.repetitions as usize).div_ceil(TURNS);
     for run in 1..=args.runs {
         let before = memory(&pids)?;
-        let mut turn = |recorder: &mut Recorder| -> Result<u64> {
-            let mut samples_ns = Vec::new();
-            busy.calls(BYTES, WARM_UP, args.repetitions as usize, &mut samples_ns)?;
-            recorder.add_run(&samples_ns);
-            Ok(median(&mut samples_ns))
-        };
-        let alone_ns = turn(&mut without)?;
         let began = Instant::now();
-        let mut silent = connect_all(&subject, args.connections)?;
+        let mut silent = connect_all(&twins[1].0, args.connections)?;
         connecting += began.elapsed();
         std::thread::sleep(SETTLED);
         // Memory that the first lot left behind serves the next, so only the first shows what a connection takes.
         let after = memory(&pids)?;
         grown.get_or_insert((before, after));
-        let among_ns = turn(&mut with)?;
-        ratios.push(among_ns as f64 / alone_ns.max(1) as f64);
+        let calls_ns = warm_up(&mut twins, BYTES)?;
+        let Turns { samples_ns, ratios: of_turns } = take_turns(&mut twins, BYTES, samples, calls_ns)?;
+        ratios.extend(of_turns);
+        for (recorder, samples_ns) in recorders.iter_mut().zip(&samples_ns) {
+            recorder.add_run(samples_ns);
+        }
         if run == args.runs {
             for holder in &mut silent {
                 holder.ask()?;
@@ -158,7 +160,7 @@ fn measure(args: &IdleConnectionsArgs, wait: Wait, reactor: Option<Reactor>) -> 
         path: "remote".into(),
         ipc: Channel::Ring.name().into(),
         wait: wait.to_string(),
-        reactor: subject.reactor(),
+        reactor: twins[1].0.reactor(),
         placement: format!("made in {seconds:.1} s"),
         silent: Some(args.connections),
         workers: Some(2),
@@ -166,16 +168,17 @@ fn measure(args: &IdleConnectionsArgs, wait: Wait, reactor: Option<Reactor>) -> 
     };
     let memory_row =
         |experiment: &str, value| Row { value: Some(value), unit: Some("KiB each".into()), ..row(experiment) };
+    let [without, with] = recorders.map(|recorder| recorder.summary());
     let busy_row = Row {
         payload_bytes: BYTES as u64,
-        times: with.summary(),
+        times: with,
         placement: placement.to_string(),
         ..row("connections_idle_busy")
     };
     Ok(vec![
         memory_row("connections_idle_memory", each(|memory| memory.proportional_kib)),
         memory_row("connections_idle_memory_resident", each(|memory| memory.resident_kib)),
-        busy_row.in_turns_with("without them", without.summary().p50_us, ratios),
+        busy_row.in_turns_with("without them", without.p50_us, ratios),
     ])
 }
 

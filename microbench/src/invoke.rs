@@ -25,7 +25,7 @@ use crate::end::Block;
 use crate::floors::{DISTRIBUTION_BYTES_MAX, progress, warm_up};
 use crate::owed::judge;
 use crate::placement::{Placement, Wait, pin, startup_cores};
-use crate::plan::{Plan, SAMPLES_MIN};
+use crate::plan::{Plan, SAMPLES_MIN, turn_warm_up};
 use crate::recorder::{Recorder, interpolated, median};
 use crate::remote::{RemoteCaller, until_warm};
 use crate::row::{Row, RowSink};
@@ -37,8 +37,8 @@ use crate::worker::{Drive, Via};
 /// How often a run goes back and forth between its floor and its calls.
 const TURNS: usize = 8;
 
-/// Calls made, and not recorded, at the start of each turn: the other one had the caches.
-const TURN_WARM_UP: Duration = Duration::from_millis(2);
+/// Most calls made, and not recorded, at the start of each turn.
+const TURN_WARM_UP_MAX: usize = 5_000;
 
 /// How often to ask for more calls, twice as many each time, before giving up on a lease.
 const LEASE_ATTEMPTS: usize = 12;
@@ -366,7 +366,7 @@ fn round_trips(way: Way, placement: Placement, sizes: &[Size], plan: &Plan, bar:
                 let block = Block { bytes: floor_bytes(bytes), samples: cell.floor_samples, trips_per_sample };
                 let floor_start = floor_ns.len();
                 pair.run(block, &mut floor_ns)?;
-                let first = usize::try_from(TURN_WARM_UP.as_nanos() / u128::from(call_ns.max(1)))?.clamp(2, 5_000);
+                let first = turn_warm_up(call_ns, TURN_WARM_UP_MAX);
                 let (mut samples_ns, via) = caller.calls(bytes, first, cell.calls)?;
                 ensure!(cell.via.is_none() || cell.via == via, "the way of calls changed while they were measured");
                 cell.via = via;

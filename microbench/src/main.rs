@@ -34,6 +34,7 @@ mod stream;
 mod subject;
 mod table;
 mod turn;
+mod twins;
 mod usage;
 mod worker;
 

@@ -230,6 +230,38 @@ pub(crate) const TARGETS: &[Target] = &[
     },
 ];
 
+/// What is known to limit a figure that misses what is owed.
+struct KnownLimit {
+    applies: fn(&Row) -> bool,
+    what: &'static str,
+}
+
+const KNOWN_LIMITS: &[KnownLimit] = &[
+    KnownLimit {
+        applies: |row| is_beside(row, BEST_RAW) && row.payload_bytes == 64 && row.wait == "efficient",
+        what: "64 B in `efficient`: three programs that sleep on one core. Bare ones in C, which only pass 128 bytes on, take 1.40 to 1.47 times \
+               as long as two (docs/decisions/0022), which leaves a microsecond for frames, checks, queues and deadlines of all three.",
+    },
+    KnownLimit {
+        applies: |row| is_beside(row, "http") && row.wait != "balanced",
+        what: "axum in `latency` and `efficient`: the bare TCP round trip itself is less than five times faster than axum there; see the peers.",
+    },
+    KnownLimit {
+        applies: |row| is_load(row, "open"),
+        what: "p99 at a given rate: a shared machine takes a core away for milliseconds. Compare with the p99 of the raw server at the same rate, \
+               under *Remote calls under load*.",
+    },
+    KnownLimit {
+        applies: |row| row.experiment == "checks" && row.payload_bytes > 100 << 10,
+        what: "checksums of long payloads: each byte is read four times more, as fast as memory gives it (docs/decisions/0024).",
+    },
+];
+
+/// What is known to limit this row.
+pub(crate) fn known_limit(row: &Row) -> Option<&'static str> {
+    KNOWN_LIMITS.iter().find(|limit| (limit.applies)(row)).map(|limit| limit.what)
+}
+
 impl Target {
     /// How this row did, when the target is about it.
     pub(crate) fn judge(&self, row: &Row) -> Option<Verdict> {

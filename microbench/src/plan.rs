@@ -8,6 +8,15 @@ pub(crate) const SAMPLES_MIN: usize = 100;
 /// Samples thrown away first, in time: enough for caches, branch predictors and the kernel's buffers.
 pub(crate) const WARM_UP: Duration = Duration::from_millis(30);
 
+/// The same at the start of each turn, when somebody else had the caches.
+const TURN_WARM_UP: Duration = Duration::from_millis(2);
+
+/// Calls made, and not recorded, at the start of a turn of calls that take so long: 2 ms of them, at least two.
+pub(crate) fn turn_warm_up(call_ns: u64, most: usize) -> usize {
+    let calls = TURN_WARM_UP.as_nanos() / u128::from(call_ns.max(1));
+    usize::try_from(calls).unwrap_or(usize::MAX).clamp(2, most)
+}
+
 #[derive(Copy, Clone, Debug)]
 pub(crate) struct Plan {
     /// Samples per run.

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use crate::machine::Machine;
-use crate::owed::{self, TARGETS};
+use crate::owed::{self, TARGETS, known_limit};
 use crate::page::{Figure, Page, Section, Table};
 use crate::plot::{self, Kind, Series, Vertical};
 use crate::published::{self, Published};
@@ -114,6 +114,7 @@ fn targets(rows: &[Row]) -> Section {
         text_columns: 2,
     };
     let (mut met, mut missed, mut silent) = (0, 0, 0);
+    let mut limits = Vec::new();
     for target in TARGETS {
         let mut found = false;
         for row in rows {
@@ -121,6 +122,7 @@ fn targets(rows: &[Row]) -> Section {
                 found = true;
                 *(if verdict.met { &mut met } else { &mut missed }) += 1;
                 let word = if verdict.met { "PASS" } else { "MISS" };
+                limits.extend(known_limit(row).filter(|limit| !verdict.met && !limits.contains(limit)));
                 let due = row.load.as_ref().and_then(|load| load.rate_due);
                 let due = due.map(|due| format!(", {} calls/s due", grouped(due))).unwrap_or_default();
                 // The other floors follow from what is owed.
@@ -148,7 +150,9 @@ fn targets(rows: &[Row]) -> Section {
     }
     Section {
         heading: "What we owe, and what we measured".to_owned(),
-        paragraphs: vec![format!("{count}. A figure missed is reported as missed.")],
+        paragraphs: std::iter::once(format!("{count}. A figure missed is reported as missed."))
+            .chain(limits.into_iter().map(|limit| format!("What limits {limit}")))
+            .collect(),
         table: Some(table),
         ..Section::default()
     }
@@ -752,6 +756,16 @@ mod tests {
     }
 
     #[test]
+    fn b3_a_figure_that_misses_stands_with_what_limits_it() {
+        let mut rows = rows();
+        let open = rows.last_mut().unwrap();
+        open.times.p99_us = 1e6;
+        let page = compose(&rows, &Machine::look(vec!["praas-bench".into()]).unwrap()).unwrap().markdown();
+        assert_eq!(page.matches("What limits").count(), 1);
+        assert!(page.contains("1 met, 2 missed") && page.contains("What limits p99 at a given rate: "), "{page}");
+    }
+
+    #[test]
     fn b3_a_report_sets_figures_beside_the_published_and_judges_what_is_owed() {
         let page = compose(&rows(), &Machine::look(vec!["praas-bench".into()]).unwrap()).unwrap();
         let (html, markdown) = (page.html(), page.markdown());
@@ -760,6 +774,7 @@ mod tests {
             "64 in flight are below what is owed"
         );
         assert!(html.contains("published: praas_remote_mq") && html.contains("1.50 x"));
+        assert!(!markdown.contains("What limits"), "nothing is known to limit that one");
         for picture in
             ["remote", "beside_latency_loopback", "load_p99_latency_64_loopback", "load_throughput_latency_64_loopback"]
         {

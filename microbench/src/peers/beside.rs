@@ -22,7 +22,7 @@ use crate::floors::progress;
 use crate::owed::judge;
 use crate::place::{Network, Place};
 use crate::placement::{Placement, Wait, pin, startup_cores};
-use crate::plan::Plan;
+use crate::plan::{Plan, turn_warm_up};
 use crate::recorder::{Recorder, median};
 use crate::remote::RemoteCaller;
 use crate::row::{Row, RowSink};
@@ -33,8 +33,7 @@ use crate::table;
 /// How often everybody has their turn in a run.
 const TURNS: usize = 4;
 
-/// Calls made, and not recorded, at the start of each turn, in time and in number: the others had the caches.
-const TURN_WARM_UP: Duration = Duration::from_millis(2);
+/// Most calls made, and not recorded, at the start of each turn.
 const TURN_WARM_UP_MAX: usize = 2_000;
 
 /// How the fastest raw server is called in rows.
@@ -215,8 +214,7 @@ fn measure(
                 for place in 0..parties.len() {
                     let who = (turn + place) % parties.len();
                     let cell = &mut parties[who].cells[at];
-                    let first = TURN_WARM_UP.as_nanos() / u128::from(cell.call_ns.max(1));
-                    let first = usize::try_from(first)?.clamp(2, TURN_WARM_UP_MAX);
+                    let first = turn_warm_up(cell.call_ns, TURN_WARM_UP_MAX);
                     let start = samples_ns[who].len();
                     running[who].calls(bytes, first, cell.samples, &mut samples_ns[who])?;
                     running[who].settle();
