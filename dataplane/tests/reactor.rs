@@ -390,12 +390,49 @@ fn on_two_cores_a_worker_is_where_its_payloads_are_not_copied() {
     let controllers = cores_of(process.pid());
     assert_eq!(controllers.len(), 1, "pinned");
     for bytes in [1 << 20, 64, 300_000, 64] {
-        let input = content(1, bytes);
-        let begun = Instant::now();
-        let is_long = bytes > 64;
-        while (cores_of(worker) == controllers) != is_long {
-            assert!(begun.elapsed() < PATIENCE, "{bytes} bytes: on {:?} for long", cores_of(worker));
-            assert!(*client.invoke("echo", &*input).expect("an answer") == *input);
+        until_beside(&mut client, worker, &controllers, bytes, bytes > 64);
+        // What it starts where it is comes along when it moves (it stayed behind).
+        client.invoke("thread", vec![0; bytes]).expect("an answer");
+        let threads = std::fs::read_dir(format!("/proc/{worker}/task")).expect("it lives");
+        let numbers = threads.map(|thread| thread.expect("it lives").file_name().to_string_lossy().parse().unwrap());
+        let (home, cores): (_, Vec<_>) = (cores_of(worker), numbers.map(cores_of).collect());
+        assert!(cores.len() > 1 && cores.iter().all(|one| *one == home), "{cores:?}, and it is on {home:?}");
+    }
+}
+
+/// Calls with payloads of this length until the worker is on the controller's core, or is not.
+fn until_beside(client: &mut Client, worker: u32, controllers: &[usize], bytes: usize, is_beside: bool) {
+    let input = content(1, bytes);
+    let begun = Instant::now();
+    while (cores_of(worker) == controllers) != is_beside {
+        assert!(begun.elapsed() < PATIENCE, "{bytes} bytes: on {:?} for long", cores_of(worker));
+        assert!(*client.invoke("echo", &*input).expect("an answer") == *input);
+    }
+}
+
+/// A worker that is beside the controller leaves when another one is given a call: with two cores that one's is the controller's, too. It
+/// stayed until bytes came again, so that two long calls shared a core and the other had nothing to do.
+#[test]
+fn on_two_cores_two_calls_do_not_share_the_controllers() {
+    let cores = cores_of(0);
+    if cores.len() != 2 {
+        println!("skipped: needs two cores, and there are {}", cores.len());
+        return;
+    }
+    let mut config = LaunchConfig { wait: WaitMode::Latency, workers: 2, workers_max: 2, ..launch_config(Ipc::Ring) };
+    config.args.retain(|arg| !arg.starts_with("--lease-connections"));
+    let (process, mut client) = start_with(&config);
+    let controllers = cores_of(process.pid());
+    let first = children(process.pid()).into_iter().find(|worker| cores_of(*worker) != controllers);
+    let first = first.expect("the first worker is on the other core");
+    for _ in 0..20 {
+        until_beside(&mut client, first, &controllers, 1 << 20, true);
+        // As long, and the second comes before the next look at who is where.
+        let input = format!("50{}", " ".repeat(1 << 20));
+        let calls = [(); 2].map(|()| client.submit("sleep", input.as_str()).expect("room"));
+        wait_until("the two are on two cores", Duration::from_millis(40), || cores_of(first) != controllers);
+        for call in calls {
+            assert_eq!(*client.wait(call).expect("an answer"), *b"slept");
         }
     }
 }

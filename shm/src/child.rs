@@ -16,7 +16,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus};
-use rustix::thread::CpuSet;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// The descriptor on which a child finds its control socket.
 pub const CONTROL_FD: i32 = 3;
@@ -166,7 +166,7 @@ impl Plan<'_> {
                 return libc::ESRCH;
             }
             if let Some(cpus) = self.cpus
-                && let Err(error) = rustix::thread::sched_setaffinity(None, cpus)
+                && let Err(error) = sched_setaffinity(None, cpus)
             {
                 return error.raw_os_error();
             }
@@ -213,12 +213,24 @@ impl Child {
         self.pid.as_raw_nonzero().get()
     }
 
-    /// Has the child's first thread run on these cores only, from now on.
+    /// Has the child's first thread run on these cores only, from now on, and those of its threads that had the same cores: they inherited
+    /// them. A thread that starts meanwhile may stay where the others were. Reads /proc, tens of microseconds.
     ///
     /// # Errors
     /// As [`pin_current`].
     pub fn pin(&self, cpus: &[usize]) -> io::Result<()> {
-        Ok(rustix::thread::sched_setaffinity(Some(self.pid), &cpu_set(cpus)?)?)
+        let cpus = cpu_set(cpus)?;
+        let were = sched_getaffinity(Some(self.pid))?;
+        sched_setaffinity(Some(self.pid), &cpus)?;
+        // Without /proc it has to do with its first thread.
+        for thread in fs::read_dir(format!("/proc/{}/task", self.pid())).into_iter().flatten().flatten() {
+            let thread = thread.file_name().to_str().and_then(|name| Pid::from_raw(name.parse().ok()?));
+            if sched_getaffinity(thread).is_ok_and(|are| thread.is_some() && are == were) {
+                // It may have ended.
+                let _ = sched_setaffinity(thread, &cpus);
+            }
+        }
+        Ok(())
     }
 
     /// Readable when the child has ended.
@@ -328,7 +340,7 @@ pub fn reap_pid(pid: i32) -> io::Result<Option<Exit>> {
 /// # Errors
 /// `InvalidInput` for a core that cannot be; what `sched_setaffinity` says.
 pub fn pin_current(cpus: &[usize]) -> io::Result<()> {
-    Ok(rustix::thread::sched_setaffinity(None, &cpu_set(cpus)?)?)
+    Ok(sched_setaffinity(None, &cpu_set(cpus)?)?)
 }
 
 /// The cores that the calling thread may run on, ascending. The machine may have more, or allow less time on them.

@@ -109,6 +109,7 @@ impl Process {
             seat.given.push_back(Given { call, position: None, request, is_args });
         }
         self.send(worker, Descriptor::new(kind, function, call, deadline_ns, body), heap);
+        self.send_guest_home(Some(worker));
         self.handed_over = Some((worker, now));
         self.yields.count_wait();
     }
@@ -214,7 +215,7 @@ impl Process {
             }
         };
         self.introduce(caller, ParticipantId::new(callee).expect("workers have participant numbers"));
-        // Who is leased stays where it is then.
+        // Each is told how to wait for the other by where they are, so that is settled first.
         self.send_home(caller);
         self.send_home(callee);
         let patience = self.lease_patience(caller, callee);

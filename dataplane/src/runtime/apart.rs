@@ -13,6 +13,8 @@ use std::os::fd::BorrowedFd;
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
+use super::*;
+
 /// Between two looks: each takes about 10 us, for the file that says where a worker is.
 const LOOK_NS: u64 = 5_000_000;
 /// Longest request whose worker is wanted on the client's core.
@@ -23,6 +25,8 @@ pub(super) struct Apart {
     due_ns: u64,
     /// The last request was a long one.
     is_long: bool,
+    /// The pinned worker that is beside us for a while.
+    guest: Option<WorkerId>,
 }
 
 impl Apart {
@@ -43,13 +47,13 @@ impl Apart {
     }
 
     /// Whether a worker pinned to `home` is had sooner on our core: payloads are long, and their caller is where it is.
-    pub(super) fn wants_beside_us(&self, caller: BorrowedFd<'_>, home: usize) -> bool {
+    fn wants_beside_us(&self, caller: BorrowedFd<'_>, home: usize) -> bool {
         self.is_long && praas_transport::incoming_cpu(caller).is_ok_and(|cpu| cpu == home)
     }
 
     /// Moves us off the core that brings the caller's bytes, or else the worker off ours onto that one; off that one onto ours when
     /// payloads are long.
-    pub(super) fn part(&self, caller: BorrowedFd<'_>, worker: i32) {
+    fn part(&self, caller: BorrowedFd<'_>, worker: i32) {
         let ours = sched_getcpu();
         // -1 where nothing was counted.
         let Some(callers) = praas_transport::incoming_cpu(caller).ok().filter(|cpu| *cpu < CpuSet::MAX_CPU) else {
@@ -68,6 +72,80 @@ impl Apart {
                 }
             };
             move_to(Pid::from_raw(worker), there);
+        }
+    }
+}
+
+impl Process {
+    /// Where cores are few, the one that a client of this host is at and ours are two, and a worker is where it is had soonest.
+    pub(super) fn keep_apart(&mut self, caller: usize) {
+        let few = !self.placement.has_more_cores_than(self.seated.len() + 1);
+        // Bytes of another host arrive where its card's interrupts do.
+        let caller = self.clients.local_fd(caller, &self.reactor);
+        // The one that had the last call: this one is not handed over yet.
+        let last = self.handed_over.map(|(worker, _)| worker).filter(|_| few);
+        let Some(ours) = self.placement.controller() else {
+            let seat = last.and_then(|worker| self.seats[usize::from(worker)].as_ref());
+            if let (WaitMode::Balanced, Some(caller), Some(seat)) = (self.config.wait, caller, seat) {
+                self.apart.part(caller, seat.child.pid());
+            }
+            return;
+        };
+        if self.config.pin != Pin::Auto {
+            return;
+        }
+        let guest = last.filter(|worker| {
+            let home = self.placement.worker(*worker);
+            caller.zip(home).is_some_and(|(caller, home)| self.apart.wants_beside_us(caller, home))
+                && self.may_move(*worker)
+        });
+        self.send_guest_home(guest);
+        if let Some(worker) = guest {
+            self.apart.guest = guest;
+            self.pin(worker, ours);
+        }
+    }
+
+    /// Whether a worker may be pinned to our core for a while: it yields there as it does at home, no other worker runs there, and nobody was
+    /// told how to wait for a leased worker by where that one is.
+    fn may_move(&self, worker: WorkerId) -> bool {
+        let participants = usize::from(self.config.workers) + 1;
+        let home = self.placement.worker(worker);
+        let told = self.placement.patience(home, self.placement.controller(), false, participants);
+        told.spin_ns == 0
+            && !self.controller.lends()
+            && !self.controller.has_leases()
+            && self.seated.iter().all(|other| *other == worker || !self.controller.is_running(*other))
+    }
+
+    /// Ends the visit of a worker beside us, unless it is `but`. When another is given a call the two must not share our core.
+    pub(super) fn send_guest_home(&mut self, but: Option<WorkerId>) {
+        if let Some(guest) = self.apart.guest.take_if(|guest| Some(*guest) != but) {
+            self.send_home(guest);
+        }
+    }
+
+    /// The core that a worker is pinned to.
+    pub(super) fn core_of(&self, worker: WorkerId) -> Option<usize> {
+        self.seats[usize::from(worker)].as_ref()?.cpu
+    }
+
+    /// Pins a worker to its own core again. One that has a connection is where that wants it.
+    pub(super) fn send_home(&mut self, worker: WorkerId) {
+        if let Some(home) = self.placement.worker(worker)
+            && !self.lent.contains_key(&worker)
+        {
+            self.pin(worker, home);
+        }
+    }
+
+    /// Pins a worker to this core, if it is not.
+    pub(super) fn pin(&mut self, worker: WorkerId, core: usize) {
+        if let Some(seat) = &mut self.seats[usize::from(worker)]
+            && seat.cpu != Some(core)
+            && seat.child.pin(&[core]).is_ok()
+        {
+            seat.cpu = Some(core);
         }
     }
 }

@@ -83,11 +83,9 @@ impl Process {
         };
         let moved = self.clients.moved(connection, &self.reactor);
         // A client of this host waits on the core that brings its bytes. The worker, who is about to spin, keeps off it: ours is free meanwhile.
-        let is_callers = |core: usize| praas_transport::incoming_cpu(socket.as_fd()).is_ok_and(|cpu| cpu == core);
-        if let Some(ours) = self.placement.controller()
-            && self.core_of(worker).is_some_and(is_callers)
-        {
-            self.pin(worker, ours);
+        if let (Some(home), Some(ours)) = (self.placement.worker(worker), self.placement.controller()) {
+            let is_callers = praas_transport::incoming_cpu(socket.as_fd()).is_ok_and(|cpu| cpu == home);
+            self.pin(worker, if is_callers { ours } else { home });
         }
         let patience = self.placement.connection_patience(self.core_of(worker));
         let deadline_ns = self.config.deadline_ms * 1_000_000;

@@ -11,6 +11,7 @@ mod body;
 mod clients;
 mod error;
 mod greeting;
+mod hot;
 mod lent;
 mod peers;
 mod records;
@@ -50,6 +51,7 @@ use body::{Bytes, Foreign, Heap, Payload, Quota, Store};
 use clients::{Came, Carrier, Clients};
 pub use error::ProcessError;
 use error::system;
+use hot::LastCaller;
 use lent::Lent;
 use peers::Peers;
 use seat::{Channel, Deaf, Given, Seat};
@@ -79,11 +81,6 @@ const AHEAD_MAX: usize = 128;
 const STRAYS_NS: u64 = 10_000_000;
 /// Records taken from one worker before the next one's turn.
 const RECORDS_PER_TURN: usize = 64;
-/// Looks at the connection that called last for one at everything: a read that finds nothing, or the next call, instead of an epoll and
-/// a read. 0.4 of the 10 us of a call.
-const LOOKS_PER_POLL: u32 = 16;
-/// Calls of one connection, one at a time and without a sleep between, from which on it is read without the ring.
-const CALLS_TO_HEAT: u32 = 16;
 /// Longest sleep: a safety net under every lost wake-up, and often enough to keep an idle process at no measurable CPU.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
 
@@ -139,12 +136,7 @@ pub struct Process {
     handed_over: Option<(WorkerId, u64)>,
     /// To the worker that was handed a call; each hand-over is a wait.
     yields: Yields,
-    /// The connection that called last, and how often it was looked at since everything was.
-    last_caller: Option<usize>,
-    looks: u32,
-    /// How often it called, one call at a time; and whether it is read without the ring since.
-    calls_in_a_row: u32,
-    is_hot: bool,
+    last_caller: Option<LastCaller>,
     apart: Apart,
     signals: std::os::unix::net::UnixStream,
     drain_until_ns: Option<u64>,
@@ -186,7 +178,7 @@ impl Process {
         if let Some(core) = placement.controller() {
             child::pin_current(&[core]).map_err(system("cannot pin the controller; check --pin"))?;
         }
-        let (kind, reactor_reason) = reactor::choose(config.reactor, config.wait == WaitMode::Latency)?;
+        let (kind, reactor_reason) = reactor::choose(config.reactor)?;
         let mut reactor: Carrier = Reactor::new(kind).map_err(system("no reactor; try --reactor epoll"))?;
         // By the calendar: a process that moves to another host is a later life of itself there, too.
         let incarnation = unix_ns();
@@ -246,10 +238,7 @@ impl Process {
             handed_over: None,
             yields: Yields::default(),
             last_caller: None,
-            is_hot: false,
-            calls_in_a_row: 0,
             apart: Apart::default(),
-            looks: 0,
             signals,
             drain_until_ns: None,
             start_error: None,
@@ -355,11 +344,10 @@ impl Process {
         }
     }
 
-    /// Once. What is less than there might be (X7) at the level that everybody sees; who spins is on epoll in any case.
+    /// Once. What is less than there might be (X7) at the level that everybody sees.
     fn say_reactor(&self) {
         let (reactor, reason) = (self.reactor.kind(), &self.reactor_reason);
-        let asked_for = self.config.reactor != reactor::Choice::Auto || self.config.wait == WaitMode::Latency;
-        if reactor == Kind::Uring || asked_for {
+        if reactor == Kind::Uring || self.config.reactor != reactor::Choice::Auto {
             tracing::info!(%reactor, reason, "reactor");
         } else {
             tracing::warn!(%reactor, reason, "reactor");
@@ -368,7 +356,7 @@ impl Process {
 
     // ---- waiting ----------------------------------------------------------------------------------------------
 
-    /// Waits for something to happen. True when `events` has some.
+    /// Waits for something to happen. Whether something did; what `events` has is to be served.
     fn wait(
         &mut self,
         now: u64,
@@ -425,20 +413,14 @@ impl Process {
                 rustix::thread::sched_yield();
             }
         }
-        if spin
-            && self.looks < LOOKS_PER_POLL
-            && let Some(client) = self.last_caller
-            && (self.reactor.kind() == Kind::Epoll || self.is_hot)
-        {
-            self.looks += 1;
-            events.clear();
-            found = self.on_client(now, client, true);
-            // With io_uring a look at everything costs no system call when there is nothing, and what was asked for begins with it.
+        if spin && let Some(came) = self.look_at_last_caller(now) {
+            found = came;
+            // With io_uring a look at everybody costs no system call where there is nothing, and hands in what was asked of the ring.
             if self.reactor.kind() == Kind::Epoll || found && !self.reactor.has_requests() {
+                events.clear();
                 return Ok(found);
             }
         }
-        self.looks = 0;
         let waited = self.reactor.wait(events, Some(timeout));
         if let (false, Some(shared)) = (spin, &self.shared) {
             shared.doorbell.disarm();
@@ -553,135 +535,34 @@ impl Process {
         let mut arrived = std::mem::take(&mut self.arrived);
         let found =
             self.clients.serve(index, readable, &mut self.reactor, &mut self.store, &self.welcome, &mut arrived);
-        match arrived.iter().filter(|event| matches!(event, clients::Event::Request { .. })).count() {
-            0 if !self.is_hot && self.last_caller == Some(index) && self.clients.in_pieces(index) => self.heat(),
-            0 => {}
-            requests => self.warm_up(index, requests == 1),
+        let calls = arrived.iter().any(|event| matches!(event, clients::Event::Request { .. }));
+        if calls {
+            self.warm_up(index);
+        } else {
+            self.warm_up_in_pieces(index);
         }
         self.take_in(now, index, &mut arrived);
-        if found && self.apart.take_due(now) {
+        if calls && self.apart.take_due(now) {
             self.keep_apart(index);
         }
         self.arrived = arrived;
         found
     }
 
-    /// Requests came from this connection: one alone, or more. One that calls again and again while we are awake is read directly: a ring
-    /// brings many connections in one system call, and one connection 1.5 us later.
-    fn warm_up(&mut self, index: usize, alone: bool) {
-        if self.last_caller != Some(index) || !alone {
-            self.cool();
-            self.last_caller = Some(index);
-            return;
-        }
-        self.calls_in_a_row = self.calls_in_a_row.saturating_add(1);
-        if !self.is_hot && self.calls_in_a_row >= CALLS_TO_HEAT {
-            self.heat();
-        }
-    }
-
-    /// Reads the last caller without the ring from now on, if we are awake enough for that.
-    fn heat(&mut self) {
-        if let Some(index) = self.last_caller
-            && self.placement.controller_patience() != Patience::NONE
-        {
-            self.is_hot = true;
-            self.clients.heat(index, &mut self.reactor);
-        }
-    }
-
-    /// This connection is gone, or somebody else's.
-    fn forget(&mut self, index: usize) {
-        if self.last_caller.take_if(|last| *last == index).is_some() {
-            (self.is_hot, self.calls_in_a_row) = (false, 0);
-        }
-    }
-
-    /// The reactor tells of everybody again.
-    fn cool(&mut self) {
-        self.calls_in_a_row = 0;
-        if std::mem::take(&mut self.is_hot)
-            && let Some(index) = self.last_caller
-        {
-            self.clients.cool(index, &mut self.reactor);
-        }
-    }
-
-    /// Where cores are few, the one that a client of this host is at and ours are two, and a worker is where it is had soonest.
-    fn keep_apart(&mut self, caller: usize) {
-        let few = !self.placement.has_more_cores_than(self.seated.len() + 1);
-        // Bytes of another host arrive where its card's interrupts do.
-        let caller = self.clients.local_fd(caller, &self.reactor);
-        // The one that had the last call: this one is not handed over yet.
-        let last = self.handed_over.map(|(worker, _)| worker).filter(|_| few);
-        let Some(ours) = self.placement.controller() else {
-            let seat = last.and_then(|worker| self.seats[usize::from(worker)].as_ref());
-            if let (WaitMode::Balanced, Some(caller), Some(seat)) = (self.config.wait, caller, seat) {
-                self.apart.part(caller, seat.child.pid());
-            }
-            return;
-        };
-        if self.config.pin != Pin::Auto {
-            return;
-        }
-        let guest = last.filter(|worker| {
-            let home = self.placement.worker(*worker);
-            caller.zip(home).is_some_and(|(caller, home)| self.apart.wants_beside_us(caller, home))
-                && self.may_move(*worker)
-        });
-        for at in 0..self.seated.len() {
-            match self.seated[at] {
-                worker if guest == Some(worker) => self.pin(worker, ours),
-                worker => self.send_home(worker),
-            }
-        }
-    }
-
-    /// Whether a worker may be pinned to our core for a while: it waits as one that shares its core does, nobody is in its way there, and neither
-    /// it nor another was told how to wait for somebody by where it is.
-    fn may_move(&self, worker: WorkerId) -> bool {
-        let participants = usize::from(self.config.workers) + 1;
-        let home = self.placement.worker(worker);
-        let told = self.placement.patience(home, self.placement.controller(), false, participants);
-        told.spin_ns == 0
-            && !self.controller.lends()
-            && !self.controller.has_leases()
-            && self.seated.iter().all(|other| *other == worker || !self.controller.is_running(*other))
-    }
-
-    /// The core that a worker is pinned to.
-    fn core_of(&self, worker: WorkerId) -> Option<usize> {
-        self.seats[usize::from(worker)].as_ref()?.cpu
-    }
-
-    /// Pins a worker to its own core again. One that has a connection is where that wants it.
-    fn send_home(&mut self, worker: WorkerId) {
-        if let Some(home) = self.placement.worker(worker)
-            && !self.lent.contains_key(&worker)
-        {
-            self.pin(worker, home);
-        }
-    }
-
-    /// Pins a worker to this core, if it is not.
-    fn pin(&mut self, worker: WorkerId, core: usize) {
-        if let Some(seat) = &mut self.seats[usize::from(worker)]
-            && seat.cpu != Some(core)
-            && seat.child.pin(&[core]).is_ok()
-        {
-            seat.cpu = Some(core);
-        }
-    }
-
     /// What a connection brought.
     fn take_in(&mut self, now: u64, index: usize, arrived: &mut Vec<clients::Event>) {
+        if arrived.is_empty() {
+            return;
+        }
         let default_ns = self.config.deadline_ms * 1_000_000;
+        // A turn may begin long before it comes to this (others had the core): a deadline counted from there would end too early.
+        let came_ns = now_ns();
         for event in arrived.drain(..) {
             match event {
                 clients::Event::Request { connection, call, function, budget_ns, terms, payload } => {
                     let from = Caller::Client { connection, call };
                     self.apart.came(payload.bytes.as_ref().len());
-                    let deadline_ns = wire::deadline_ns(now, budget_ns, default_ns);
+                    let deadline_ns = wire::deadline_ns(came_ns, budget_ns, default_ns);
                     self.controller.request(now, Request { from, function, deadline_ns, terms, payload });
                 }
                 clients::Event::Refused { connection, call, once, code, text } => {

@@ -63,6 +63,10 @@ fn main() -> ExitCode {
             raise(number(&input));
             Ok(Output::from(b"survived"))
         })
+        .function("thread", |_, _| {
+            std::thread::spawn(std::thread::park);
+            Ok(Output::empty())
+        })
         .function("exec", |_, _| Err(Command::new("sleep").arg("0.01").exec().into()))
         .function("cancels", |_, _| Ok(CANCELS.get().to_string().into()))
         .function("crowd", |_, input| Ok(crowd(usize::try_from(number(&input)).unwrap_or(0)).to_string().into()))
