@@ -21,11 +21,12 @@ use crate::tcp::{ConnectionError, SendError};
 
 /// Frames written by one `writev`. Three slices each; Linux takes 1024 slices, 192 already cover 16 KiB of heads.
 pub(crate) const FRAMES_PER_WRITE_MAX: usize = 64;
-/// Bytes begun by one write while the kernel takes all of each: 1 MiB in one system call and not in four takes 1.11 times what a raw write
-/// of it takes, and not 1.20.
+/// Bytes begun by one write while the kernel takes all of each: a call of 1 MiB takes 1.11 times a raw round trip so, and 1.20 in
+/// four writes. A short frame that comes once such a line is begun waits for its end.
 const LINE_BYTES_MAX: u64 = 4 * PIECE_BYTES;
-/// The same once it does not, until nothing is left to write: all that a short frame may find in its way then, with one piece. And with
-/// checksums: what was read for them is still in the cache when the kernel copies it, and the peer has something to check meanwhile.
+/// The same once it does not, until nothing is left to write: all that a short frame finds in its way then, with one piece. And with
+/// checksums, so always between hosts: what was read for them is still in the cache when the kernel copies it, and the peer has something to
+/// check meanwhile.
 const SHORT_LINE_BYTES_MAX: u64 = PIECE_BYTES;
 const PIECE_LEN: usize = 256 << 10;
 const _: () = assert!(PIECE_LEN as u64 == PIECE_BYTES);
@@ -95,7 +96,7 @@ struct Wire<Out> {
     line: VecDeque<Begun<Out>>,
     /// Bytes of all of `line`.
     line_bytes: u64,
-    /// The kernel did not take all of a write, since the last time there was nothing to write.
+    /// The kernel was not given, or did not take, all of the line since the last time there was nothing to write.
     is_cut: bool,
     /// Bytes of the first of `line` that the kernel already has.
     written: usize,
@@ -409,6 +410,8 @@ impl<Out: AsRef<[u8]>> Outbound<Out> {
                 }
             };
             if count == 0 {
+                // It had room for all of the last write, and has none now.
+                self.wire.is_cut = true;
                 return Ok(Flush::Blocked);
             }
             self.account(count, done);
@@ -650,6 +653,14 @@ mod tests {
             [4, 2, 1, 1],
             "one write that was cut is believed until all is written"
         );
+        // A write that finds no room at all after one that had it is a cut, too.
+        let mut outbound = plain(10, 1 << 30);
+        outbound.send(None, &header(0), b"", vec![1; 12 * PIECE_LEN]).expect("room");
+        let mut kernel = Miser { taken: Vec::new(), most: usize::MAX, blocks: true, calls: 1 };
+        for pieces in [4, 1] {
+            assert_eq!(outbound.flush(&mut kernel, &mut drop).expect("a kernel"), Flush::Blocked);
+            assert_eq!(outbound.wire.line.len(), pieces, "begun before it blocked");
+        }
         let (checked, _) = lines(true, usize::MAX);
         assert_eq!(checked, [1; 6], "what was hashed is still in the cache when it is copied");
     }

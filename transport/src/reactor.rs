@@ -112,19 +112,16 @@ pub fn probe() -> Result<(), NoUring> {
     uring::probe()
 }
 
-/// What `choice` comes to here, and why, for an owner that `spins` while it waits, or does not.
-///
-/// One hot connection whose owner spins is read 5 % sooner without a ring; everywhere else the ring is as fast, and with many
-/// connections faster (`docs/decisions/0016`).
+/// What `choice` comes to here, and why. A ring where one works: it is as fast as epoll with one connection, which its owner may have
+/// read without it ([`Socket::heat`]), and faster with many (`docs/decisions/0016`, `0023`).
 ///
 /// # Errors
 /// [`Choice::Uring`] where there is no io_uring.
-pub fn choose(choice: Choice, spins: bool) -> Result<(Kind, String), NoUring> {
+pub fn choose(choice: Choice) -> Result<(Kind, String), NoUring> {
     match choice {
         Choice::Epoll => Ok((Kind::Epoll, "as asked".into())),
         Choice::Uring => probe().map(|()| (Kind::Uring, "as asked, and a ring works".into())),
         Choice::Auto => Ok(match probe() {
-            Ok(()) if spins => (Kind::Epoll, "a ring works, but who spins reads sooner without".into()),
             Ok(()) => (Kind::Uring, "a ring works".into()),
             Err(error) => (Kind::Epoll, error.to_string()),
         }),

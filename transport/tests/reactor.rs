@@ -959,13 +959,11 @@ fn a_flood_of_completions_overflows_nothing() {
 
 #[test]
 fn x7_what_is_chosen_is_said_with_a_reason() {
-    let (kind, reason) = choose(Choice::Epoll, false).expect("it is everywhere");
+    let (kind, reason) = choose(Choice::Epoll).expect("it is everywhere");
     assert_eq!((kind, reason.as_str()), (Kind::Epoll, "as asked"));
-    for spins in [false, true] {
-        let (kind, reason) = choose(Choice::Auto, spins).expect("there is always one");
-        assert!(!reason.is_empty());
-        assert_eq!(kind == Kind::Uring, probe().is_ok() && !spins, "{reason}");
-    }
+    let (kind, reason) = choose(Choice::Auto).expect("there is always one");
+    assert!(!reason.is_empty());
+    assert_eq!(kind == Kind::Uring, probe().is_ok(), "{reason}");
     for choice in [Choice::Auto, Choice::Uring, Choice::Epoll] {
         assert_eq!(choice.to_string().parse(), Ok(choice));
     }

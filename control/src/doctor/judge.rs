@@ -156,8 +156,9 @@ fn memfd(trial: &MemfdTrial) -> Finding {
 fn io_uring(facts: &Facts) -> Finding {
     let found = |value: String| Finding::new("io_uring", "io_uring", value);
     match facts.io_uring {
-        UringTrial::Works { deferred: true } => found("a no-op completed, deferred task work".into())
-            .ok("io_uring, except with --wait latency, where epoll is the faster (--reactor auto)"),
+        UringTrial::Works { deferred: true } => {
+            found("a no-op completed, deferred task work".into()).ok("io_uring (--reactor auto)")
+        }
         UringTrial::Works { deferred: false } => found("a no-op completed, plain ring only".into())
             .note("epoll (--reactor auto); the io_uring reactor needs deferred task work")
             .change("Linux 6.1 or later"),
