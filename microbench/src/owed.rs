@@ -3,7 +3,7 @@
 //! Every limit is a ratio inside one run, or a figure that does not depend on the machine's age. A figure missed is
 //! reported as missed.
 
-use crate::peers::BEST_RAW;
+use crate::peers::{BEST_RAW, RELAY};
 use crate::row::Row;
 
 /// One thing owed.
@@ -233,33 +233,69 @@ pub(crate) const TARGETS: &[Target] = &[
 /// What is known to limit a figure that misses what is owed.
 struct KnownLimit {
     applies: fn(&Row) -> bool,
-    what: &'static str,
+    /// In words, with what other rows of the same run say of it; `None` when they do not.
+    say: fn(&Row, &[Row]) -> Option<String>,
 }
 
 const KNOWN_LIMITS: &[KnownLimit] = &[
     KnownLimit {
-        applies: |row| is_beside(row, BEST_RAW) && row.payload_bytes == 64 && row.wait == "efficient",
-        what: "64 B in `efficient`: three programs that sleep on one core. Bare ones in C, which only pass 128 bytes on, take 1.40 to 1.47 times \
-               as long as two (docs/decisions/0022), which leaves a microsecond for frames, checks, queues and deadlines of all three.",
+        applies: |row| is_beside(row, BEST_RAW) && row.payload_bytes == 64,
+        say: |row, rows| {
+            let relay = same_load(row, rows).find(|other| other.experiment == "peer" && other.ipc == RELAY)?;
+            let beside = |other: &&Row| is_beside(other, RELAY) && other.reactor == row.reactor;
+            let ours = same_load(row, rows).find(beside)?;
+            Some(format!(
+                "64 B, `{}`, {}: three parties take part and not two. The peer `relay`, whose third does nothing at all, takes {:.2} times the best raw \
+                 server; ours takes {:.2} times the relay.",
+                row.wait,
+                row.reactor.as_deref().unwrap_or("one reactor"),
+                relay.ratio_p50?,
+                ours.ratio_p50?,
+            ))
+        },
     },
     KnownLimit {
-        applies: |row| is_beside(row, "http") && row.wait != "balanced",
-        what: "axum in `latency` and `efficient`: the bare TCP round trip itself is less than five times faster than axum there; see the peers.",
+        applies: |row| is_beside(row, "http"),
+        say: |row, rows| {
+            let best = same_load(row, rows).find(|other| is_beside(other, BEST_RAW))?;
+            Some(format!(
+                "`{}` in `{}`: the best raw server, without calls and functions, is {:.1} times faster than it.",
+                row.floor.as_deref()?,
+                row.wait,
+                row.floor_p50_us? / best.floor_p50_us?,
+            ))
+        },
     },
     KnownLimit {
         applies: |row| is_load(row, "open"),
-        what: "p99 at a given rate: a shared machine takes a core away for milliseconds. Compare with the p99 of the raw server at the same rate, \
-               under *Remote calls under load*.",
+        say: |_, _| {
+            Some(
+                "p99 at a given rate: a shared machine takes a core away for milliseconds. Compare with the p99 of the raw server at the same \
+                 rate, under *Remote calls under load*."
+                    .to_owned(),
+            )
+        },
     },
     KnownLimit {
         applies: |row| row.experiment == "checks" && row.payload_bytes > 100 << 10,
-        what: "checksums of long payloads: each byte is read four times more, as fast as memory gives it (docs/decisions/0024).",
+        say: |_, _| {
+            Some(
+                "checksums of long payloads: each byte is read four times more, as fast as memory gives it (docs/decisions/0024)."
+                    .to_owned(),
+            )
+        },
     },
 ];
 
-/// What is known to limit this row.
-pub(crate) fn known_limit(row: &Row) -> Option<&'static str> {
-    KNOWN_LIMITS.iter().find(|limit| (limit.applies)(row)).map(|limit| limit.what)
+/// Rows of the same exchange under the same conditions, whoever it is with.
+fn same_load<'a>(row: &'a Row, rows: &'a [Row]) -> impl Iterator<Item = &'a Row> {
+    rows.iter()
+        .filter(|other| (&other.wait, other.payload_bytes, &other.place) == (&row.wait, row.payload_bytes, &row.place))
+}
+
+/// What is known to limit this row, one of `rows`.
+pub(crate) fn known_limit(row: &Row, rows: &[Row]) -> Option<String> {
+    KNOWN_LIMITS.iter().find(|limit| (limit.applies)(row)).and_then(|limit| (limit.say)(row, rows))
 }
 
 impl Target {

@@ -38,6 +38,8 @@ pub(crate) enum Order {
     Serve { bytes: usize, rounds: u64 },
     /// First and last, with a listening socket: serve everybody who connects there.
     Echo { kind: Kind, wait: Wait, core: usize },
+    /// First and last, with the memory of a relay: pass its turn back.
+    Work { wait: Wait, core: usize },
 }
 
 /// A running peer, seen from the parent. Dropping it ends the peer.
@@ -107,12 +109,15 @@ pub(crate) fn run() -> Result<()> {
             crate::placement::pin(&[core])?;
             let listener = fds.into_iter().next().context("no socket to listen on")?;
             acknowledge(&control)?;
-            // This thread serves; another one sleeps until the parent hangs up.
-            std::thread::spawn(move || {
-                let _ = receive_order(control.as_fd());
-                std::process::exit(0);
-            });
-            return peers::serve(kind, wait, listener.into());
+            end_with_the_parent(control);
+            return peers::serve(kind, wait, core, listener.into());
+        }
+        Order::Work { wait, core } => {
+            crate::placement::pin(&[core])?;
+            let memfd = fds.into_iter().next().context("no memory to take turns in")?;
+            acknowledge(&control)?;
+            end_with_the_parent(control);
+            return peers::work(wait, &memfd);
         }
         Order::Serve { .. } => bail!(by_hand()),
     };
@@ -128,6 +133,14 @@ pub(crate) fn run() -> Result<()> {
         acknowledge(&control)?;
     }
     Ok(())
+}
+
+/// This thread serves; another one sleeps until the parent hangs up.
+fn end_with_the_parent(control: OwnedFd) {
+    std::thread::spawn(move || {
+        let _ = receive_order(control.as_fd());
+        std::process::exit(0);
+    });
 }
 
 fn acknowledge(control: &OwnedFd) -> Result<()> {

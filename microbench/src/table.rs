@@ -98,11 +98,15 @@ pub(crate) fn peers_cells(rows: &[Row]) -> Vec<Vec<String>> {
         let mut cells = vec![what(row), row.wait.clone(), Size(size).to_string(), times.count.to_string()];
         cells.extend([times.p50_us, times.p95_us, times.p99_us, times.p999_us, times.max_us].map(microseconds));
         cells.push(if times.runs > 1 { format!("{:.0} %", times.run_p50_spread * 100.0) } else { String::new() });
-        cells.push(joined(&|ours| match (&ours.floor, &ours.reactor) {
+        let by_it = joined(&|ours| match (&ours.floor, &ours.reactor) {
             (Some(floor), _) if !is_peer => format!("{floor}: {}", ours.ratio_text()),
             (_, Some(reactor)) => format!("{reactor} {}", ours.ratio_text()),
             _ => ours.ratio_text(),
-        }));
+        });
+        cells.push(match &row.floor {
+            Some(floor) if is_peer => format!("{by_it}; it by {floor} {}", row.ratio_text()),
+            _ => by_it,
+        });
         cells.push(joined(&|ours| match (&ours.owed, &ours.verdict) {
             (Some(owed), Some(verdict)) => format!("{owed}  {verdict}"),
             _ => String::new(),

@@ -42,6 +42,8 @@ const ANSWERER: Side = Side { passed: 512, note: 520, asleep: 768 };
 pub(crate) struct FutexTurn {
     pub(crate) pages: SharedPages,
     wait: Wait,
+    /// The peer is on our core: it gets it while we wait.
+    yields: bool,
     mine: Side,
     theirs: Side,
     passed: u32,
@@ -51,7 +53,13 @@ pub(crate) struct FutexTurn {
 impl FutexTurn {
     pub(crate) fn new(pages: SharedPages, wait: Wait, is_asker: bool) -> Self {
         let (mine, theirs) = if is_asker { (ASKER, ANSWERER) } else { (ANSWERER, ASKER) };
-        Self { pages, wait, mine, theirs, passed: 0, seen: 0 }
+        Self { pages, wait, yields: false, mine, theirs, passed: 0, seen: 0 }
+    }
+
+    /// Between two that share a core, and so never spin in each other's way.
+    pub(crate) fn sharing_a_core(pages: SharedPages, wait: Wait, is_asker: bool) -> Self {
+        let wait = if wait == Wait::Latency { Wait::Balanced } else { wait };
+        Self { yields: true, ..Self::new(pages, wait, is_asker) }
     }
 
     fn note(&self, side: Side) -> &AtomicU64 {
@@ -95,6 +103,8 @@ impl FutexTurn {
                     if now >= *spin_ends.get_or_insert(now + SPIN_BUDGET) {
                         self.sleep()?;
                         spin_ends = None;
+                    } else if self.yields {
+                        rustix::thread::sched_yield();
                     }
                 }
                 Wait::Efficient => self.sleep()?,

@@ -117,7 +117,7 @@ fn rows_of(arguments: &[&str]) -> (Vec<serde_json::Value>, Output) {
 #[test]
 fn b3_a_remote_call_stands_beside_every_peer_and_the_fastest_raw_one() {
     let brief = ["--repetitions", "40", "--runs", "1", "--run-limit", "0.01"];
-    for (wait, sizes, peers) in [("efficient", "64,100KiB", 6), ("latency", "64", 8)] {
+    for (wait, sizes, peers) in [("efficient", "64,100KiB", 7), ("latency", "64", 9)] {
         if wait == "latency" && std::thread::available_parallelism().map_or(1, usize::from) < 2 {
             println!("skipped: needs two cores");
             continue;

@@ -255,11 +255,17 @@ fn rows_of(args: &PeersArgs, wait: Wait, placement: Placement, place: Place, par
         })
     };
     let ours = || parties.iter().filter(|party| matches!(party.who, Who::Ours(_)));
-    let mut rows: Vec<Row> = peers().map(|(kind, cell)| row("peer", "raw", kind.name(), cell)).collect();
-
     let p50 = |cell: &Cell| cell.recorder.summary().p50_us;
     let raw = peers().filter(|(kind, _)| kind.is_raw());
     let best = raw.min_by(|(_, one), (_, other)| p50(one).total_cmp(&p50(other)));
+    let mut rows: Vec<Row> = Vec::new();
+    for (kind, cell) in peers() {
+        let row = row("peer", "raw", kind.name(), cell);
+        rows.push(match best.filter(|_| kind == Kind::Relay) {
+            Some((best_kind, best)) => beside(row, cell, &format!("{BEST_RAW} ({best_kind})"), best),
+            None => row,
+        });
+    }
     for party in ours() {
         let cell = &party.cells[at];
         let mine = |experiment: &str| Row {

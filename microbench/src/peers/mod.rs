@@ -5,13 +5,15 @@
 //! | `blocking`    | a thread a connection, `read` and `write`                                   |
 //! | `epoll`       | one thread, epoll through mio, `read` and `write`                           |
 //! | `uring`       | one thread, io_uring, `SINGLE_ISSUER` and `DEFER_TASKRUN`                   |
+//! | `relay`       | `blocking`, and a third process on its core that is asked before each answer |
 //! | `tokio`       | one thread, tokio as it comes                                               |
 //! | `tokio_awake` | the same, kept from sleeping by a task that yields                          |
 //! | `tokio_uring` | one thread, tokio-uring as it comes                                         |
 //! | `http`        | one thread, `POST /echo` of axum over tokio as it comes, keep-alive         |
 //! | `http_awake`  | the same, kept from sleeping, client and server                             |
 //!
-//! The first three are *raw*: nothing between them and the kernel; the fastest of them is the floor of a remote call.
+//! The first three are *raw*: nothing between them and the kernel; the fastest of them is the floor of a remote call. `relay` is what
+//! that floor becomes when a call passes three parties, as ours do.
 //!
 //! Messages: a connection begins with their length (8 bytes); from then on a server returns each message when all of it is
 //! there, as a function would, not byte by byte as it comes. HTTP needs no such beginning.
@@ -25,6 +27,7 @@ mod beside;
 mod blocking;
 mod epoll;
 mod http;
+mod relay;
 mod stage;
 mod tokio;
 mod tokio_uring;
@@ -39,6 +42,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use beside::{BEST_RAW, PeersArgs, run};
+pub(crate) use relay::{RELAY, work};
 
 use crate::end::{self, Block, Messages};
 use crate::peer::{Order, Peer};
@@ -64,6 +68,8 @@ pub(crate) enum Kind {
     Epoll,
     /// One thread, io_uring.
     Uring,
+    /// Blocking, with a third process that is asked before each answer.
+    Relay,
     /// One thread, tokio as it comes.
     Tokio,
     /// One thread, tokio kept from sleeping.
@@ -77,10 +83,11 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(crate) const ALL: [Kind; 8] = [
+    pub(crate) const ALL: [Kind; 9] = [
         Kind::Blocking,
         Kind::Epoll,
         Kind::Uring,
+        Kind::Relay,
         Kind::Tokio,
         Kind::TokioAwake,
         Kind::TokioUring,
@@ -93,6 +100,7 @@ impl Kind {
             Kind::Blocking => "blocking",
             Kind::Epoll => "epoll",
             Kind::Uring => "uring",
+            Kind::Relay => RELAY,
             Kind::Tokio => "tokio",
             Kind::TokioAwake => "tokio_awake",
             Kind::TokioUring => "tokio_uring",
@@ -132,11 +140,12 @@ fn linger(wait: Wait) -> Duration {
 }
 
 /// The second process: serves everybody who connects, until the parent hangs up.
-pub(crate) fn serve(kind: Kind, wait: Wait, listener: TcpListener) -> Result<()> {
+pub(crate) fn serve(kind: Kind, wait: Wait, core: usize, listener: TcpListener) -> Result<()> {
     match kind {
         Kind::Blocking => blocking::serve(wait, &listener),
         Kind::Epoll => epoll::serve(wait, listener),
         Kind::Uring => uring::serve(wait, &listener),
+        Kind::Relay => relay::serve(wait, core, &listener),
         Kind::Tokio => tokio::serve(None, listener),
         Kind::TokioAwake => tokio::serve(Some(linger(wait)), listener),
         Kind::TokioUring => tokio_uring::serve(listener),
@@ -186,7 +195,7 @@ impl Server {
 
     /// Waits until it sleeps, if it is one that spins.
     pub(crate) fn settle(&self) {
-        let spins = self.kind.is_raw() || !self.kind.supports(Wait::Balanced);
+        let spins = self.kind.is_raw() || self.kind == Kind::Relay || !self.kind.supports(Wait::Balanced);
         if spins && self.wait == Wait::Latency {
             std::thread::sleep(SETTLE);
         }
@@ -265,7 +274,7 @@ mod tests {
     #[test]
     fn only_latency_knows_runtimes_that_are_kept_awake() {
         let known = |wait| Kind::ALL.into_iter().filter(|kind| kind.supports(wait)).count();
-        assert_eq!((known(Wait::Latency), known(Wait::Balanced), known(Wait::Efficient)), (8, 6, 6));
+        assert_eq!((known(Wait::Latency), known(Wait::Balanced), known(Wait::Efficient)), (9, 7, 7));
         assert!(linger(Wait::Latency) < SETTLE);
     }
 }
