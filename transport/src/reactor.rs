@@ -334,16 +334,16 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
         }
     }
 
-    /// From now on [`Socket::receive`] reads the socket itself, and no event tells that there is something to read: for an owner who looks
-    /// again and again, and is answered sooner than by way of a ring. Calls [`Socket::cool`] before it waits for events. Nothing with epoll,
-    /// which reads like that anyway.
+    /// From now on [`Socket::receive`] reads the socket itself, and no event need tell that there is something to read: for an owner who
+    /// looks again and again, which brings one connection's bytes sooner than a ring does. Call [`Socket::cool`] before waiting for events.
+    /// Nothing with epoll, which reads like that anyway.
     pub fn heat(&mut self, reactor: &mut Reactor<In, Out>) {
         if let (Driven::Uring(socket), Inner::Uring(uring)) = (&mut self.0, &mut reactor.0) {
             socket.heat(uring);
         }
     }
 
-    /// Events tell of this socket again.
+    /// Events tell of this socket again. Whoever stopped calling [`Socket::receive`] before it had nothing goes on with that first.
     pub fn cool(&mut self, reactor: &mut Reactor<In, Out>) {
         if let (Driven::Uring(socket), Inner::Uring(uring)) = (&mut self.0, &mut reactor.0) {
             socket.cool(uring);

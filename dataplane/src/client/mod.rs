@@ -40,8 +40,8 @@ use payload::{OutgoingBytes, Pool};
 /// How a client behaves.
 #[derive(Debug, Clone)]
 pub struct ClientConfig {
-    /// How `wait` waits: `latency` polls the socket and yields in between, `balanced` does so for 100 us (longer for a long input) and then
-    /// sleeps, `efficient` sleeps. Default `balanced`.
+    /// How `wait` waits: `latency` yields, polls the socket for 4 us and then yields in between, `balanced` does so for 100 us (longer for a
+    /// long input) and then sleeps, `efficient` sleeps. Default `balanced`.
     pub wait: WaitMode,
     /// Deadline of each call, at most a day. Default 60 s.
     pub deadline: Duration,
@@ -325,6 +325,9 @@ const GRACE_NS: u64 = 50_000_000;
 const BALANCED_LINGER_NS: u64 = 100_000;
 const BYTES_PER_LINGER_NS: u64 = 4;
 const BALANCED_LINGER_NS_MAX: u64 = 1_000_000;
+/// After the worker had the core, the socket is looked at without a pause for so long: what a controller takes to send a small function's
+/// answer. A yield after each look gave the core to a worker that was done, and took it when the answer was there (docs/decisions/0027).
+const LOOK_NS: u64 = 4_000;
 /// Frames taken before the clock is looked at: a process that sends without end holds nobody past a deadline.
 const FRAMES_PER_LOOK: usize = 64;
 /// Requests that wait for the next look at answers, bytes, before they are sent without it.
@@ -940,8 +943,11 @@ impl Client {
     pub fn wait(&mut self, call: CallHandle) -> Result<ClientReply, InvokeError> {
         let CallHandle(number) = call;
         let (mut since_ns, mut frames) = (0, 0);
+        // A worker may be waiting for this very core. It gets it before the first look, which finds nothing: no answer takes less.
+        let mut yields_first = self.config.wait != WaitMode::Efficient;
         loop {
             match self.open.get(&number) {
+                Some(Open::Waiting(_)) if std::mem::take(&mut yields_first) => rustix::thread::sched_yield(),
                 Some(Open::Waiting(_)) => {}
                 Some(Open::Done(_)) => {
                     // Whoever waited for this one may not come back for those that held requests up.
@@ -982,7 +988,7 @@ impl Client {
             }
             let waited_ns = now - since_ns;
             match self.config.wait {
-                // From the first: a worker may be waiting for this very core, and no answer takes less than two yields.
+                WaitMode::Latency | WaitMode::Balanced if waited_ns < LOOK_NS => {}
                 WaitMode::Latency => rustix::thread::sched_yield(),
                 WaitMode::Balanced if waited_ns < self.linger_ns => rustix::thread::sched_yield(),
                 WaitMode::Balanced | WaitMode::Efficient => self.link.sleep(Duration::from_nanos(due_ns - now)),

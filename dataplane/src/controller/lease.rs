@@ -159,7 +159,7 @@ impl<P: Keep> Controller<P> {
         }
     }
 
-    /// Whether workers have workers of their own.
+    /// Whether some worker has a lease on another.
     pub(crate) fn has_leases(&self) -> bool {
         !self.leases.is_empty()
     }

@@ -425,7 +425,7 @@ impl Clients {
         }
     }
 
-    /// Reads what a connection has, writes what it can take. Whether something had come.
+    /// Reads what a connection has, writes what it can take. Whether something had come, or a body has left.
     pub(super) fn serve(
         &mut self,
         index: usize,

@@ -8,7 +8,7 @@
 //! | short frames, an idle connection  | one multishot receive into buffers that the kernel picks          | payload, once   |
 //! | the head of a long frame          | one receive of just its bytes, likewise                           | nothing         |
 //! | a long payload, a piece           | one receive straight into its body (an arena block), waiting for all of it | nothing |
-//! | a hot connection                  | nothing: its owner, who is awake, reads it by system calls        | nothing         |
+//! | a hot connection                  | nothing: its owner, who is awake, reads it by system calls        | as with epoll (`inbound`) |
 //! | frames out                        | one sendmsg of all that waits, from where it lies                 | nothing         |
 //! | a long payload, off the loopback  | one zero-copy sendmsg, where that saves something (`zero_copy`)   | what is short   |
 //! | a listener                        | one multishot accept                                              |                 |
@@ -926,7 +926,7 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
         let socket = uring.socket(slot);
         // What a receive under way points to is left alone.
         let may_look = matches!(socket.receiving, Receiving::No | Receiving::Multishot { cancelled: false });
-        // What has come and was not taken is taken first, and moves what is wanted next: who stopped there calls `receive` again.
+        // What has come and was not taken decides what is wanted next, so it is taken first: `receive` comes back here.
         if socket.starved || !may_look || !socket.arrived.is_empty() || self.halves.inbound.carries() {
             return;
         }
@@ -1163,7 +1163,7 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
         self.heat == Heat::Hot && self.halves.inbound.unfinished()
     }
 
-    /// Of what the ring brings nothing is known: it costs no system call to look, and looking is what has the kernel receive again.
+    /// Never of what the ring brings: a look at it costs no system call, and has the kernel receive again.
     pub(crate) fn drained(&self) -> bool {
         self.heat == Heat::Hot && self.halves.inbound.drained()
     }
