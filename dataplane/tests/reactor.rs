@@ -331,6 +331,11 @@ fn r1_r7_connections_that_turn_hot_and_cold_are_answered_at_once() {
             for at in 0..40 {
                 call(&mut hot, at, 64);
             }
+            // As hot with many in flight.
+            let tickets = [(); 24].map(|()| hot.submit("echo", "many").expect("room"));
+            for ticket in tickets {
+                assert_eq!(*hot.wait(ticket).expect("an answer"), *b"many");
+            }
             // One after the other in the middle of it, alone and both.
             call(&mut hot, burst as u64, sizes[burst % sizes.len()]);
             call(&mut other, burst as u64, sizes[burst / 3 % sizes.len()]);
