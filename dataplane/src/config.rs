@@ -179,7 +179,7 @@ pub struct ProcessConfig {
     pub ipc: Ipc,
     /// How everybody waits.
     pub wait: WaitMode,
-    /// What carries connections: io_uring, epoll, or whichever is the faster of those that work here.
+    /// What carries connections: io_uring, epoll, or io_uring where it works and else epoll.
     #[serde(with = "as_text")]
     pub reactor: ReactorChoice,
     /// Congestion control of connections with clients and peers: `auto` (reno on this host, the system's otherwise), `system`, or a

@@ -85,7 +85,7 @@ enum Command {
     Floors(floors::FloorsArgs),
     /// Invocations of a real process, each beside its floor.
     Invoke(invoke::InvokeArgs),
-    /// A remote call beside other people's echo servers: raw TCP three ways, tokio, tokio-uring, axum.
+    /// A remote call beside other people's echo servers: raw TCP three ways, a bare third party, tokio, tokio-uring, axum.
     ///
     /// The fastest raw server of a size and wait mode is the floor (`best_raw_tcp`); a ratio below one means that our call
     /// is the quicker of the two.

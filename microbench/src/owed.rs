@@ -245,7 +245,7 @@ const KNOWN_LIMITS: &[KnownLimit] = &[
             let beside = |other: &&Row| is_beside(other, RELAY) && other.reactor == row.reactor;
             let ours = same_load(row, rows).find(beside)?;
             Some(format!(
-                "64 B, `{}`, {}: three parties take part and not two. The peer `relay`, whose third does nothing at all, takes {:.2} times the best raw \
+                "64 B, `{}`, {}: three parties take part and not two. The peer `relay`, whose third (on the server's core) does nothing at all, takes {:.2} times the best raw \
                  server; ours takes {:.2} times the relay.",
                 row.wait,
                 row.reactor.as_deref().unwrap_or("one reactor"),

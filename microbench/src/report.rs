@@ -306,7 +306,7 @@ fn beside(rows: &[Row]) -> Result<Vec<Section>> {
              (`best_raw_tcp`) is what a remote call stands on; `relay` is the plainest of them with a third process that is asked before \
              each answer and does nothing else, as a function would be; `tokio`, `tokio_uring` and `http` (POST over axum, keep-alive) \
              are used as they come, so they sleep when there is nothing to do; those called `awake` spin as `latency` does. \
-             A ratio is our time by theirs: below one, ours is the quicker."
+             A ratio is our time by theirs: below one, ours is the quicker. (That of `relay` by the best raw server is its own.)"
                 .to_owned(),
         );
     }

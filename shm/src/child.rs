@@ -18,6 +18,9 @@ use std::path::Path;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
+/// Threads of a child that are moved with it: how many it has is its own choice, and whoever moves them waits for it.
+const THREADS_MAX: usize = 256;
+
 /// The descriptor on which a child finds its control socket.
 pub const CONTROL_FD: i32 = 3;
 
@@ -214,7 +217,8 @@ impl Child {
     }
 
     /// Has the child's first thread run on these cores only, from now on, and those of its threads that had the same cores: they inherited
-    /// them. A thread that starts meanwhile may stay where the others were. Reads /proc, tens of microseconds.
+    /// them. A thread that starts meanwhile may stay where the others were, and so do all beyond 256. Reads /proc: tens of
+    /// microseconds, and a microsecond more a thread.
     ///
     /// # Errors
     /// As [`pin_current`].
@@ -223,7 +227,8 @@ impl Child {
         let were = sched_getaffinity(Some(self.pid))?;
         sched_setaffinity(Some(self.pid), &cpus)?;
         // Without /proc it has to do with its first thread.
-        for thread in fs::read_dir(format!("/proc/{}/task", self.pid())).into_iter().flatten().flatten() {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid())).into_iter().flatten().flatten();
+        for thread in threads.take(THREADS_MAX) {
             let thread = thread.file_name().to_str().and_then(|name| Pid::from_raw(name.parse().ok()?));
             if sched_getaffinity(thread).is_ok_and(|are| thread.is_some() && are == were) {
                 // It may have ended.

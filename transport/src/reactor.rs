@@ -113,7 +113,7 @@ pub fn probe() -> Result<(), NoUring> {
 }
 
 /// What `choice` comes to here, and why. A ring where one works: it is as fast as epoll with one connection, which its owner may have
-/// read without it ([`Socket::heat`]), and faster with many (`docs/decisions/0016`, `0023`).
+/// read without it ([`Socket::heat`]), and faster with many (`docs/decisions/0025`).
 ///
 /// # Errors
 /// [`Choice::Uring`] where there is no io_uring.
@@ -343,7 +343,7 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
         }
     }
 
-    /// Events tell of this socket again. Whoever stopped calling [`Socket::receive`] before it had nothing goes on with that first.
+    /// Events tell of this socket again. If the last [`Socket::receive`] gave a frame, call it until it gives none.
     pub fn cool(&mut self, reactor: &mut Reactor<In, Out>) {
         if let (Driven::Uring(socket), Inner::Uring(uring)) = (&mut self.0, &mut reactor.0) {
             socket.cool(uring);

@@ -77,7 +77,7 @@ struct Arguments {
     /// How to wait: latency (spin), balanced (spin, yield, then sleep) or efficient (sleep) [default: balanced]
     #[arg(long, value_name = "MODE")]
     wait: Option<WaitMode>,
-    /// What carries connections: auto (the faster that works here), uring or epoll [default: auto]
+    /// What carries connections: auto (io_uring where it works, else epoll), uring or epoll [default: auto]
     #[arg(long, value_name = "REACTOR")]
     reactor: Option<ReactorChoice>,
     /// Congestion control of connections: auto (reno on this host, the system's otherwise), system, or a name that the kernel knows; the

@@ -40,8 +40,8 @@ use payload::{OutgoingBytes, Pool};
 /// How a client behaves.
 #[derive(Debug, Clone)]
 pub struct ClientConfig {
-    /// How `wait` waits: `latency` yields, polls the socket for 4 us and then yields in between, `balanced` does so for 100 us (longer for a
-    /// long input) and then sleeps, `efficient` sleeps. Default `balanced`.
+    /// How `invoke` and `wait` wait: `latency` hands its core over once (`invoke`), looks at the socket for 4 us (one call in flight), then looks
+    /// and yields in turns; `balanced` does so for 100 us (longer for a long input) and then sleeps; `efficient` sleeps. Default `balanced`.
     pub wait: WaitMode,
     /// Deadline of each call, at most a day. Default 60 s.
     pub deadline: Duration,
@@ -325,8 +325,8 @@ const GRACE_NS: u64 = 50_000_000;
 const BALANCED_LINGER_NS: u64 = 100_000;
 const BYTES_PER_LINGER_NS: u64 = 4;
 const BALANCED_LINGER_NS_MAX: u64 = 1_000_000;
-/// After the worker had the core, the socket is looked at without a pause for so long: what a controller takes to send a small function's
-/// answer. A yield after each look gave the core to a worker that was done, and took it when the answer was there (docs/decisions/0027).
+/// With one call in flight the socket is looked at without a yield for so long: what a controller takes to send a small function's answer.
+/// A yield after each look gave the core to a worker that was done, while the answer came (docs/decisions/0027).
 const LOOK_NS: u64 = 4_000;
 /// Frames taken before the clock is looked at: a process that sends without end holds nobody past a deadline.
 const FRAMES_PER_LOOK: usize = 64;
@@ -459,7 +459,8 @@ impl Client {
         input: impl Into<Outgoing>,
     ) -> Result<ClientReply, InvokeError> {
         let call = self.submit(callee, input)?;
-        self.wait(call)
+        // A worker may be waiting for this very core. It gets it before the first look, which would find nothing: no answer takes less.
+        self.wait_for(call, self.config.wait != WaitMode::Efficient)
     }
 
     /// Starts a call as configured. Writes to the socket, does not block; without a connection it waits for one.
@@ -941,13 +942,19 @@ impl Client {
     /// # Errors
     /// Every way a call can fail; `Protocol` for a handle that was waited for before.
     pub fn wait(&mut self, call: CallHandle) -> Result<ClientReply, InvokeError> {
+        self.wait_for(call, false)
+    }
+
+    fn wait_for(&mut self, call: CallHandle, mut yields_first: bool) -> Result<ClientReply, InvokeError> {
         let CallHandle(number) = call;
         let (mut since_ns, mut frames) = (0, 0);
-        // A worker may be waiting for this very core. It gets it before the first look, which finds nothing: no answer takes less.
-        let mut yields_first = self.config.wait != WaitMode::Efficient;
         loop {
             match self.open.get(&number) {
-                Some(Open::Waiting(_)) if std::mem::take(&mut yields_first) => rustix::thread::sched_yield(),
+                Some(Open::Waiting(_)) if std::mem::take(&mut yields_first) => {
+                    // What was held until now leaves first.
+                    self.write();
+                    rustix::thread::sched_yield();
+                }
                 Some(Open::Waiting(_)) => {}
                 Some(Open::Done(_)) => {
                     // Whoever waited for this one may not come back for those that held requests up.
@@ -988,7 +995,7 @@ impl Client {
             }
             let waited_ns = now - since_ns;
             match self.config.wait {
-                WaitMode::Latency | WaitMode::Balanced if waited_ns < LOOK_NS => {}
+                WaitMode::Latency | WaitMode::Balanced if waited_ns < LOOK_NS && self.open.len() == 1 => {}
                 WaitMode::Latency => rustix::thread::sched_yield(),
                 WaitMode::Balanced if waited_ns < self.linger_ns => rustix::thread::sched_yield(),
                 WaitMode::Balanced | WaitMode::Efficient => self.link.sleep(Duration::from_nanos(due_ns - now)),

@@ -77,6 +77,8 @@ impl Process {
                 self.condemn(worker, Cause::Violation("it does not read its records"));
             }
         }
+        // Everybody has been told by now: this reads /proc.
+        self.part_workers();
         for worker in starts {
             self.spawn(now, worker);
         }
@@ -109,7 +111,7 @@ impl Process {
             seat.given.push_back(Given { call, position: None, request, is_args });
         }
         self.send(worker, Descriptor::new(kind, function, call, deadline_ns, body), heap);
-        self.send_guest_home(Some(worker));
+        self.apart.dispatched(worker);
         self.handed_over = Some((worker, now));
         self.yields.count_wait();
     }
@@ -216,8 +218,7 @@ impl Process {
         };
         self.introduce(caller, ParticipantId::new(callee).expect("workers have participant numbers"));
         // Each is told how to wait for the other by where they are, so that is settled first.
-        self.send_home(caller);
-        self.send_home(callee);
+        self.send_guest_home();
         let patience = self.lease_patience(caller, callee);
         let borrowed: Vec<_> = fds.iter().map(OwnedFd::as_fd).collect();
         self.notify(caller, &ToWorker::Lease { lease, callee, patience }, &borrowed);

@@ -25,8 +25,10 @@ pub(super) struct Apart {
     due_ns: u64,
     /// The last request was a long one.
     is_long: bool,
-    /// The pinned worker that is beside us for a while.
+    /// The pinned worker that is beside us, on the controller's core, for a while.
     guest: Option<WorkerId>,
+    /// Another was given a call: with two cores it is on the controller's, too.
+    guest_leaves: bool,
 }
 
 impl Apart {
@@ -44,6 +46,11 @@ impl Apart {
             self.due_ns = now_ns + LOOK_NS;
         }
         is_due
+    }
+
+    /// This worker was given a call.
+    pub(super) fn dispatched(&mut self, worker: WorkerId) {
+        self.guest_leaves |= self.guest.is_some_and(|guest| guest != worker);
     }
 
     /// Whether a worker pinned to `home` is had sooner on our core: payloads are long, and their caller is where it is.
@@ -99,7 +106,9 @@ impl Process {
             caller.zip(home).is_some_and(|(caller, home)| self.apart.wants_beside_us(caller, home))
                 && self.may_move(*worker)
         });
-        self.send_guest_home(guest);
+        if self.apart.guest != guest {
+            self.send_guest_home();
+        }
         if let Some(worker) = guest {
             self.apart.guest = guest;
             self.pin(worker, ours);
@@ -118,9 +127,16 @@ impl Process {
             && self.seated.iter().all(|other| *other == worker || !self.controller.is_running(*other))
     }
 
-    /// Ends the visit of a worker beside us, unless it is `but`. When another is given a call the two must not share our core.
-    pub(super) fn send_guest_home(&mut self, but: Option<WorkerId>) {
-        if let Some(guest) = self.apart.guest.take_if(|guest| Some(*guest) != but) {
+    /// Ends the visit of a worker beside us if another was given a call, so that the two do not share our core.
+    pub(super) fn part_workers(&mut self) {
+        if std::mem::take(&mut self.apart.guest_leaves) {
+            self.send_guest_home();
+        }
+    }
+
+    /// Ends the visit of a worker beside us.
+    pub(super) fn send_guest_home(&mut self) {
+        if let Some(guest) = self.apart.guest.take() {
             self.send_home(guest);
         }
     }

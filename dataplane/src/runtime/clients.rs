@@ -386,7 +386,7 @@ impl Clients {
         self.open.get(index).is_some_and(|client| client.socket.in_pieces())
     }
 
-    /// From now on only [`Clients::serve`] finds what comes next from this place, and no event tells of it.
+    /// From now on only [`Clients::serve`] finds what comes next from this place: no event need tell of it.
     pub(super) fn heat(&mut self, index: usize, reactor: &mut Carrier) {
         if let Some(client) = self.open.get_mut(index) {
             client.socket.heat(reactor);

@@ -30,7 +30,7 @@ impl Process {
             return;
         }
         self.cool();
-        self.last_caller = Some(LastCaller { index, reads: 0, is_hot: false, looks: 0 });
+        self.last_caller = Some(LastCaller { index, reads: 1, is_hot: false, looks: 0 });
     }
 
     /// This connection brought a part of a payload. Another is on its way: worth reading without the ring at once.
@@ -65,11 +65,17 @@ impl Process {
         self.last_caller.take_if(|last| last.index == index);
     }
 
+    /// Everybody is looked at now.
+    pub(super) fn end_looks(&mut self) {
+        if let Some(last) = &mut self.last_caller {
+            last.looks = 0;
+        }
+    }
+
     /// Looks at the last caller alone. Whether something had come; `None` when it is everybody's turn.
     pub(super) fn look_at_last_caller(&mut self, now: u64) -> Option<bool> {
         let last = self.last_caller.as_mut()?;
         if last.looks >= LOOKS_PER_POLL || !(last.is_hot || self.reactor.kind() == Kind::Epoll) {
-            last.looks = 0;
             return None;
         }
         last.looks += 1;

@@ -421,6 +421,7 @@ impl Process {
                 return Ok(found);
             }
         }
+        self.end_looks();
         let waited = self.reactor.wait(events, Some(timeout));
         if let (false, Some(shared)) = (spin, &self.shared) {
             shared.doorbell.disarm();

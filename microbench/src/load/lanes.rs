@@ -346,7 +346,7 @@ impl Target for Lanes {
             // A raw peer has the other core, and nobody waits for this one.
             Wait::Latency if matches!(self.lanes[0], Lane::Raw(_)) => std::hint::spin_loop(),
             Wait::Latency => rustix::thread::sched_yield(),
-            // As a client in this mode: the process may be waiting for this very core.
+            // The process may be waiting for this very core.
             Wait::Balanced if idle < SPIN_BUDGET => rustix::thread::sched_yield(),
             Wait::Balanced | Wait::Efficient => self.sleep(left),
         }

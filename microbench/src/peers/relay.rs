@@ -1,7 +1,8 @@
 //! A server with a third party behind it: each message is announced to another process through shared memory, and returned once that one
 //! has said so. Nothing is looked at, queued, checked or counted: what a call costs merely because it passes three.
 //!
-//! The third is on the server's core, as the one that is left over on two, and each hands it to the other: by yielding for up to
+//! The third is on the server's core, since three cannot each have one of two. (Ours is on the client's in most of `latency` and `balanced`, where
+//! that is the better place: this is no lower bound.) Each hands the core to the other: by yielding for up to
 //! [`SPIN_BUDGET`](crate::placement::SPIN_BUDGET) in `latency` and `balanced`, then and in `efficient` by a futex.
 
 use std::io::{Read, Write};

@@ -903,7 +903,7 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
         }
     }
 
-    /// From now on [`Socket::receive`] reads the socket itself, and no event tells that there is something. For an owner who looks again
+    /// From now on [`Socket::receive`] reads the socket itself, and no event need tell that there is something. For an owner who looks again
     /// and again, until [`Socket::cool`].
     pub(crate) fn heat(&mut self, uring: &mut Uring<In, Out>) {
         if self.lent || self.heat != Heat::Cold {
@@ -1163,7 +1163,7 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
         self.heat == Heat::Hot && self.halves.inbound.unfinished()
     }
 
-    /// Never of what the ring brings: a look at it costs no system call, and has the kernel receive again.
+    /// False while the ring receives: a look then costs no system call, and has the kernel receive again.
     pub(crate) fn drained(&self) -> bool {
         self.heat == Heat::Hot && self.halves.inbound.drained()
     }
