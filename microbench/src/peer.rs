@@ -8,6 +8,8 @@ use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Command, Stdio};
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::net::{
@@ -42,11 +44,25 @@ pub(crate) enum Order {
     Work { wait: Wait, core: usize },
 }
 
-/// A running peer, seen from the parent. Dropping it ends the peer.
+/// How long a peer may take to end: it notices at the end of a block.
+const END_MAX: Duration = Duration::from_secs(1);
+
+/// A running peer, seen from the parent. Dropping it ends the peer, and waits until its descriptors are closed: a peer of queues that was
+/// about to end held the quota that the next process needed.
 #[derive(Debug)]
 pub(crate) struct Peer {
-    control: OwnedFd,
+    /// `None` once it is told to end.
+    control: Option<OwnedFd>,
     pid: u32,
+    ended: Receiver<()>,
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.control = None;
+        // In the middle of a block, after an error of ours, it ends with us.
+        let _ = self.ended.recv_timeout(END_MAX);
+    }
 }
 
 impl Peer {
@@ -62,18 +78,23 @@ impl Peer {
             .spawn()
             .context("start the floor's second process")?;
         let pid = child.id();
+        let (end, ended) = std::sync::mpsc::channel();
         // A spinning parent cannot notice a dead peer by itself, so a sleeping thread does.
         std::thread::spawn(move || match child.wait() {
-            Ok(status) if status.success() => {}
+            Ok(status) if status.success() => drop(end),
             ended => {
                 eprintln!("error: the floor's second process ended early: {ended:?}");
                 std::process::exit(crate::EXIT_FAILED.into());
             }
         });
-        let peer = Self { control, pid };
-        send_order(peer.control.as_fd(), join, fds)?;
+        let peer = Self { control: Some(control), pid, ended };
+        send_order(peer.control(), join, fds)?;
         peer.expect_done().context("the floor's second process did not join")?;
         Ok(peer)
+    }
+
+    fn control(&self) -> BorrowedFd<'_> {
+        self.control.as_ref().expect("it is told to end when it is dropped").as_fd()
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -82,14 +103,14 @@ impl Peer {
 
     /// Makes the peer serve; it is polling its end when this returns.
     pub(crate) fn serve(&self, bytes: usize, rounds: u64) -> Result<()> {
-        send_order(self.control.as_fd(), &Order::Serve { bytes, rounds }, &[])?;
+        send_order(self.control(), &Order::Serve { bytes, rounds }, &[])?;
         self.expect_done()
     }
 
     /// Waits for the peer's one-byte acknowledgement: joined, ready to serve, or served.
     pub(crate) fn expect_done(&self) -> Result<()> {
         let mut byte = [0];
-        let got = rustix::io::retry_on_intr(|| rustix::io::read(&self.control, &mut byte)).context("peer's answer")?;
+        let got = rustix::io::retry_on_intr(|| rustix::io::read(self.control(), &mut byte)).context("peer's answer")?;
         ensure!(got == 1, "the floor's second process hung up");
         Ok(())
     }
