@@ -47,8 +47,8 @@ pub(crate) enum Order {
 /// How long a peer may take to end: it notices at the end of a block.
 const END_MAX: Duration = Duration::from_secs(1);
 
-/// A running peer, seen from the parent. Dropping it ends the peer, and waits until its descriptors are closed: a peer of queues that was
-/// about to end held the quota that the next process needed.
+/// A running peer, seen from the parent. Dropping it ends the peer, and waits until its descriptors are closed, so that nothing of it counts
+/// against the quota of queues once the next process has paused (`invoke.rs`). By itself that was not enough.
 #[derive(Debug)]
 pub(crate) struct Peer {
     /// `None` once it is told to end.
