@@ -8,6 +8,8 @@ pub mod participant;
 #[cfg_attr(loom, allow(dead_code, reason = "models look at the heap"))]
 mod mapping;
 mod pair;
+#[cfg_attr(loom, allow(dead_code, reason = "models look at single pins"))]
+pub mod pins;
 #[cfg_attr(loom, allow(dead_code, reason = "models cover the words with edges"))]
 mod peer_line;
 mod prefetch;
@@ -16,6 +18,7 @@ mod width;
 
 pub mod doorbell;
 pub mod exchange;
+pub mod index;
 pub mod ring;
 pub mod watch;
 
@@ -49,9 +52,14 @@ pub use doorbell::{Bell, Doorbell, eventfd, has_barriers, join_barriers};
 pub use exchange::{ExchangeCallee, ExchangeCaller, ExchangeReply};
 pub use inline::{INLINE_BYTES_MAX, Inline};
 #[cfg(not(loom))]
+pub use index::{
+    Current, Found, IndexConfig, IndexFile, IndexFull, IndexReader, IndexWriter, KEY_BYTES_MAX, Listed, PinsInUse, Place,
+};
+#[cfg(not(loom))]
 pub use link::{Link, LinkError};
 pub use participant::{PARTICIPANTS_MAX, ParticipantId};
 pub use peer_line::Take;
+pub use pins::{PINS_MAX, PinId, Pins};
 pub use ring::{BadPosition, Consumer, Full, Producer};
 #[cfg(not(loom))]
 pub use segment::{

@@ -12,8 +12,10 @@ use loom::thread;
 use crate::descriptor::Descriptor;
 use crate::doorbell::{Ringer, SleepLine, Sleeper};
 use crate::exchange::{ExchangeCallee, ExchangeCaller, ExchangeLine, ExchangeReply};
+use crate::index::entry::{Entry, Seen};
 use crate::mapping::Window;
 use crate::peer_line::{PeerLine, Take};
+use crate::pins::{PinPage, Pins, fence_before_looking};
 use crate::ring::on_heap::Ring;
 use crate::ring::{Consumer, Producer};
 
@@ -340,5 +342,41 @@ fn withdrawn_request_never_runs_unseen() {
             Take::Void => assert!(!seen_taken),
             Take::Crossed => {}
         }
+    });
+}
+
+/// R9, edges *written*, *writing*, *pinned*, *unpinned*: a reader that has pinned an object reads it whole, while it is replaced and the
+/// memory of what nobody reads any more is written again.
+#[test]
+fn a_pinned_object_is_neither_torn_nor_freed() {
+    model(|| {
+        let entry = Window::on_heap(Entry::blank());
+        let page = Window::on_heap(PinPage::blank());
+        let blocks = [Payload::new(), Payload::new()];
+        blocks[0].write(1);
+        entry.write(1, [(1, 1), (2, 1)]);
+        let (readers, pins, read) = (entry.clone(), Pins::new(page.clone()), blocks.clone());
+        let reader = thread::spawn(move || {
+            loop {
+                match readers.pin(&pins, |words| words[1] > 0).unwrap() {
+                    Seen::It((version, words, pin)) => {
+                        assert_eq!((words[1], words[2]), (version, version), "words of two writings");
+                        let block = &read[usize::from(version == 2)];
+                        assert_eq!(block.read(), version);
+                        pins.unpin(pin);
+                        return;
+                    }
+                    Seen::Changing => thread::yield_now(),
+                    Seen::Other => panic!("there always is an object"),
+                }
+            }
+        });
+        blocks[1].write(2);
+        entry.write(2, [(1, 2), (2, 2)]);
+        fence_before_looking();
+        if !page.holds(1) {
+            blocks[0].write(99);
+        }
+        reader.join().unwrap();
     });
 }

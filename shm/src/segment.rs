@@ -7,6 +7,7 @@
 //! | sleep line | 256           | 128                 | whether the owner sleeps (`doorbell.rs`)                     |
 //! | connection | 384           | 128                 | where it is with a client's connection (`connection_line.rs`) |
 //! | peer lines | 4096          | 64 × 128            | what the owner says about each peer (`peer_line.rs`)         |
+//! | pins       | 12288         | 2048                | the objects it reads at this moment (`pins.rs`)              |
 //! | rings      | 16384         | 64 × slots × 64     | what the owner sends to each peer (`ring.rs`)                |
 //! | arena      | next 2 MiB    | `arena_bytes`       | the owner's blocks (`arena.rs`)                              |
 //!
@@ -34,6 +35,7 @@ use crate::doorbell::{Doorbell, SleepLine};
 use crate::mapping::{Access, Mapping, SharedLayout, Window};
 use crate::participant::{PARTICIPANTS_MAX, ParticipantId};
 use crate::peer_line::{PEER_LINE_BYTES, PeerLine};
+use crate::pins::{PIN_PAGE_BYTES, PinPage, Pins};
 use crate::ring::{SLOT_BYTES, Slot};
 use crate::size_class::UNIT_BYTES;
 use crate::sync::{AtomicU64, Ordering};
@@ -42,16 +44,18 @@ use crate::width::host;
 /// The first eight bytes of a segment, once its owner has made it: `PRaaSseg`.
 const MAGIC: u64 = u64::from_le_bytes(*b"PRaaSseg");
 /// Version of everything that stands in a segment. Any change of layout or meaning raises it.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 const PEERS: u64 = PARTICIPANTS_MAX as u64;
 const SLEEP_LINE_OFFSET: u64 = 256;
 const CONNECTION_LINE_OFFSET: u64 = 384;
 const PEER_LINES_OFFSET: u64 = 4096;
+const PINS_OFFSET: u64 = 12288;
 const RINGS_OFFSET: u64 = 16384;
 const ARENA_STEP_BYTES: u64 = 2 << 20;
 
-const _: () = assert!(PEER_LINES_OFFSET + PEERS * PEER_LINE_BYTES <= RINGS_OFFSET);
+const _: () = assert!(PEER_LINES_OFFSET + PEERS * PEER_LINE_BYTES <= PINS_OFFSET);
+const _: () = assert!(PINS_OFFSET + PIN_PAGE_BYTES <= RINGS_OFFSET);
 
 /// Who and what a segment is, and the two words its owner addresses to everybody. Little-endian.
 ///
@@ -207,8 +211,8 @@ pub enum SegmentError {
     /// The system has no random bytes for the nonce.
     #[error("no random bytes")]
     Random,
-    /// There is one arena in a segment, and it was taken before.
-    #[error("the arena was taken before")]
+    /// There is one of it in a segment, and it was taken before.
+    #[error("it was taken before")]
     AlreadyTaken,
 }
 
@@ -429,6 +433,7 @@ pub(crate) struct OwnShared {
     linked: std::sync::atomic::AtomicU64,
     arena_taken: std::sync::atomic::AtomicBool,
     doorbell_taken: std::sync::atomic::AtomicBool,
+    pins_taken: std::sync::atomic::AtomicBool,
 }
 
 impl OwnSegment {
@@ -465,6 +470,7 @@ impl OwnSegment {
             linked: 0.into(),
             arena_taken: false.into(),
             doorbell_taken: false.into(),
+            pins_taken: false.into(),
         };
         // ready (release): the identity is visible before the magic.
         header.magic.store(MAGIC, Ordering::Release);
@@ -503,6 +509,26 @@ impl OwnSegment {
         let taken = self.shared.doorbell_taken.swap(true, std::sync::atomic::Ordering::Relaxed);
         assert!(!taken, "the doorbell of a segment is taken once");
         Doorbell::new(self.shared.mapping.window(SLEEP_LINE_OFFSET), eventfd)
+    }
+
+    /// My pins: what of others' I read.
+    ///
+    /// # Errors
+    /// [`SegmentError::AlreadyTaken`] at the second call.
+    pub fn pins(&self) -> Result<Pins, SegmentError> {
+        if self.shared.pins_taken.swap(true, std::sync::atomic::Ordering::Relaxed) {
+            return Err(SegmentError::AlreadyTaken);
+        }
+        Ok(Pins::new(self.shared.mapping.window(PINS_OFFSET)))
+    }
+
+    /// My own segment as others see it, read-only: for blocks of mine that I have lent and read myself. To be asked for when it is sealed.
+    ///
+    /// # Errors
+    /// [`AttachError`].
+    pub fn as_peer(&self) -> Result<Arc<PeerSegment>, AttachError> {
+        let file = SegmentFile { fd: self.shared.file.try_clone().map_err(AttachError::Inspect)? };
+        PeerSegment::attach(&file, self.identity(), self.config())
     }
 
     /// A hint for whoever looks: what I am doing. Its meaning belongs to the layer above.
@@ -606,6 +632,7 @@ pub struct PeerSegment {
     config: SegmentConfig,
     nonce: u64,
     header: Window<Header>,
+    pins: Window<PinPage>,
     mapping: Arc<Mapping>,
 }
 
@@ -622,7 +649,8 @@ impl PeerSegment {
         let mapping = Arc::new(mapping);
         let header: Window<Header> = mapping.window(0);
         let nonce = header.check(expected, config)?;
-        Ok(Arc::new(Self { identity: *expected, config: *config, nonce, header, mapping }))
+        let pins = mapping.window(PINS_OFFSET);
+        Ok(Arc::new(Self { identity: *expected, config: *config, nonce, header, pins, mapping }))
     }
 
     /// Whose it is, as checked when attached.
@@ -641,6 +669,12 @@ impl PeerSegment {
     /// Where its owner says it is with a client's connection: a claim. `None` if that changes at this moment.
     pub fn connection(&self) -> Option<LentConnection> {
         self.header.connection.said()
+    }
+
+    /// Whether its owner reads the object of this version at this moment. A claim. To be asked after
+    /// [`fence_before_looking`](crate::pins::fence_before_looking), which comes after the object was replaced.
+    pub fn pins(&self, version: u64) -> bool {
+        self.pins.holds(version)
     }
 
     /// The bytes of a block that the owner lent us.
@@ -749,7 +783,7 @@ fn line(mapping: &Arc<Mapping>, about: ParticipantId) -> Window<PeerLine> {
 }
 
 /// 16 bytes as two words that stand in memory in the same order.
-fn process_words(process: &[u8; 16]) -> [u64; 2] {
+pub(crate) fn process_words(process: &[u8; 16]) -> [u64; 2] {
     let (words, _) = process.as_chunks::<8>();
     [u64::from_le_bytes(words[0]), u64::from_le_bytes(words[1])]
 }
