@@ -46,8 +46,8 @@ unsafe impl SharedLayout for PinPage {}
 impl PinPage {
     /// Whether its owner reads this version. A claim: who lies keeps memory from its owner, or reads what changes.
     pub(crate) fn holds(&self, version: u64) -> bool {
-        let extent = usize::try_from(self.extent.load(Ordering::Relaxed)).unwrap_or(PINS_MAX).min(PINS_MAX);
-        // unpinned (acquire): a pin seen gone was given up after the last load under it.
+        // unpinned (acquire), here and below: a pin seen gone was given up after the last load under it.
+        let extent = usize::try_from(self.extent.load(Ordering::Acquire)).unwrap_or(PINS_MAX).min(PINS_MAX);
         self.pins[..extent].iter().any(|pin| pin.load(Ordering::Acquire) == version)
     }
 
@@ -109,7 +109,8 @@ impl Pins {
         if self.page.extent.load(Ordering::Relaxed) == place as u64 + 1 {
             let top = used.iter().rposition(|word| *word != 0);
             let extent = top.map_or(0, |word| (word as u64 + 1) * 64 - u64::from(used[word].leading_zeros()));
-            self.page.extent.store(extent, Ordering::Relaxed);
+            // unpinned (release), for who does not look at the pin any more.
+            self.page.extent.store(extent, Ordering::Release);
         }
     }
 
