@@ -10,6 +10,7 @@ mod error;
 pub mod exit;
 pub mod launch;
 mod numbered;
+pub mod object;
 mod payload;
 pub mod placement;
 mod runtime;
