@@ -102,7 +102,8 @@ fn numbers(count: usize) -> Vec<f64> {
 fn benches(c: &mut Criterion) {
     one(c, "small", &Small { words: [7; 7], last: 42.5 }, |small| small.last.to_native());
 
-    let names = (0..100).map(|n| format!("a string of some 60 to 100 bytes, number {n}, {}", "x".repeat(n % 40))).collect();
+    let names =
+        (0..100).map(|n| format!("a string of some 60 to 100 bytes, number {n}, {}", "x".repeat(n % 40))).collect();
     one(c, "mixed", &Mixed { names, numbers: numbers(1000) }, |mixed| mixed.numbers[999].to_native());
 
     one(c, "long", &Long { numbers: numbers(MIB / 8) }, |long| long.numbers[MIB / 8 - 1].to_native());

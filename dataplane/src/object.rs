@@ -321,8 +321,12 @@ mod tests {
 
     use super::*;
 
-    const HEADER: Header =
-        Header { key_bytes: 0x0203, value_bytes: 0x0405_0607, fingerprint: 0x1122_3344_5566_7788, checksum: 0xAABB_CCDD };
+    const HEADER: Header = Header {
+        key_bytes: 0x0203,
+        value_bytes: 0x0405_0607,
+        fingerprint: 0x1122_3344_5566_7788,
+        checksum: 0xAABB_CCDD,
+    };
     const BLOCK_BYTES: u64 = 32 + 0x0203 + 0x0405_0607;
 
     #[test]
@@ -388,7 +392,9 @@ mod tests {
         let mut value = vec![7; 200_000];
         let whole = checksum(&value);
         assert_ne!(whole, checksum(&value[..199_999]), "the length counts");
-        for (at, counts) in [(0, true), (32_767, true), (32_768, false), (167_231, false), (167_232, true), (199_999, true)] {
+        for (at, counts) in
+            [(0, true), (32_767, true), (32_768, false), (167_231, false), (167_232, true), (199_999, true)]
+        {
             value[at] ^= 1;
             assert_eq!(checksum(&value) != whole, counts, "byte {at}");
             value[at] ^= 1;

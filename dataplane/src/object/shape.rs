@@ -269,3 +269,128 @@ macro_rules! state_type {
         $crate::state_type!($($rest)*);
     };
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::object::fingerprint;
+
+    /// The shape of each definition; the names of types may repeat, each stands in a module of its own.
+    macro_rules! shapes {
+        ($($name:ident: { $($definition:tt)* })+) => {{
+            $(
+                #[allow(dead_code, missing_docs, missing_debug_implementations, unused_imports, reason = "only their shapes are looked at")]
+                mod $name {
+                    use std::collections::*;
+                    crate::state_type!($($definition)*);
+                }
+            )+
+            [$((stringify!($name), fingerprint::<$name::Thing>())),+]
+        }};
+    }
+
+    #[track_caller]
+    fn all_differ(shapes: &[(&str, u64)]) {
+        for (n, (name, shape)) in shapes.iter().enumerate() {
+            assert_ne!(*shape, crate::object::RAW, "{name}");
+            for (other_name, other) in &shapes[..n] {
+                assert_ne!(shape, other, "{name} and {other_name}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_struct_that_changes_has_another_shape() {
+        all_differ(&shapes! {
+            original: { pub struct Thing { left: u32, right: String } }
+            field_renamed: { pub struct Thing { left: u32, right_side: String } }
+            type_changed: { pub struct Thing { left: i32, right: String } }
+            same_size: { pub struct Thing { left: f32, right: String } }
+            added: { pub struct Thing { left: u32, right: String, more: u8 } }
+            added_without_bytes: { pub struct Thing { left: u32, right: String, more: () } }
+            removed: { pub struct Thing { left: u32 } }
+            reordered: { pub struct Thing { right: String, left: u32 } }
+            wrapped: { pub struct Thing { left: Option<u32>, right: String } }
+            boxed: { pub struct Thing { left: Box<u32>, right: String } }
+            array: { pub struct Thing { left: [u32; 1], right: String } }
+            longer_array: { pub struct Thing { left: [u32; 2], right: String } }
+            tuple: { pub struct Thing(u32, String); }
+            tuple_in_tuple: { pub struct Thing((u32, String)); }
+            unit: { pub struct Thing; }
+            unnamed_empty: { pub struct Thing(); }
+            empty: { pub struct Thing {} }
+            skipped: { pub struct Thing { left: u32, #[rkyv(with = crate::object::rkyv::with::Skip)] right: String } }
+        });
+    }
+
+    #[test]
+    fn a_nested_struct_that_changes_changes_what_holds_it() {
+        all_differ(&shapes! {
+            original: { pub struct Thing { inner: Vec<Inner>, b: u8 } struct Inner { a: u8 } }
+            field_renamed: { pub struct Thing { inner: Vec<Inner>, b: u8 } struct Inner { c: u8 } }
+            field_moved_out: { pub struct Thing { inner: Vec<Inner> } struct Inner { a: u8, b: u8 } }
+            type_renamed: { pub struct Thing { inner: Vec<Inside>, b: u8 } struct Inside { a: u8 } }
+            two_deep: { pub struct Thing { inner: Vec<Inner>, b: u8 } struct Inner { a: Deep } struct Deep(u8); }
+            three_deep: { pub struct Thing { inner: Vec<Inner>, b: u8 } struct Inner { a: Deep } struct Deep(Vec<u8>); }
+            other_sequence: { pub struct Thing { inner: VecDeque<Inner>, b: u8 } struct Inner { a: u8 } }
+            pairs_left: { pub struct Thing { inner: ((u8, u8), u8) } }
+            pairs_right: { pub struct Thing { inner: (u8, (u8, u8)) } }
+            pairs_none: { pub struct Thing { inner: (u8, u8, u8) } }
+            map: { pub struct Thing { inner: BTreeMap<u8, u16> } }
+            map_swapped: { pub struct Thing { inner: BTreeMap<u16, u8> } }
+        });
+    }
+
+    /// The published hash of types sees none of these but the last.
+    #[test]
+    fn an_enum_that_changes_has_another_shape() {
+        all_differ(&shapes! {
+            original: { pub enum Thing { Red, Green { shade: u8 } } }
+            renamed: { pub enum Thing { Rot, Green { shade: u8 } } }
+            reordered: { pub enum Thing { Green { shade: u8 }, Red } }
+            added: { pub enum Thing { Red, Green { shade: u8 }, Blue } }
+            removed: { pub enum Thing { Green { shade: u8 } } }
+            unnamed: { pub enum Thing { Red, Green(u8) } }
+            discriminant: { pub enum Thing { Red, Green } }
+            other_discriminant: { pub enum Thing { Red = 1, Green } }
+            third_discriminant: { pub enum Thing { Red = 1, Green = 7 } }
+            moved_field: { pub enum Thing { Red { shade: u8 }, Green } }
+        });
+    }
+
+    #[test]
+    fn what_does_not_matter_does_not_count() {
+        let shapes = shapes! {
+            original: { pub struct Thing { left: u32, right: String } }
+            documented: {
+                /// A thing.
+                #[derive(Debug, Clone)]
+                #[rkyv(derive(Debug))]
+                pub(crate) struct Thing {
+                    /// Left of it.
+                    pub left: u32,
+                    #[allow(dead_code, reason = "an attribute like any")]
+                    pub(crate) right: String,
+                }
+            }
+        };
+        assert_eq!(shapes[0].1, shapes[1].1);
+    }
+
+    /// The numbers themselves: a build that computes others cannot read what is stored. Whoever changes them raises `MAGIC`.
+    #[test]
+    fn golden_fingerprints() {
+        let shapes = shapes! {
+            a_struct: { pub struct Thing { left: u32, right: Vec<(f64, String)>, map: BTreeMap<String, [i16; 3]> } }
+            an_enum: { #[repr(u8)] pub enum Thing { Red = 3, Green { shade: Option<u8> }, Blue(Box<bool>) } }
+        };
+        assert_eq!(u64::SHAPE, 11_138_325_277_763_966_997);
+        assert_eq!(shapes, [("a_struct", 15_768_132_609_978_558_869), ("an_enum", 11_670_278_565_620_451_323)]);
+    }
+
+    #[test]
+    fn shapes_are_constants() {
+        const SHAPE: u64 = <Vec<Option<String>> as Shape>::SHAPE;
+        assert_eq!(SHAPE, Vec::<Option<String>>::SHAPE);
+    }
+}
