@@ -9,6 +9,7 @@
 //! ```
 //!
 //! ```
+//! # #![forbid(unsafe_code)]
 //! use praas_dataplane::object::{self, Header, TypeError, rkyv};
 //! use praas_dataplane::state_type;
 //!

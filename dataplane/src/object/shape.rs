@@ -62,9 +62,15 @@ impl Shaper {
     }
 
     /// An attribute of the field or variant before. Those of rkyv count, as they can change the layout; others do not, and spaces never.
+    ///
+    /// # Panics
+    /// On `cfg`, and so does not compile: what is left out of the type would still count here.
     pub const fn attribute(self, text: &str) -> Shaper {
         match text.as_bytes() {
             [b'r', b'k', b'y', b'v', ..] => self.text(b'A', text),
+            [b'c', b'f', b'g', ..] => {
+                panic!("no #[cfg] on parts of a stored type: define it twice, with #[cfg] on state_type!")
+            }
             _ => self,
         }
     }
@@ -171,6 +177,22 @@ tuples! {
 /// `struct ArchivedGrid` that a reader gets. Attributes work as always, also rkyv's, whose `#[rkyv(derive(Debug))]` and `#[rkyv(compare(PartialEq))]` give
 /// the archived type a `Debug` and a `PartialEq` with its original. Types with parameters and recursive types are written by hand:
 /// see [`Shape`](crate::object::Shape).
+///
+/// What cannot be stored does not compile: here a number whose width depends on the machine, then a vector of elements without bytes.
+///
+/// ```compile_fail,E0277
+/// praas_dataplane::state_type! {
+///     struct Counter { count: usize }
+/// }
+/// ```
+///
+/// ```compile_fail,E0080
+/// praas_dataplane::state_type! {
+///     struct Nothing;
+///     struct Nothings { many: Vec<Nothing> }
+/// }
+/// # const _: u64 = praas_dataplane::object::fingerprint::<Nothings>();
+/// ```
 #[macro_export]
 macro_rules! state_type {
     () => {};

@@ -237,7 +237,6 @@ pub fn encode<T: StateType>(value: &T, into: &mut [u8]) -> Result<usize, Encode>
 /// # Errors
 /// As [`check`].
 pub fn access<'v, T: StateType>(header: &Header, value: &'v [u8]) -> Result<&'v Archived<T>, TypeError> {
-    const { assert!(align_of::<Archived<T>>() <= VALUE_ALIGN, "a value lies at a multiple of 32 bytes") };
     let (found, wanted) = (header.fingerprint, const { fingerprint::<T>() });
     if found != wanted {
         return Err(TypeError::WrongType { found, wanted, wanted_name: core::any::type_name::<T>() });
