@@ -200,6 +200,16 @@ pub struct ProcessConfig {
     /// Payload memory of each participant, bytes, a multiple of 2 MiB; touched only as used. With queues it bounds what
     /// payloads take of the controller's heap. Default 256 MiB.
     pub arena_bytes: u64,
+    /// Memory of all state together, bytes: keys, values and 32 bytes an object, up to 1 TiB. Over rings an object lies in the payload memory of
+    /// the worker that wrote it, which bounds it, too. Default 1 GiB.
+    pub state_bytes_max: u64,
+    /// Largest object of the state, bytes, up to 64 GiB; over queues no larger than a payload. Default 1 GiB.
+    pub state_object_bytes_max: u64,
+    /// Most objects of the state, 1 to 2^24. Default 2^20.
+    pub state_objects_max: u32,
+    /// Whether everything that one worker leaves for another (state, messages, inputs and outputs of calls) is copied by the controller first, so that
+    /// nobody can change what another reads. Workers then do not lease each other. Default false.
+    pub isolate: bool,
     /// Deadline of a call that names none, ms. Default 60 000.
     pub deadline_ms: u64,
     /// Calls waiting for a worker before callers are told `Busy`. Default 4096.
@@ -243,6 +253,10 @@ impl Default for ProcessConfig {
             lease_connections: false,
             payload_bytes_max: 64 << 20,
             arena_bytes: 256 << 20,
+            state_bytes_max: 1 << 30,
+            state_object_bytes_max: 1 << 30,
+            state_objects_max: 1 << 20,
+            isolate: false,
             deadline_ms: 60_000,
             queue_max: 4096,
             connection_calls_max: 1024,
@@ -409,6 +423,24 @@ impl ProcessConfig {
             "arena_bytes",
             self.arena_bytes.to_string(),
             "a multiple of 2 MiB, 2 MiB to 64 GiB",
+        )?;
+        range(
+            (1..=1 << 40).contains(&self.state_bytes_max),
+            "state_bytes_max",
+            self.state_bytes_max.to_string(),
+            "1 byte to 1 TiB",
+        )?;
+        range(
+            (1..=64 << 30).contains(&self.state_object_bytes_max),
+            "state_object_bytes_max",
+            self.state_object_bytes_max.to_string(),
+            "1 byte to 64 GiB",
+        )?;
+        range(
+            (1..=1 << 24).contains(&self.state_objects_max),
+            "state_objects_max",
+            self.state_objects_max.to_string(),
+            "1 to 16777216",
         )?;
         range(
             (1..=86_400_000).contains(&self.deadline_ms),

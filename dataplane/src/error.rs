@@ -111,7 +111,7 @@ impl InvokeError {
             Code::FunctionBroken => InvokeError::FunctionBroken { text },
             Code::Draining => InvokeError::Draining,
             Code::Expired => InvokeError::Expired { text },
-            Code::Ok | Code::Protocol => InvokeError::Protocol { text },
+            Code::Ok | Code::Protocol | Code::Conflict => InvokeError::Protocol { text },
         }
     }
 

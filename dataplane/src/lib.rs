@@ -25,4 +25,4 @@ pub use launch::{LaunchConfig, LaunchError, LaunchKey, LocalProcess};
 pub use payload::{Input, Loan, Output, Payload, Reply};
 pub use praas_transport::hello::{Credential, Role, Secret, SecretError, Session};
 pub use runtime::{Process, ProcessError, Ready};
-pub use worker::{Context, FunctionId, Lease, Pending, Worker};
+pub use worker::{Context, Draft, FunctionId, KeyInfo, Lease, Object, Pending, State, StateError, Typed, Worker};

@@ -58,8 +58,13 @@ impl Memory {
             let text = format!("{bytes} bytes, the process allows {}", self.payload_bytes_max);
             return Err(InvokeError::TooLarge { text });
         }
+        self.object(bytes).map_err(no_space)
+    }
+
+    /// Memory for an object of the state, which has a limit of its own.
+    pub(crate) fn object(self: &Rc<Self>, bytes: usize) -> Result<Loan, NoSpace> {
         let store = match &self.arena {
-            Some(arena) => Store::Block(arena.borrow_mut().loan(bytes).map_err(no_space)?),
+            Some(arena) => Store::Block(arena.borrow_mut().loan(bytes)?),
             None => Store::Heap(self.buffer(bytes)),
         };
         Ok(Loan { store: Some(store), memory: Rc::clone(self) })

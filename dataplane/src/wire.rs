@@ -98,6 +98,17 @@ pub(crate) mod record {
     /// id = lease, tag = [`super::Return`], aux = frames received, body = frames sent (`u64`): the connection is the controller's again.
     pub(crate) const RETURNED: u8 = 18;
 
+    /// tag = [`super::StateOp`], id = question, aux = expected version, body = object or key. Answered with `STATE_REPLY`.
+    pub(crate) const STATE: u8 = 19;
+    /// tag = code, id = question, aux = version, body = what was asked for, or an error's text.
+    pub(crate) const STATE_REPLY: u8 = 20;
+    /// tag = participant, id = life: a worker wants to read that segment. Answered with `MAPPED`.
+    pub(crate) const MAP: u8 = 21;
+    /// tag = participant, id = life, aux = 1: that segment is not there any more, and nothing current lies in it.
+    pub(crate) const MAPPED: u8 = 22;
+    /// id = life: nothing current lies in the segment that it left behind; let go of it.
+    pub(crate) const SETTLED: u8 = 23;
+
     /// Bit of the kind: the body holds several arguments.
     pub(crate) const ARGS: u8 = 0x80;
     /// Bit of a `REPLY`: the function still reads its input; the request's block stays lent until a `RELEASE`.
@@ -138,6 +149,8 @@ pub enum Code {
     Protocol = 12,
     /// The call was sent again, and how it ended the first time is not known any more; it may have run.
     Expired = 13,
+    /// Another version of an object is current than the one that was expected.
+    Conflict = 14,
 }
 
 impl Code {
@@ -145,7 +158,7 @@ impl Code {
     #[must_use]
     pub fn from_wire(number: u16) -> Option<Code> {
         use Code::*;
-        const ALL: [Code; 14] = [
+        const ALL: [Code; 15] = [
             Ok,
             Failed,
             Panicked,
@@ -160,6 +173,7 @@ impl Code {
             Draining,
             Protocol,
             Expired,
+            Conflict,
         ];
         ALL.get(usize::from(number)).copied()
     }
@@ -190,10 +204,12 @@ pub struct Welcome {
 pub(crate) enum ToWorker {
     /// First message. Ring: own segment, own eventfd, controller's eventfd. Queue: queue in, queue out.
     Welcome(Box<WorkerWelcome>),
-    /// Ring only, after `Mapped`: the controller is linked; its segment comes along.
+    /// Ring only, after `Mapped`: the controller is linked; its segment and the state index come along.
     Attached { incarnation: u64 },
     /// Another worker's segment and eventfd: blocks of its arena may follow.
     Peer { participant: u8, incarnation: u64 },
+    /// The segment that a worker left which died: objects of the state lie there.
+    Estate { participant: u8, incarnation: u64 },
     /// You may call `callee` directly; comes with the exchange page.
     Lease { lease: u64, callee: u8, patience: Patience },
     /// `caller` may call you directly, from `position` of its ring to you on; comes with the exchange page.
@@ -361,6 +377,85 @@ pub(crate) struct WorkerWelcome {
     pub(crate) ring_slots: u32,
     pub(crate) arena_bytes: u64,
     pub(crate) payload_bytes_max: u64,
+    pub(crate) state: StateLimits,
+}
+
+/// What a worker has to know about the bounds of the state.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct StateLimits {
+    pub(crate) objects_max: u32,
+    pub(crate) object_bytes_max: u64,
+    pub(crate) bytes_max: u64,
+}
+
+/// What a worker asks of the state ([`record::STATE`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub(crate) enum StateOp {
+    /// Make this object current. Ring: its block is lent for good.
+    Put = 1,
+    /// Take this key's object away. The answer's version is 1 if there was one.
+    Delete = 2,
+    /// Queue channel: a copy of this key's object ([`state::Fetched`]); version 0: there is none.
+    Get = 3,
+    /// Queue channel: all keys ([`state::encode_keys`]).
+    Keys = 4,
+}
+
+impl StateOp {
+    pub(crate) fn from_wire(number: u16) -> Option<StateOp> {
+        [StateOp::Put, StateOp::Delete, StateOp::Get, StateOp::Keys].into_iter().find(|op| *op as u16 == number)
+    }
+}
+
+/// State, where it travels in messages.
+pub(crate) mod state {
+    use praas_shm::Listed;
+
+    /// The expected version of who expects none.
+    pub(crate) const WHATEVER: u64 = u64::MAX;
+
+    /// An object as it is fetched: time of its writing (8 bytes), then header, value and key.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub(crate) struct Fetched<'a> {
+        pub(crate) written_us: u64,
+        pub(crate) object: &'a [u8],
+    }
+
+    /// Bytes in front of a fetched object.
+    pub(crate) const FETCHED_HEAD_BYTES: usize = 8;
+
+    impl<'a> Fetched<'a> {
+        pub(crate) fn decode(bytes: &'a [u8]) -> Option<Fetched<'a>> {
+            let (written_us, object) = bytes.split_first_chunk()?;
+            let whole = object.len() > crate::object::HEADER_BYTES;
+            whole.then_some(Fetched { written_us: u64::from_le_bytes(*written_us), object })
+        }
+    }
+
+    /// Four words (version, bytes of the value, time of writing, bytes of the key), then the key; for each.
+    pub(crate) fn encode_keys(listed: &[Listed]) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(listed.iter().map(|listed| 32 + listed.key.len()).sum());
+        for Listed { key, version, value_bytes, written_us, .. } in listed {
+            for word in [*version, *value_bytes, *written_us, key.len() as u64] {
+                bytes.extend_from_slice(&word.to_le_bytes());
+            }
+            bytes.extend_from_slice(key);
+        }
+        bytes
+    }
+
+    pub(crate) fn decode_keys(mut bytes: &[u8]) -> Option<Vec<Listed>> {
+        let mut listed = Vec::new();
+        while let Some((words, rest)) = bytes.split_first_chunk::<32>() {
+            let (words, _) = words.as_chunks::<8>();
+            let [version, value_bytes, written_us, key_bytes] = std::array::from_fn(|at| u64::from_le_bytes(words[at]));
+            let (key, rest) = rest.split_at_checked(usize::try_from(key_bytes).ok()?)?;
+            listed.push(Listed { key: key.to_vec(), version, value_bytes, written_us, first: listed.len() as u64 });
+            bytes = rest;
+        }
+        bytes.is_empty().then_some(listed)
+    }
 }
 
 /// Worker → controller, on the control socket.
@@ -466,9 +561,9 @@ mod tests {
 
     #[test]
     fn codes_keep_their_numbers() {
-        for number in 0..14 {
+        for number in 0..15 {
             assert_eq!(Code::from_wire(number).unwrap() as u16, number);
         }
-        assert_eq!(Code::from_wire(14), None);
+        assert_eq!(Code::from_wire(15), None);
     }
 }

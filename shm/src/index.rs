@@ -105,7 +105,11 @@ mod table {
     const _: () = {
         use std::mem::offset_of;
         assert!(size_of::<Header>() == 256 && offset_of!(Header, table) == 64 && offset_of!(Header, extent) == 128);
-        assert!(offset_of!(Header, process) == 16 && offset_of!(Header, seed) == 48 && offset_of!(Header, used_bytes) == 136);
+        assert!(
+            offset_of!(Header, process) == 16
+                && offset_of!(Header, seed) == 48
+                && offset_of!(Header, used_bytes) == 136
+        );
         assert!(UNITS_BITS + 6 + LIFE_BITS == u64::BITS && KEY * 8 + 32 == (WORDS + 1) * 8);
     };
 
@@ -195,8 +199,11 @@ mod table {
         /// `None` if the life or the offset is beyond what an entry can hold: 2^28 lives, 64 GiB.
         pub fn new(participant: ParticipantId, life: u64, offset: u64) -> Option<Self> {
             let life = u32::try_from(life).ok().filter(|life| life >> LIFE_BITS == 0)?;
-            (offset.is_multiple_of(UNIT_BYTES) && offset / UNIT_BYTES < 1 << UNITS_BITS)
-                .then_some(Self { participant, life, offset })
+            (offset.is_multiple_of(UNIT_BYTES) && offset / UNIT_BYTES < 1 << UNITS_BITS).then_some(Self {
+                participant,
+                life,
+                offset,
+            })
         }
 
         pub(super) fn word(self) -> u64 {

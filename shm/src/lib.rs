@@ -8,10 +8,10 @@ pub mod participant;
 #[cfg_attr(loom, allow(dead_code, reason = "models look at the heap"))]
 mod mapping;
 mod pair;
-#[cfg_attr(loom, allow(dead_code, reason = "models look at single pins"))]
-pub mod pins;
 #[cfg_attr(loom, allow(dead_code, reason = "models cover the words with edges"))]
 mod peer_line;
+#[cfg_attr(loom, allow(dead_code, reason = "models look at single pins"))]
+pub mod pins;
 mod prefetch;
 mod sync;
 mod width;
@@ -50,11 +50,12 @@ pub use connection_line::LentConnection;
 pub use descriptor::{BadDescriptor, BlockRef, Body, Descriptor};
 pub use doorbell::{Bell, Doorbell, eventfd, has_barriers, join_barriers};
 pub use exchange::{ExchangeCallee, ExchangeCaller, ExchangeReply};
-pub use inline::{INLINE_BYTES_MAX, Inline};
 #[cfg(not(loom))]
 pub use index::{
-    Current, Found, IndexConfig, IndexFile, IndexFull, IndexReader, IndexWriter, KEY_BYTES_MAX, Listed, PinsInUse, Place,
+    Current, Found, IndexConfig, IndexFile, IndexFull, IndexReader, IndexWriter, KEY_BYTES_MAX, Listed, PinsInUse,
+    Place,
 };
+pub use inline::{INLINE_BYTES_MAX, Inline};
 #[cfg(not(loom))]
 pub use link::{Link, LinkError};
 pub use participant::{PARTICIPANTS_MAX, ParticipantId};

@@ -134,7 +134,8 @@ mod tests {
     fn g8_pins_are_bounded_and_a_freed_place_is_used_again() {
         let page = Window::on_heap(PinPage::blank());
         let pins = Pins::new(page.clone());
-        let mut held: Vec<PinId> = (1..=PINS_MAX as u64).map(|version| pins.pin(version).expect("a free place")).collect();
+        let mut held: Vec<PinId> =
+            (1..=PINS_MAX as u64).map(|version| pins.pin(version).expect("a free place")).collect();
         assert_eq!(pins.pin(999), None);
         assert!(!page.holds(999) && (1..=PINS_MAX as u64).all(|version| page.holds(version)));
         pins.unpin(held.swap_remove(100));

@@ -102,6 +102,19 @@ struct Arguments {
     /// Payload memory of each participant (with mq: of the controller), bytes, touched only as used [default: 268435456]
     #[arg(long, value_name = "BYTES")]
     arena_bytes: Option<u64>,
+    /// Memory of all state together, bytes [default: 1073741824]
+    #[arg(long, value_name = "BYTES")]
+    state_bytes_max: Option<u64>,
+    /// Largest object of the state, bytes; with rings it also has to fit --arena-bytes [default: 1073741824]
+    #[arg(long, value_name = "BYTES")]
+    state_object_bytes_max: Option<u64>,
+    /// Most objects of the state [default: 1048576]
+    #[arg(long, value_name = "N")]
+    state_objects_max: Option<u32>,
+    /// Whether what one worker leaves for another is copied by the controller, so that nobody can change what another reads; workers then
+    /// do not lease each other [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    isolate: Option<bool>,
     /// Deadline of calls that name none, ms [default: 60000]
     #[arg(long, value_name = "MS")]
     deadline_ms: Option<u64>,
@@ -161,6 +174,10 @@ impl Arguments {
             lease_connections,
             payload_bytes_max,
             arena_bytes,
+            state_bytes_max,
+            state_object_bytes_max,
+            state_objects_max,
+            isolate,
             deadline_ms,
             queue_max,
             connection_calls_max,

@@ -14,6 +14,7 @@
 //! | `staff.rs`    | how many workers run, their deaths, replacement and back-off   |
 //! | `circuit.rs`  | which function has killed its workers too often                |
 //! | `dedupe.rs`   | which calls came before, and how they ended                    |
+//! | `state.rs`     | which object is current under each key, and when its bytes may go |
 //! | `peers.rs`    | which connection joins us to each process we were told of      |
 
 mod ahead;
@@ -25,6 +26,7 @@ mod pace;
 pub(crate) mod peers;
 mod queue;
 mod staff;
+pub(crate) mod state;
 #[cfg(test)]
 mod tests;
 

@@ -271,6 +271,7 @@ pub fn check<T: StateType>(header: &Header, value: &[u8]) -> Result<(), TypeErro
 ///
 /// # Safety
 /// - [`check`] or [`access`] has succeeded for this `T` and these very bytes, at this address, or at another that is a multiple of 32.
+/// - For this `T` itself (`TypeId`), not for one with the same fingerprint: [`Shape`] can be written by hand, safely and wrongly.
 /// - No byte of them has changed since, and none changes as long as the result lives.
 #[must_use]
 pub unsafe fn access_checked<T: StateType>(value: &[u8]) -> &Archived<T> {

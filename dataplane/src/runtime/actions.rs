@@ -123,6 +123,18 @@ impl Process {
     }
 
     pub(super) fn answer_worker(&mut self, worker: WorkerId, call: u64, outcome: Outcome<Payload>) {
+        let outcome = match outcome {
+            Outcome::Done { status, payload: Payload { bytes, is_args, keeps } } => {
+                match self.apart_from_workers(bytes) {
+                    Ok(bytes) => Outcome::Done { status, payload: Payload { bytes, is_args, keeps } },
+                    Err(why) => {
+                        let text = answer_did_not_fit(why);
+                        Outcome::Failed(CallError { code: Code::Failed, status: -1, text, keeps })
+                    }
+                }
+            }
+            failed => failed,
+        };
         let (code, status, payload) = spread(outcome);
         let Some(incarnation) = self.seats[usize::from(worker)].as_ref().map(|seat| seat.incarnation) else {
             return self.release(payload.bytes);
@@ -141,7 +153,13 @@ impl Process {
                 self.lent_on.insert(BlockKey::from(&block), (foreign, worker));
                 Body::Block(block)
             }
-            Bytes::Own(_) | Bytes::Kept(_) => unreachable!("a block of ours goes to clients only"),
+            // Copied for it, or echoed to it.
+            Bytes::Own(block) => {
+                let (bytes, arena) =
+                    (block.len(), self.store.arena.as_mut().expect("a block of ours comes from the arena"));
+                Body::Block(arena.lend(block, bytes, me))
+            }
+            Bytes::Kept(_) => unreachable!("what is kept goes to clients"),
             Bytes::Heap(buffer) => {
                 heap = Some(buffer);
                 Body::Inline(Inline::empty())

@@ -17,6 +17,7 @@ mod peers;
 mod records;
 mod seat;
 mod staffing;
+mod state;
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -55,6 +56,7 @@ use hot::LastCaller;
 use lent::Lent;
 use peers::Peers;
 use seat::{Channel, Deaf, Given, Seat};
+use state::Objects;
 
 const DOORBELL: usize = 1;
 const SIGNALS: usize = 2;
@@ -120,6 +122,9 @@ pub struct Process {
     incarnations: u64,
     store: Store,
     shared: Option<Shared>,
+    objects: Objects,
+    /// Empty between turns: objects' blocks to be given back, with the life of their owner.
+    released: Vec<(u32, BlockRef)>,
     /// Blocks of workers that we lent on to another: whom to tell when that one is done.
     lent_on: HashMap<BlockKey, (Foreign, WorkerId)>,
     /// What the second end of a lease gets, between `Grant` and `Open`: an exchange page, or two queues.
@@ -210,7 +215,8 @@ impl Process {
             grace_ns: config.grace_ms * 1_000_000,
             start_ns: config.start_ms * 1_000_000,
             deadline_ns: config.deadline_ms * 1_000_000,
-            leases: config.leases,
+            // Under a lease two workers read each other's memory.
+            leases: config.leases && !config.isolate,
             hot_calls: if config.lease_connections { HOT_CALLS } else { 0 },
             results_bytes_max: usize::try_from(config.results_bytes_max).unwrap_or(usize::MAX),
         };
@@ -227,6 +233,8 @@ impl Process {
             incarnations: incarnation,
             store: Store { arena, heap: Quota::new(config.arena_bytes), was_short: false },
             shared,
+            objects: Objects::new(&config, &identity(process_id, incarnation))?,
+            released: Vec::new(),
             lent_on: HashMap::new(),
             lease_ends: HashMap::new(),
             lent: HashMap::new(),
@@ -284,6 +292,9 @@ impl Process {
                 self.on_client(now, index, true);
             }
             self.act(now);
+            if now >= self.objects.due_ns() {
+                self.tend_state(now);
+            }
             // After the answers: nobody waits for this.
             if now >= self.strays_due_ns {
                 self.strays_due_ns = if self.end_strays() { now + STRAYS_NS } else { u64::MAX };
@@ -380,7 +391,7 @@ impl Process {
         if !spin {
             self.cool();
             let due_ns = self.controller.wake_ns().min(self.drain_until_ns.unwrap_or(u64::MAX)).min(self.strays_due_ns);
-            let due_ns = due_ns.min(self.peers.wake_ns()).min(self.lent_due_ns);
+            let due_ns = due_ns.min(self.peers.wake_ns()).min(self.lent_due_ns).min(self.objects.due_ns());
             timeout = Duration::from_nanos(due_ns.saturating_sub(now)).min(SLEEP_MAX);
             // Armed before the last look at the rings: whoever publishes after it sees us asleep and rings.
             if let Some(shared) = &self.shared {
@@ -629,9 +640,13 @@ fn segment_config(config: &ProcessConfig) -> SegmentConfig {
     SegmentConfig { ring_slots: RING_SLOTS, arena_bytes: config.arena_bytes }
 }
 
+fn identity(process: [u8; 16], incarnation: u64) -> praas_shm::Identity {
+    praas_shm::Identity { participant: ParticipantId::CONTROLLER, incarnation, process }
+}
+
 fn share(config: &ProcessConfig, process_id: [u8; 16], incarnation: u64) -> Result<Shared, ProcessError> {
     let file = SegmentFile::create(&segment_config(config))?;
-    let identity = praas_shm::Identity { participant: ParticipantId::CONTROLLER, incarnation, process: process_id };
+    let identity = identity(process_id, incarnation);
     let own = OwnSegment::map(&file, &identity, &segment_config(config))?;
     file.seal_future_write()?;
     let segment = PeerSegment::attach(&file, &identity, &segment_config(config))

@@ -90,6 +90,13 @@ impl Process {
                     self.release(bytes);
                     return Ok(());
                 }
+                let bytes = match self.apart_from_workers(bytes) {
+                    Ok(bytes) => bytes,
+                    Err(text) => {
+                        self.answer_worker(worker, id, Outcome::Failed(CallError::new(Code::NoSpace, text)));
+                        return Ok(());
+                    }
+                };
                 let payload = Payload { bytes, is_args, keeps: false };
                 let terms = Terms::default();
                 let request = Request { from, function: tag, deadline_ns: aux, terms, payload };
@@ -116,6 +123,8 @@ impl Process {
                 }
                 Ok(())
             }
+            record::STATE => self.on_state(now, worker, &descriptor, heap),
+            record::MAP => self.on_map(worker, tag, id),
             record::FORWARDED => self.on_forwarded(now, worker, &descriptor),
             record::FORWARDED_BODY => self.on_forwarded_body(now, worker, body),
             record::RETURNED => self.on_returned(now, worker, &descriptor),
@@ -287,6 +296,23 @@ impl Process {
         }
         self.send(giver, Descriptor::new(record::RELEASE, u16::from(worker), 0, 0, body), None);
         Ok(())
+    }
+
+    /// With `--isolate`: bytes that a worker can still write, copied into our arena and given back. As they are otherwise.
+    ///
+    /// # Errors
+    /// There is no room; they were given back.
+    pub(super) fn apart_from_workers(&mut self, bytes: Bytes) -> Result<Bytes, String> {
+        let (true, Bytes::Foreign(_), Some(arena)) = (self.config.isolate, &bytes, &mut self.store.arena) else {
+            return Ok(bytes);
+        };
+        let loan = arena.loan(bytes.as_ref().len()).map_err(|full| full.to_string());
+        let copied = loan.map(|mut block| {
+            block.copy_from_slice(bytes.as_ref());
+            Bytes::Own(block)
+        });
+        self.release(bytes);
+        copied
     }
 
     /// Gives bytes back to whoever they belong to.

@@ -50,6 +50,7 @@ impl Process {
             ring_slots: RING_SLOTS,
             arena_bytes: self.config.arena_bytes,
             payload_bytes_max: self.config.payload_bytes_max,
+            state: super::state::limits(&self.config),
         };
         let greeting =
             serde_json::to_vec(&ToWorker::Welcome(Box::new(welcome))).expect("our own messages are serialisable");
@@ -127,7 +128,8 @@ impl Process {
         let bell = eventfd.try_clone().map_err(|e| text(&e))?;
         let link = Link::establish(&shared.own, Arc::clone(&segment), bell).map_err(|e| text(&e))?;
         let message = serde_json::to_vec(&ToWorker::Attached { incarnation: self.incarnation }).expect("serialisable");
-        handover::send(seat.control.as_fd(), &message, &[shared.file.fd()]).map_err(|e| text(&e))?;
+        handover::send(seat.control.as_fd(), &message, &[shared.file.fd(), self.objects.file().fd()])
+            .map_err(|e| text(&e))?;
         let (file, eventfd) = (file.try_clone().map_err(|e| text(&e))?, eventfd.try_clone().map_err(|e| text(&e))?);
         seat.channel = Channel::Ring { file, eventfd, segment, link: Box::new(link) };
         Ok(())
@@ -180,6 +182,7 @@ impl Process {
         }
         self.seated.retain(|seated| *seated != worker);
         self.outlive(now, worker, cause, seat.connection());
+        self.keep_estate(now, worker, &seat);
         let begun = seat.had_begun();
         let me = ParticipantId::new(worker).expect("workers have participant numbers");
         let requests = self.take_requests_back(worker, std::mem::take(&mut seat.given));

@@ -6,6 +6,7 @@ use super::session::{Origin, Session};
 use crate::clock::now_ns;
 use crate::error::InvokeError;
 use crate::payload::{Loan, Payload, Reply};
+use crate::worker::state::State;
 
 /// A function by its number, looked up once with [`Context::function_id`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,6 +157,11 @@ impl<'a> Context<'a> {
     #[must_use]
     pub fn function_id(&self, name: &str) -> Option<FunctionId> {
         name.resolve(&self.session.functions)
+    }
+
+    /// The state of the process.
+    pub fn state(&mut self) -> State<'_> {
+        State::new(self.session)
     }
 
     fn find(&self, callee: &impl Callee) -> Result<u16, InvokeError> {

@@ -10,6 +10,9 @@
 
 mod context;
 mod session;
+pub mod state;
+#[allow(unsafe_code, reason = "reads as a type what was checked to be one")]
+mod typed;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,8 +20,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use praas_shm::{
-    Descriptor, Identity, Link, OwnSegment, ParticipantId, PeerSegment, SegmentConfig, SegmentFile, child, handover,
-    join_barriers,
+    Descriptor, Identity, IndexConfig, IndexFile, IndexReader, Link, OwnSegment, ParticipantId, PeerSegment,
+    SegmentConfig, SegmentFile, child, handover, join_barriers,
 };
 use praas_transport::queue::{Queue, Receiver, Sender};
 
@@ -28,7 +31,9 @@ use crate::payload::{BlockKey, Bytes, Input, Output, Payload, Place};
 use crate::wire::{Code, FromWorker, PROTOCOL_VERSION, ToWorker, WorkerWelcome, record};
 pub use context::{Context, FunctionId, Lease, Pending};
 pub(crate) use session::{ACTIVITY_WAITING, NESTED_MAX};
-use session::{Channel, Fatal, Incoming, Origin, Session, fatal};
+use session::{Channel, Fatal, Incoming, Origin, Session, SharedState, fatal};
+pub use state::{Draft, KeyInfo, Object, State, StateError};
+pub use typed::Typed;
 
 /// Runs a function for a request and answers it. One is compiled for each function, around it: what a small function
 /// reads and answers then stays in registers from record to record.
@@ -252,11 +257,16 @@ fn register(control: OwnedFd, functions: Vec<String>) -> Result<Session, Fatal> 
             let (ToWorker::Attached { incarnation }, mut fds) = next(&control)? else {
                 return Err(Fatal("the controller did not attach".into()));
             };
-            let fd = fds.next().ok_or(Fatal("the controller's segment is missing".into()))?;
-            let segment = attach(&welcome, 0, incarnation, fd)?;
+            let mut fd = || fds.next().ok_or(Fatal("the controller's segment or index is missing".into()));
+            let segment = attach(&welcome, 0, incarnation, fd()?)?;
+            let config = IndexConfig { objects_max: welcome.state.objects_max };
+            let index = IndexReader::attach(&IndexFile::from_fd(fd()?), &config, Arc::clone(&segment))
+                .map_err(|e| fatal("cannot attach the state index", e))?;
+            let pins = own.pins().map_err(|e| fatal("cannot use our pins", e))?;
+            let state = SharedState::new(index, pins, incarnation);
             let link = Link::establish(&own, Arc::clone(&segment), controller_eventfd)
                 .map_err(|e| fatal("cannot link to the controller", e))?;
-            (Channel::Ring { link, own, doorbell }, Some((segment, incarnation)))
+            (Channel::Ring { link, own, doorbell }, Some((segment, incarnation, state)))
         }
         Ipc::Queue => {
             let queue = |fd| Queue::from_fd(fd).map_err(|e| fatal("cannot use a queue", e));

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 #[path = "../support/dice.rs"]
 mod dice;
+mod state;
 
 use praas_dataplane::client::CallOptions;
 use praas_dataplane::{
@@ -19,7 +20,7 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some("nothing") {
         return Worker::new().serve();
     }
-    Worker::new()
+    state::register(Worker::new())
         .function("echo", |_, input| Ok(input.into()))
         .function("tally", tally)
         .function("direct", direct)

@@ -20,8 +20,7 @@ struct Participant {
 
 fn participant(number: u8) -> Participant {
     let file = SegmentFile::create(&SEGMENT).unwrap();
-    let identity =
-        Identity { participant: ParticipantId::new(number).unwrap(), incarnation: 9, process: [7; 16] };
+    let identity = Identity { participant: ParticipantId::new(number).unwrap(), incarnation: 9, process: [7; 16] };
     let own = OwnSegment::map(&file, &identity, &SEGMENT).unwrap();
     file.seal_future_write().unwrap();
     let peer = PeerSegment::attach(&file, &identity, &SEGMENT).unwrap();

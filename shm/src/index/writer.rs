@@ -207,7 +207,15 @@ impl IndexWriter {
     ///
     /// # Panics
     /// Without room: see [`IndexWriter::reserve`].
-    pub fn insert(&mut self, key: &[u8], key_block: Option<&BlockRef>, version: u64, place: Place, value_bytes: u64, written_us: u64) -> u32 {
+    pub fn insert(
+        &mut self,
+        key: &[u8],
+        key_block: Option<&BlockRef>,
+        version: u64,
+        place: Place,
+        value_bytes: u64,
+        written_us: u64,
+    ) -> u32 {
         let key_words = key_block.map(long_key_words).or_else(|| short_key(key)).expect("a long key has a block");
         let entry = self.vacant.pop().unwrap_or_else(|| {
             self.extent += 1;
@@ -337,6 +345,9 @@ fn key_of<'a>(words: &'a [u64; WORDS], arena: &'a Arena) -> Option<&'a [u8]> {
 
 impl fmt::Debug for IndexWriter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("IndexWriter").field("objects", &self.objects).field("extent", &self.extent).finish_non_exhaustive()
+        f.debug_struct("IndexWriter")
+            .field("objects", &self.objects)
+            .field("extent", &self.extent)
+            .finish_non_exhaustive()
     }
 }

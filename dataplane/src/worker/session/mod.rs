@@ -11,6 +11,7 @@ mod endings;
 mod line;
 mod payloads;
 mod serving;
+mod state;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -27,6 +28,8 @@ use praas_transport::queue::{Buffer, Message, Receiver, Sender};
 
 use self::connection::Lent;
 use self::line::{End, Line, Waited};
+use self::state::Questions;
+pub(crate) use self::state::{Pinned, SharedState};
 use crate::clock::now_ns;
 use crate::error::{InvokeError, answer_did_not_fit};
 use crate::payload::{BlockKey, Bytes, Giver, Held, Input, Loan, Memory, Payload, Place, Reply, Store};
@@ -324,6 +327,11 @@ pub(crate) struct Session {
     peers: Vec<Option<Peer>>,
     calling: Option<Calling>,
     serving: Option<Serving>,
+    /// Ring channel: the state, as far as we read it ourselves.
+    state: Option<SharedState>,
+    questions: Questions,
+    /// Bytes of the value that was encoded last.
+    pub(crate) encoded_bytes: usize,
     /// The client's connection that we serve.
     lent: Option<Box<Lent>>,
     parted: Option<Parted>,
@@ -356,7 +364,7 @@ impl Session {
         functions: Vec<String>,
         control: OwnedFd,
         channel: Channel,
-        controller: Option<(Arc<PeerSegment>, u64)>,
+        controller: Option<(Arc<PeerSegment>, u64, SharedState)>,
     ) -> Result<Session, Fatal> {
         let arena = match &channel {
             Channel::Ring { own, .. } => Some(RefCell::new(own.arena().map_err(|e| fatal("cannot use the arena", e))?)),
@@ -370,7 +378,11 @@ impl Session {
             spare: RefCell::default(),
         };
         let mut peers: Vec<Option<Peer>> = (0..praas_shm::PARTICIPANTS_MAX).map(|_| None).collect();
-        peers[0] = controller.map(|(segment, incarnation)| Peer { incarnation, segment, eventfd: None, link: None });
+        let mut state = None;
+        if let Some((segment, incarnation, shared)) = controller {
+            peers[0] = Some(Peer { incarnation, segment, eventfd: None, link: None });
+            state = Some(shared);
+        }
         Ok(Session {
             welcome,
             me,
@@ -381,6 +393,9 @@ impl Session {
             peers,
             calling: None,
             serving: None,
+            state,
+            questions: Questions::default(),
+            encoded_bytes: 0,
             lent: None,
             parted: None,
             calling_line: None,
@@ -675,6 +690,7 @@ impl Session {
             record::ENDED => self.lease_ended(id)?,
             record::CANCEL => self.cancelled = id,
             record::SHUTDOWN => self.shutdown = true,
+            record::STATE_REPLY | record::MAPPED | record::SETTLED => self.take_state_record(descriptor, heap),
             _ => return Err(fatal("record of an unknown kind from the controller", kind)),
         }
         Ok(())
@@ -694,6 +710,7 @@ impl Session {
                 let peer = Peer { incarnation, segment, eventfd: Some(fd()?), link: None };
                 self.peers[usize::from(number)] = Some(peer);
             }
+            ToWorker::Estate { participant, incarnation } => self.take_estate(participant, incarnation, fd()?)?,
             ToWorker::Lease { lease, callee, patience } if matches!(self.channel, Channel::Queue { .. }) => {
                 let callee = participant(u16::from(callee))?;
                 let (to, from) = (fd()?, fd()?);
