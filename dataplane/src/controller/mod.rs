@@ -16,12 +16,15 @@
 //! | `dedupe.rs`   | which calls came before, and how they ended                    |
 //! | `state.rs`     | which object is current under each key, and when its bytes may go |
 //! | `peers.rs`    | which connection joins us to each process we were told of      |
+//! | `mailbox.rs`  | which function gets which message                              |
 
 mod ahead;
 mod circuit;
 pub(crate) mod connection_lease;
 mod dedupe;
 mod lease;
+#[allow(dead_code, reason = "integrated next")]
+pub(crate) mod mailbox;
 mod pace;
 pub(crate) mod peers;
 mod queue;

@@ -1,0 +1,471 @@
+//! Messages that were sent to the process, and the functions that wait for some. Decides; has no clock and never looks into a payload.
+//!
+//! A receive names a sender or takes [any](Wanted::from), and names a key or takes [any](Wanted::key). It gets the oldest message that matches,
+//! and nobody else gets that one. Hence two messages of one sender under one key come out in the order they came in. A message
+//! that comes while receives wait goes to the one of those it matches that has waited longest, so never is there a message *and* a
+//! receive that waits for it.
+//!
+//! A message answers to four [patterns](Pattern): its sender or any, with its key or any. It stands under each of them in one
+//! ordered set, so what a receive wants is the first of a range there. A receive that waits stands under the one it asks for, and
+//! a new message looks under its four. Everything is O(log n), with no pause to grow a table and no hash to flood, and what is
+//! not there takes no memory.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::peers::PeerNumber;
+use super::{Keep, WorkerId};
+use crate::wire::Code;
+
+/// Longest key, bytes. The shortest has one.
+pub(crate) const KEY_BYTES_MAX: usize = 1024;
+
+/// Who sent a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Sender {
+    /// A function of this process: `SELF`.
+    Own,
+    Peer(PeerNumber),
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Message<P> {
+    pub(crate) from: Sender,
+    /// 1 to [`KEY_BYTES_MAX`] bytes, any. Shared by all messages of that key.
+    pub(crate) key: Arc<[u8]>,
+    pub(crate) payload: P,
+    /// How many came before it.
+    pub(crate) number: u64,
+}
+
+impl<P: Keep> Message<P> {
+    /// What it counts for: key and payload.
+    fn len_bytes(&self) -> usize {
+        self.key.len() + self.payload.len_bytes()
+    }
+}
+
+/// What a receive asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Wanted<'a> {
+    /// `None`: `ANY`.
+    pub(crate) from: Option<Sender>,
+    /// `None`: any.
+    pub(crate) key: Option<&'a [u8]>,
+}
+
+/// Who waits: a worker, and its number for the receive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Receiver {
+    pub(crate) worker: WorkerId,
+    pub(crate) call: u64,
+}
+
+/// Where a message went.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Delivered<P> {
+    Stored,
+    /// To a receive that waited, and waits no longer.
+    Handed {
+        to: Receiver,
+        message: Message<P>,
+    },
+}
+
+/// What a receive got.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Received<P> {
+    Message(Message<P>),
+    /// Nothing yet. It ends as [`Delivered::Handed`], in [`Mailbox::restore`], in [`Mailbox::expire`], or is withdrawn.
+    Waits,
+    /// There is none, and its deadline has passed: a receive that does not wait has none ahead.
+    Nothing,
+    Refused(Refusal),
+}
+
+/// A message that was not taken.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Refused<P> {
+    pub(crate) why: Refusal,
+    pub(crate) payload: P,
+}
+
+/// Why a message or a receive was not taken. Nothing has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error("the key has {found_bytes} bytes; give it 1 to {KEY_BYTES_MAX}")]
+    Key { found_bytes: usize },
+    #[error(
+        "the mailbox holds {has} messages and may hold {max}; send again when some were received, or let it hold more"
+    )]
+    Messages { has: usize, max: usize },
+    #[error(
+        "the mailbox holds {has_bytes} bytes, the message has {needs_bytes} with its key, and {max_bytes} may be held; \
+         send again when some were received, or let it hold more"
+    )]
+    Bytes { has_bytes: usize, needs_bytes: usize, max_bytes: usize },
+    #[error(
+        "the message has {needs_bytes} bytes with its key, and the mailbox may hold {max_bytes}; \
+         send it in parts, or let the mailbox hold more"
+    )]
+    TooLarge { needs_bytes: usize, max_bytes: usize },
+    #[error("{has} receives wait already, and {max} may; receive with fewer functions at a time, or let more wait")]
+    Receivers { has: usize, max: usize },
+    #[error("receive {call} of worker {worker} waits already; give each its own number")]
+    WaitsAlready { worker: WorkerId, call: u64 },
+}
+
+impl Refusal {
+    /// What the caller is told.
+    pub(crate) fn code(&self) -> Code {
+        match self {
+            Refusal::Messages { .. } | Refusal::Bytes { .. } | Refusal::Receivers { .. } => Code::Busy,
+            Refusal::TooLarge { .. } => Code::TooLarge,
+            Refusal::Key { .. } | Refusal::WaitsAlready { .. } => Code::Protocol,
+        }
+    }
+}
+
+/// How much a mailbox may hold.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    pub(crate) messages_max: usize,
+    /// Keys and payloads of the messages together. What a message takes besides is a few hundred bytes, and those of all are
+    /// bounded by `messages_max`.
+    pub(crate) bytes_max: usize,
+    /// Receives that wait.
+    pub(crate) receivers_max: usize,
+}
+
+/// How much a mailbox holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Stats {
+    pub(crate) messages: usize,
+    /// Keys and payloads of the messages.
+    pub(crate) bytes: usize,
+    /// Different keys, of messages and of receives that wait.
+    pub(crate) keys: usize,
+    /// Receives that wait.
+    pub(crate) receivers: usize,
+}
+
+/// Names a key while anybody uses it. Never used again.
+type KeyId = u64;
+/// Names none: nothing is stored under it, and nobody waits for it.
+const NO_KEY: KeyId = 0;
+
+/// What a receive asks for, and what a message answers to. `None`: any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Pattern {
+    from: Option<Sender>,
+    key: Option<KeyId>,
+}
+
+impl Pattern {
+    /// Those that a message answers to.
+    fn of(from: Sender, key: KeyId) -> [Pattern; 4] {
+        let (from, key) = (Some(from), Some(key));
+        [
+            Pattern { from, key },
+            Pattern { from, key: None },
+            Pattern { from: None, key },
+            Pattern { from: None, key: None },
+        ]
+    }
+}
+
+/// Numbers under patterns: of messages those they answer to, of receives the one they ask for.
+#[derive(Debug, Default)]
+struct Index(BTreeSet<(Pattern, u64)>);
+
+impl Index {
+    fn insert(&mut self, pattern: Pattern, number: u64) {
+        assert!(self.0.insert((pattern, number)), "{number} is in the mailbox already");
+    }
+
+    fn remove(&mut self, pattern: Pattern, number: u64) {
+        assert!(self.0.remove(&(pattern, number)), "{number} is in the mailbox");
+    }
+
+    /// The lowest under a pattern.
+    fn first(&self, pattern: Pattern) -> Option<u64> {
+        self.0.range((pattern, 0)..=(pattern, u64::MAX)).next().map(|(_, number)| *number)
+    }
+}
+
+/// The keys in use.
+#[derive(Debug, Default)]
+struct Keys {
+    known: BTreeMap<Arc<[u8]>, Key>,
+    made: KeyId,
+}
+
+#[derive(Debug)]
+struct Key {
+    id: KeyId,
+    /// Messages stored under it and receives that wait for it.
+    users: usize,
+}
+
+impl Keys {
+    fn find(&self, key: &[u8]) -> Option<KeyId> {
+        self.known.get(key).map(|key| key.id)
+    }
+
+    /// The key, to be kept; made if nobody has it yet, without being put to use.
+    fn shared(&self, key: &[u8]) -> Arc<[u8]> {
+        self.known.get_key_value(key).map_or_else(|| key.into(), |(key, _)| key.clone())
+    }
+
+    /// One more uses it.
+    fn hold(&mut self, key: &Arc<[u8]>) -> KeyId {
+        if let Some(key) = self.known.get_mut(key) {
+            key.users += 1;
+            return key.id;
+        }
+        self.made += 1;
+        self.known.insert(key.clone(), Key { id: self.made, users: 1 });
+        self.made
+    }
+
+    /// One uses it no longer.
+    fn release(&mut self, key: &Arc<[u8]>) -> KeyId {
+        let known = self.known.get_mut(key).expect("a key that is used is known");
+        known.users -= 1;
+        let (id, users) = (known.id, known.users);
+        if users == 0 {
+            self.known.remove(key);
+        }
+        id
+    }
+}
+
+/// A receive that waits.
+#[derive(Debug)]
+struct Waiting {
+    by: Receiver,
+    from: Option<Sender>,
+    key: Option<Arc<[u8]>>,
+    deadline_ns: u64,
+}
+
+/// The mailbox of a process.
+#[derive(Debug)]
+pub(crate) struct Mailbox<P> {
+    bounds: Bounds,
+    keys: Keys,
+    /// By number: the oldest first.
+    messages: BTreeMap<u64, Message<P>>,
+    message_bytes: usize,
+    answering: Index,
+    /// Messages that came.
+    numbers: u64,
+    /// Receives that wait, by turn: those that wait longest first.
+    waiting: BTreeMap<u64, Waiting>,
+    asking: Index,
+    turn_of: BTreeMap<Receiver, u64>,
+    /// Deadlines and turns of receives that wait.
+    deadlines: BTreeSet<(u64, u64)>,
+    /// Receives that had to wait.
+    turns: u64,
+}
+
+impl<P: Keep> Mailbox<P> {
+    pub(crate) fn new(bounds: Bounds) -> Self {
+        Mailbox {
+            bounds,
+            keys: Keys::default(),
+            messages: BTreeMap::new(),
+            message_bytes: 0,
+            answering: Index::default(),
+            numbers: 0,
+            waiting: BTreeMap::new(),
+            asking: Index::default(),
+            turn_of: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
+            turns: 0,
+        }
+    }
+
+    /// A message comes. A receive whose deadline has passed still gets it unless [`Mailbox::expire`] has ended that.
+    ///
+    /// # Errors
+    /// No receive waits for it and it would be one message or byte too many, or its key is too short or too long.
+    pub(crate) fn deliver(&mut self, from: Sender, key: &[u8], payload: P) -> Result<Delivered<P>, Refused<P>> {
+        if let Err(why) = check_key(key) {
+            return Err(Refused { why, payload });
+        }
+        let waits = self.longest_waiting(from, key);
+        if waits.is_none()
+            && let Err(why) = self.check_room(key.len() + payload.len_bytes())
+        {
+            return Err(Refused { why, payload });
+        }
+        let message = Message { from, key: self.keys.shared(key), payload, number: self.numbers };
+        self.numbers += 1;
+        Ok(match waits {
+            Some(turn) => Delivered::Handed { to: self.end_waiting(turn), message },
+            None => {
+                self.store(message);
+                Delivered::Stored
+            }
+        })
+    }
+
+    /// A function asks for a message, until `deadline_ns`; one that has passed, such as 0, does not wait, and `u64::MAX` never passes.
+    pub(crate) fn receive(&mut self, now_ns: u64, by: Receiver, wanted: Wanted<'_>, deadline_ns: u64) -> Received<P> {
+        if let Some(Err(why)) = wanted.key.map(check_key) {
+            return Received::Refused(why);
+        }
+        if self.turn_of.contains_key(&by) {
+            return Received::Refused(Refusal::WaitsAlready { worker: by.worker, call: by.call });
+        }
+        if let Some(number) = self.oldest(wanted) {
+            return Received::Message(self.take(number));
+        }
+        if deadline_ns <= now_ns {
+            return Received::Nothing;
+        }
+        let (has, max) = (self.waiting.len(), self.bounds.receivers_max);
+        if has >= max {
+            return Received::Refused(Refusal::Receivers { has, max });
+        }
+        self.begin_waiting(by, wanted, deadline_ns);
+        Received::Waits
+    }
+
+    /// A message that was handed to a worker comes back, as that died before it took it: to its place before all later ones, even
+    /// above a bound, as it was taken before; or to the receive given back, which waited longest of those that match. Several
+    /// come back the oldest first, so that a receive that waits gets that. A message that was swapped out comes back this way,
+    /// too: into an empty mailbox, under a number that keeps their order.
+    pub(crate) fn restore(&mut self, message: Message<P>) -> Option<(Receiver, Message<P>)> {
+        self.numbers = self.numbers.max(message.number + 1);
+        if let Some(turn) = self.longest_waiting(message.from, &message.key) {
+            return Some((self.end_waiting(turn), message));
+        }
+        self.store(message);
+        None
+    }
+
+    /// Time passes. Ends a receive whose deadline it was and gives it; to be called until there is none.
+    pub(crate) fn expire(&mut self, now_ns: u64) -> Option<Receiver> {
+        let (_, turn) = self.deadlines.first().copied().filter(|(deadline_ns, _)| *deadline_ns <= now_ns)?;
+        Some(self.end_waiting(turn))
+    }
+
+    /// When [`Mailbox::expire`] has to be called next, ns.
+    pub(crate) fn wake_ns(&self) -> u64 {
+        self.deadlines.first().map_or(u64::MAX, |(deadline_ns, _)| *deadline_ns)
+    }
+
+    /// A receive is called off. False when it does not wait, as when a message is already on its way to it.
+    pub(crate) fn withdraw(&mut self, by: Receiver) -> bool {
+        let turn = self.turn_of.get(&by).copied();
+        turn.is_some_and(|turn| self.end_waiting(turn) == by)
+    }
+
+    /// A worker is gone, and with it all its receives. What was handed to it and not taken is to be [restored](Mailbox::restore).
+    pub(crate) fn worker_died(&mut self, worker: WorkerId) {
+        let all = Receiver { worker, call: 0 }..=Receiver { worker, call: u64::MAX };
+        while let Some(turn) = self.turn_of.range(all.clone()).next().map(|(_, turn)| *turn) {
+            self.end_waiting(turn);
+        }
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        Stats {
+            messages: self.messages.len(),
+            bytes: self.message_bytes,
+            keys: self.keys.known.len(),
+            receivers: self.waiting.len(),
+        }
+    }
+
+    /// All messages, the oldest first.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Message<P>> {
+        self.messages.values()
+    }
+
+    // ---- messages ---------------------------------------------------------------------------------------------
+
+    fn check_room(&self, needs_bytes: usize) -> Result<(), Refusal> {
+        let Bounds { messages_max: max, bytes_max: max_bytes, .. } = self.bounds;
+        let (has, has_bytes) = (self.messages.len(), self.message_bytes);
+        if needs_bytes > max_bytes {
+            return Err(Refusal::TooLarge { needs_bytes, max_bytes });
+        }
+        if has >= max {
+            return Err(Refusal::Messages { has, max });
+        }
+        // What was restored may have filled it beyond its bounds.
+        if has_bytes > max_bytes - needs_bytes {
+            return Err(Refusal::Bytes { has_bytes, needs_bytes, max_bytes });
+        }
+        Ok(())
+    }
+
+    fn store(&mut self, message: Message<P>) {
+        let key = self.keys.hold(&message.key);
+        for pattern in Pattern::of(message.from, key) {
+            self.answering.insert(pattern, message.number);
+        }
+        self.message_bytes += message.len_bytes();
+        self.messages.insert(message.number, message);
+    }
+
+    /// The number of the oldest that is wanted.
+    fn oldest(&self, wanted: Wanted<'_>) -> Option<u64> {
+        let key = match wanted.key {
+            Some(key) => Some(self.keys.find(key)?),
+            None => None,
+        };
+        self.answering.first(Pattern { from: wanted.from, key })
+    }
+
+    fn take(&mut self, number: u64) -> Message<P> {
+        let message = self.messages.remove(&number).expect("a message in the index is there");
+        let key = self.keys.release(&message.key);
+        for pattern in Pattern::of(message.from, key) {
+            self.answering.remove(pattern, number);
+        }
+        self.message_bytes -= message.len_bytes();
+        message
+    }
+
+    // ---- receives that wait -----------------------------------------------------------------------------------
+
+    fn begin_waiting(&mut self, by: Receiver, wanted: Wanted<'_>, deadline_ns: u64) {
+        let turn = self.turns;
+        self.turns += 1;
+        let key = wanted.key.map(|key| self.keys.shared(key));
+        let pattern = Pattern { from: wanted.from, key: key.as_ref().map(|key| self.keys.hold(key)) };
+        self.asking.insert(pattern, turn);
+        self.deadlines.insert((deadline_ns, turn));
+        self.turn_of.insert(by, turn);
+        self.waiting.insert(turn, Waiting { by, from: wanted.from, key, deadline_ns });
+    }
+
+    /// The turn of the receive that gets a message.
+    fn longest_waiting(&self, from: Sender, key: &[u8]) -> Option<u64> {
+        let key = self.keys.find(key).unwrap_or(NO_KEY);
+        Pattern::of(from, key).into_iter().filter_map(|pattern| self.asking.first(pattern)).min()
+    }
+
+    fn end_waiting(&mut self, turn: u64) -> Receiver {
+        let Waiting { by, from, key, deadline_ns } = self.waiting.remove(&turn).expect("it waits");
+        self.asking.remove(Pattern { from, key: key.map(|key| self.keys.release(&key)) }, turn);
+        self.deadlines.remove(&(deadline_ns, turn));
+        self.turn_of.remove(&by);
+        by
+    }
+}
+
+fn check_key(key: &[u8]) -> Result<(), Refusal> {
+    match key.len() {
+        1..=KEY_BYTES_MAX => Ok(()),
+        found_bytes => Err(Refusal::Key { found_bytes }),
+    }
+}
