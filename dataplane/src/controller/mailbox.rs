@@ -5,7 +5,7 @@
 //! that comes while receives wait goes to the one of those it matches that has waited longest, so never is there a message *and* a
 //! receive that waits for it.
 //!
-//! A message answers to four [patterns](Pattern): its sender or any, with its key or any. It stands under each of them in one
+//! A message answers to four [patterns](Pattern): its sender or any, with its key or any. It stands under each of them in an
 //! ordered set, so what a receive wants is the first of a range there. A receive that waits stands under the one it asks for, and
 //! a new message looks under its four. Everything is O(log n), with no pause to grow a table and no hash to flood, and what is
 //! not there takes no memory.
@@ -165,15 +165,13 @@ struct Pattern {
 }
 
 impl Pattern {
-    /// Those that a message answers to.
-    fn of(from: Sender, key: KeyId) -> [Pattern; 4] {
+    /// What every message answers to.
+    const ANY: Pattern = Pattern { from: None, key: None };
+
+    /// What else a message answers to.
+    fn of(from: Sender, key: KeyId) -> [Pattern; 3] {
         let (from, key) = (Some(from), Some(key));
-        [
-            Pattern { from, key },
-            Pattern { from, key: None },
-            Pattern { from: None, key },
-            Pattern { from: None, key: None },
-        ]
+        [Pattern { from, key }, Pattern { from, key: None }, Pattern { from: None, key }]
     }
 }
 
@@ -206,6 +204,7 @@ struct Keys {
 #[derive(Debug)]
 struct Key {
     id: KeyId,
+    bytes: Arc<[u8]>,
     /// Messages stored under it and receives that wait for it.
     users: usize,
 }
@@ -215,24 +214,20 @@ impl Keys {
         self.known.get(key).map(|key| key.id)
     }
 
-    /// The key, to be kept; made if nobody has it yet, without being put to use.
-    fn shared(&self, key: &[u8]) -> Arc<[u8]> {
-        self.known.get_key_value(key).map_or_else(|| key.into(), |(key, _)| key.clone())
-    }
-
     /// One more uses it.
-    fn hold(&mut self, key: &Arc<[u8]>) -> KeyId {
-        if let Some(key) = self.known.get_mut(key) {
-            key.users += 1;
-            return key.id;
+    fn hold(&mut self, key: &[u8]) -> (KeyId, Arc<[u8]>) {
+        if let Some(known) = self.known.get_mut(key) {
+            known.users += 1;
+            return (known.id, known.bytes.clone());
         }
         self.made += 1;
-        self.known.insert(key.clone(), Key { id: self.made, users: 1 });
-        self.made
+        let bytes: Arc<[u8]> = key.into();
+        self.known.insert(bytes.clone(), Key { id: self.made, bytes: bytes.clone(), users: 1 });
+        (self.made, bytes)
     }
 
     /// One uses it no longer.
-    fn release(&mut self, key: &Arc<[u8]>) -> KeyId {
+    fn release(&mut self, key: &[u8]) -> KeyId {
         let known = self.known.get_mut(key).expect("a key that is used is known");
         known.users -= 1;
         let (id, users) = (known.id, known.users);
@@ -260,6 +255,7 @@ pub(crate) struct Mailbox<P> {
     /// By number: the oldest first.
     messages: BTreeMap<u64, Message<P>>,
     message_bytes: usize,
+    /// Under all they answer to but [`Pattern::ANY`], for which `messages` will do.
     answering: Index,
     /// Messages that came.
     numbers: u64,
@@ -304,12 +300,16 @@ impl<P: Keep> Mailbox<P> {
         {
             return Err(Refused { why, payload });
         }
-        let message = Message { from, key: self.keys.shared(key), payload, number: self.numbers };
+        let number = self.numbers;
         self.numbers += 1;
         Ok(match waits {
-            Some(turn) => Delivered::Handed { to: self.end_waiting(turn), message },
+            Some(turn) => {
+                let Waiting { by, key: asked, .. } = self.end_waiting(turn);
+                let key = asked.unwrap_or_else(|| key.into());
+                Delivered::Handed { to: by, message: Message { from, key, payload, number } }
+            }
             None => {
-                self.store(message);
+                self.store(from, key, payload, number);
                 Delivered::Stored
             }
         })
@@ -344,16 +344,16 @@ impl<P: Keep> Mailbox<P> {
     pub(crate) fn restore(&mut self, message: Message<P>) -> Option<(Receiver, Message<P>)> {
         self.numbers = self.numbers.max(message.number + 1);
         if let Some(turn) = self.longest_waiting(message.from, &message.key) {
-            return Some((self.end_waiting(turn), message));
+            return Some((self.end_waiting(turn).by, message));
         }
-        self.store(message);
+        self.store(message.from, &message.key, message.payload, message.number);
         None
     }
 
     /// Time passes. Ends a receive whose deadline it was and gives it; to be called until there is none.
     pub(crate) fn expire(&mut self, now_ns: u64) -> Option<Receiver> {
         let (_, turn) = self.deadlines.first().copied().filter(|(deadline_ns, _)| *deadline_ns <= now_ns)?;
-        Some(self.end_waiting(turn))
+        Some(self.end_waiting(turn).by)
     }
 
     /// When [`Mailbox::expire`] has to be called next, ns.
@@ -364,7 +364,7 @@ impl<P: Keep> Mailbox<P> {
     /// A receive is called off. False when it does not wait, as when a message is already on its way to it.
     pub(crate) fn withdraw(&mut self, by: Receiver) -> bool {
         let turn = self.turn_of.get(&by).copied();
-        turn.is_some_and(|turn| self.end_waiting(turn) == by)
+        turn.is_some_and(|turn| self.end_waiting(turn).by == by)
     }
 
     /// A worker is gone, and with it all its receives. What was handed to it and not taken is to be [restored](Mailbox::restore).
@@ -407,13 +407,14 @@ impl<P: Keep> Mailbox<P> {
         Ok(())
     }
 
-    fn store(&mut self, message: Message<P>) {
-        let key = self.keys.hold(&message.key);
-        for pattern in Pattern::of(message.from, key) {
-            self.answering.insert(pattern, message.number);
+    fn store(&mut self, from: Sender, key: &[u8], payload: P, number: u64) {
+        let (id, key) = self.keys.hold(key);
+        for pattern in Pattern::of(from, id) {
+            self.answering.insert(pattern, number);
         }
+        let message = Message { from, key, payload, number };
         self.message_bytes += message.len_bytes();
-        self.messages.insert(message.number, message);
+        self.messages.insert(number, message);
     }
 
     /// The number of the oldest that is wanted.
@@ -422,7 +423,10 @@ impl<P: Keep> Mailbox<P> {
             Some(key) => Some(self.keys.find(key)?),
             None => None,
         };
-        self.answering.first(Pattern { from: wanted.from, key })
+        match (Pattern { from: wanted.from, key }) {
+            Pattern::ANY => self.messages.first_key_value().map(|(number, _)| *number),
+            pattern => self.answering.first(pattern),
+        }
     }
 
     fn take(&mut self, number: u64) -> Message<P> {
@@ -440,9 +444,8 @@ impl<P: Keep> Mailbox<P> {
     fn begin_waiting(&mut self, by: Receiver, wanted: Wanted<'_>, deadline_ns: u64) {
         let turn = self.turns;
         self.turns += 1;
-        let key = wanted.key.map(|key| self.keys.shared(key));
-        let pattern = Pattern { from: wanted.from, key: key.as_ref().map(|key| self.keys.hold(key)) };
-        self.asking.insert(pattern, turn);
+        let (id, key) = wanted.key.map(|key| self.keys.hold(key)).unzip();
+        self.asking.insert(Pattern { from: wanted.from, key: id }, turn);
         self.deadlines.insert((deadline_ns, turn));
         self.turn_of.insert(by, turn);
         self.waiting.insert(turn, Waiting { by, from: wanted.from, key, deadline_ns });
@@ -451,15 +454,17 @@ impl<P: Keep> Mailbox<P> {
     /// The turn of the receive that gets a message.
     fn longest_waiting(&self, from: Sender, key: &[u8]) -> Option<u64> {
         let key = self.keys.find(key).unwrap_or(NO_KEY);
-        Pattern::of(from, key).into_iter().filter_map(|pattern| self.asking.first(pattern)).min()
+        let patterns = Pattern::of(from, key).into_iter().chain([Pattern::ANY]);
+        patterns.filter_map(|pattern| self.asking.first(pattern)).min()
     }
 
-    fn end_waiting(&mut self, turn: u64) -> Receiver {
-        let Waiting { by, from, key, deadline_ns } = self.waiting.remove(&turn).expect("it waits");
-        self.asking.remove(Pattern { from, key: key.map(|key| self.keys.release(&key)) }, turn);
-        self.deadlines.remove(&(deadline_ns, turn));
-        self.turn_of.remove(&by);
-        by
+    fn end_waiting(&mut self, turn: u64) -> Waiting {
+        let waiting = self.waiting.remove(&turn).expect("it waits");
+        let key = waiting.key.as_deref().map(|key| self.keys.release(key));
+        self.asking.remove(Pattern { from: waiting.from, key }, turn);
+        self.deadlines.remove(&(waiting.deadline_ns, turn));
+        self.turn_of.remove(&waiting.by);
+        waiting
     }
 }
 
