@@ -421,7 +421,7 @@ fn m2_what_a_dead_worker_did_not_take_goes_to_a_receive_that_waits_and_not_to_it
 }
 
 #[test]
-fn m7_messages_move_to_another_mailbox_in_their_order() {
+fn messages_move_to_another_mailbox_in_their_order() {
     let mut before = roomy();
     for name in 0..10 {
         before.deliver(Sender::Peer(name as usize % 2), &[name as u8 % 3], letter(name)).expect("there is room");
