@@ -210,6 +210,10 @@ pub struct ProcessConfig {
     /// Whether everything that one worker leaves for another (state, messages, inputs and outputs of calls) is copied by the controller first, so that
     /// nobody can change what another reads. Workers then do not lease each other. Default false.
     pub isolate: bool,
+    /// Messages that may wait in the mailbox, 1 to 2^24. Default 65 536.
+    pub mailbox_messages_max: u32,
+    /// Bytes of them, keys and payloads, up to 1 TiB. Default 128 MiB.
+    pub mailbox_bytes_max: u64,
     /// Deadline of a call that names none, ms. Default 60 000.
     pub deadline_ms: u64,
     /// Calls waiting for a worker before callers are told `Busy`. Default 4096.
@@ -257,6 +261,8 @@ impl Default for ProcessConfig {
             state_object_bytes_max: 1 << 30,
             state_objects_max: 1 << 20,
             isolate: false,
+            mailbox_messages_max: 65_536,
+            mailbox_bytes_max: 128 << 20,
             deadline_ms: 60_000,
             queue_max: 4096,
             connection_calls_max: 1024,
@@ -441,6 +447,18 @@ impl ProcessConfig {
             "state_objects_max",
             self.state_objects_max.to_string(),
             "1 to 16777216",
+        )?;
+        range(
+            (1..=1 << 24).contains(&self.mailbox_messages_max),
+            "mailbox_messages_max",
+            self.mailbox_messages_max.to_string(),
+            "1 to 16777216",
+        )?;
+        range(
+            (1..=1 << 40).contains(&self.mailbox_bytes_max),
+            "mailbox_bytes_max",
+            self.mailbox_bytes_max.to_string(),
+            "1 byte to 1 TiB",
         )?;
         range(
             (1..=86_400_000).contains(&self.deadline_ms),

@@ -81,6 +81,18 @@ pub enum InvokeError {
         /// What the process said.
         text: String,
     },
+    /// No process of this name was ever heard of.
+    #[error("unknown process: {text}")]
+    UnknownProcess {
+        /// The name.
+        text: String,
+    },
+    /// The process that was called ended. The function may have run.
+    #[error("process lost: {text}")]
+    PeerLost {
+        /// What is known.
+        text: String,
+    },
     /// The other side broke the protocol.
     #[error("protocol error: {text}")]
     Protocol {
@@ -111,6 +123,8 @@ impl InvokeError {
             Code::FunctionBroken => InvokeError::FunctionBroken { text },
             Code::Draining => InvokeError::Draining,
             Code::Expired => InvokeError::Expired { text },
+            Code::UnknownProcess => InvokeError::UnknownProcess { text },
+            Code::PeerLost => InvokeError::PeerLost { text },
             Code::Ok | Code::Protocol | Code::Conflict => InvokeError::Protocol { text },
         }
     }

@@ -25,4 +25,6 @@ pub use launch::{LaunchConfig, LaunchError, LaunchKey, LocalProcess};
 pub use payload::{Input, Loan, Output, Payload, Reply};
 pub use praas_transport::hello::{Credential, Role, Secret, SecretError, Session};
 pub use runtime::{Process, ProcessError, Ready};
-pub use worker::{Context, Draft, FunctionId, KeyInfo, Lease, Object, Pending, State, StateError, Typed, Worker};
+pub use worker::{
+    Context, Draft, FunctionId, Key, KeyInfo, Lease, Message, MessageError, Object, Pending, SELF, Source, State, StateError, Typed, Worker,
+};

@@ -45,6 +45,17 @@ pub mod frame {
     /// Process → process, the last frame: `flags` say why it closes the connection.
     pub const GOODBYE: u8 = 9;
 
+    /// Process → process: a message under the frame's key. `call` is the parcel's number, `function` how many before it have no verdict yet.
+    pub const MESSAGE: u8 = 10;
+    /// Process → process: a call of the function that is the frame's key, numbered as a message; `aux` names the call, `budget_ns`, flags.
+    pub const CALL: u8 = 11;
+    /// Process → process: the answer to the call `aux`, numbered as a message; `flags` = [`super::Code`], with [`FLAG_ARGS`] at bit 15; `status`, body.
+    pub const ANSWER: u8 = 12;
+    /// Process → process, numbered as a message: nobody waits for the call `aux` any more.
+    pub const CALL_OFF: u8 = 13;
+    /// Process → process: the parcel `call` was stored, or refused with the [`super::Code`] in `flags`.
+    pub const VERDICT: u8 = 14;
+
     /// Flag of a request: the body is several arguments (see [`super::args`]).
     pub const FLAG_ARGS: u16 = 1;
     /// Flag of a request: running it twice does no harm, so it is sent again when a worker is lost.
@@ -98,16 +109,23 @@ pub(crate) mod record {
     /// id = lease, tag = [`super::Return`], aux = frames received, body = frames sent (`u64`): the connection is the controller's again.
     pub(crate) const RETURNED: u8 = 18;
 
-    /// tag = [`super::StateOp`], id = question, aux = expected version, body = object or key. Answered with `STATE_REPLY`.
+    /// tag = [`super::StateOp`], id = question, aux = expected version, body = object or key. Answered with `ANSWER`.
     pub(crate) const STATE: u8 = 19;
-    /// tag = code, id = question, aux = version, body = what was asked for, or an error's text.
-    pub(crate) const STATE_REPLY: u8 = 20;
+    /// To `STATE` or `MAIL`: tag = code, id = question, aux = version, number or (of a message) sender and bytes of the key at the end, body = what
+    /// was asked for, or an error's text.
+    pub(crate) const ANSWER: u8 = 20;
     /// tag = participant, id = life: a worker wants to read that segment. Answered with `MAPPED`.
     pub(crate) const MAP: u8 = 21;
     /// tag = participant, id = life, aux = 1: that segment is not there any more, and nothing current lies in it.
     pub(crate) const MAPPED: u8 = 22;
     /// id = life: nothing current lies in the segment that it left behind; let go of it.
     pub(crate) const SETTLED: u8 = 23;
+
+    /// tag = [`super::MailOp`] and, from bit 4 on, bytes of the key at the end of the body; id = question and, from bit 48 on, number of a process;
+    /// aux = deadline; body = payload, key or name. Answered with `ANSWER`, but `Key`.
+    pub(crate) const MAIL: u8 = 24;
+    /// body = key of the message in the `ANSWER` that follows.
+    pub(crate) const KEY_IS: u8 = 25;
 
     /// Bit of the kind: the body holds several arguments.
     pub(crate) const ARGS: u8 = 0x80;
@@ -151,6 +169,10 @@ pub enum Code {
     Expired = 13,
     /// Another version of an object is current than the one that was expected.
     Conflict = 14,
+    /// No process of this name was ever heard of.
+    UnknownProcess = 15,
+    /// The life of the process that was to have it is over; it may have had it.
+    PeerLost = 16,
 }
 
 impl Code {
@@ -158,7 +180,7 @@ impl Code {
     #[must_use]
     pub fn from_wire(number: u16) -> Option<Code> {
         use Code::*;
-        const ALL: [Code; 15] = [
+        const ALL: [Code; 17] = [
             Ok,
             Failed,
             Panicked,
@@ -174,6 +196,8 @@ impl Code {
             Protocol,
             Expired,
             Conflict,
+            UnknownProcess,
+            PeerLost,
         ];
         ALL.get(usize::from(number)).copied()
     }
@@ -408,6 +432,34 @@ impl StateOp {
     }
 }
 
+/// What a worker asks about messages ([`record::MAIL`]). A process has a number: 0 is this one, `u16::MAX` any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub(crate) enum MailOp {
+    /// The next question is about this key.
+    Key = 0,
+    /// A message to a process, under the key at its end or the one said before.
+    Send = 1,
+    /// The oldest message of a process under the key that is the body, empty: any; by the deadline, 0: at once.
+    Receive = 2,
+    /// The number of the process that has this name.
+    Resolve = 3,
+    /// The name of the process that has this number.
+    NameOf = 4,
+    /// Names of all processes: two lists, those that are there and those that are swapped out (JSON).
+    Processes = 5,
+    /// A call of a function, whose name is the key, of another process. The answer is its reply.
+    Call = 6,
+}
+
+impl MailOp {
+    /// From the low four bits of a tag.
+    pub(crate) fn from_wire(tag: u16) -> Option<MailOp> {
+        use MailOp::{Call, Key, NameOf, Processes, Receive, Resolve, Send};
+        [Key, Send, Receive, Resolve, NameOf, Processes, Call].into_iter().find(|op| *op as u16 == tag & 15)
+    }
+}
+
 /// State, where it travels in messages.
 pub(crate) mod state {
     use praas_shm::Listed;
@@ -561,9 +613,9 @@ mod tests {
 
     #[test]
     fn codes_keep_their_numbers() {
-        for number in 0..15 {
+        for number in 0..17 {
             assert_eq!(Code::from_wire(number).unwrap() as u16, number);
         }
-        assert_eq!(Code::from_wire(15), None);
+        assert_eq!(Code::from_wire(17), None);
     }
 }

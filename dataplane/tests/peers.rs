@@ -7,147 +7,25 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use praas_dataplane::clock::{unix_ns, unix_s};
 use praas_dataplane::wire::{VERSIONS, frame};
-use praas_dataplane::{Credential, Ipc, Role, Secret};
+use praas_dataplane::{Credential, Role, Secret};
 use praas_transport::Header;
 use praas_transport::hello::{HelloError, Initiator, InitiatorConfig, Purpose};
 use support::namespace::{Cable, End};
+use support::nodes::{NAMES, Node, Place};
 use support::raw::Raw;
 use support::{
-    Dice, PATIENCE, Reactor, cpu_seconds, fds, memory_kib, on_both_reactors, process_program, seed, setting, signal,
-    test_worker, wait_until,
+    Dice, PATIENCE, cpu_seconds, fds, memory_kib, on_both_reactors, seed, setting, signal, wait_until,
 };
 
-const NAMES: [&str; 12] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"];
 /// Silence is asked about after a second and given up after three; and a little for the machine.
 const FOUND_OUT: Duration = Duration::from_secs(5);
-
-/// Keys in files, and addresses that nobody else has: no port of 127.77.0.0/16 is given to a client by chance.
-struct Place {
-    folder: PathBuf,
-    hosts: u16,
-}
-
-impl Place {
-    fn new() -> Place {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("praas-peers-{}-{count}", std::process::id());
-        let folder = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&folder).expect("a folder");
-        for key in 1..=2 {
-            Secret::new([key; 32]).write_new(&folder.join(key.to_string())).expect("a key");
-        }
-        Place { folder, hosts: (std::process::id() * 8 + count % 8) as u16 & 0xfff }
-    }
-
-    fn address(&self, who: usize) -> SocketAddr {
-        let [high, low] = (self.hosts * 16 + who as u16).to_be_bytes();
-        SocketAddr::from((Ipv4Addr::new(127, 77, high, low), 4000))
-    }
-
-    fn key(&self, number: u8) -> String {
-        self.folder.join(number.to_string()).display().to_string()
-    }
-
-    /// Starts one process that is told of these, by name and address, and does not wait for it.
-    fn start(&self, reactor: Reactor, who: usize, told: &[(&str, SocketAddr)]) -> Node {
-        Node::start(reactor, NAMES[who], self.address(who), &self.key(1), told)
-    }
-
-    /// Starts one of `count`, that are told of each other.
-    fn start_of(&self, reactor: Reactor, who: usize, count: usize) -> Node {
-        let others = (0..count).filter(|other| *other != who);
-        let told: Vec<_> = others.map(|other| (NAMES[other], self.address(other))).collect();
-        self.start(reactor, who, &told)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.folder);
-    }
-}
-
-/// A process, and what it has said.
-struct Node {
-    child: Child,
-    log: Arc<Mutex<Vec<String>>>,
-}
-
-impl Node {
-    fn start(reactor: Reactor, name: &str, listen: SocketAddr, key: &str, told: &[(&str, SocketAddr)]) -> Node {
-        // The kernel lets go of a killed process's listener a little after it is gone.
-        wait_until("the address is free", PATIENCE, || TcpListener::bind(listen).is_ok());
-        let mut command = Command::new(process_program());
-        command.args(reactor.config(Ipc::Ring, 1, &[]).args.iter().filter(|arg| !arg.starts_with("--log")));
-        command.args(["--log=info", "--workers=1", "--worker", &test_worker(), "--process", name, "--key-file", key]);
-        command.arg(format!("--listen={listen}"));
-        command.args(told.iter().map(|(name, address)| format!("--peer={name}={address}")));
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().expect("it starts");
-        let log: Arc<Mutex<Vec<String>>> = Arc::default();
-        let outputs: [Box<dyn Read + Send>; 2] =
-            [Box::new(child.stdout.take().expect("piped")), Box::new(child.stderr.take().expect("piped"))];
-        for output in outputs {
-            let log = Arc::clone(&log);
-            std::thread::spawn(move || {
-                for line in BufReader::new(output).lines().map_while(Result::ok) {
-                    log.lock().unwrap().push(line);
-                }
-            });
-        }
-        Node { child, log }
-    }
-
-    fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// How often it said something with these words.
-    fn said(&self, words: &str) -> usize {
-        self.log.lock().unwrap().iter().filter(|line| line.contains(words)).count()
-    }
-
-    /// Whether the last it said of a peer is that it is up.
-    fn is_up(&self, peer: &str) -> bool {
-        let of_it = format!("peer={peer} state=");
-        let log = self.log.lock().unwrap();
-        let last = log.iter().rev().find_map(|line| line.split_once(&of_it));
-        last.is_some_and(|(_, state)| state.starts_with("up"))
-    }
-
-    fn wait_up(&self, peer: &str) {
-        wait_until(&format!("{peer} is up: {:#?}", self.log.lock().unwrap()), PATIENCE, || self.is_up(peer));
-    }
-
-    fn wait_ready(&self) {
-        wait_until("it is ready", PATIENCE, || self.said("ready process=") == 1);
-    }
-
-    fn kill(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        self.kill();
-        if std::thread::panicking() {
-            eprintln!("---- log of {}:\n{}", self.pid(), self.log.lock().unwrap().join("\n"));
-        }
-    }
-}
 
 /// TCP connections to these addresses that stand, as the network of `pid` has them. Each has one end that dialed.
 fn connections(pid: u32, addresses: &[SocketAddr]) -> usize {

@@ -154,6 +154,17 @@ impl Link {
         if self.is_mutual() { self.theirs.taken() } else { 0 }
     }
 
+    /// From here on the answer to a question of ours with this number, and all before, is taken for good: it is not to be given to anybody else.
+    #[inline]
+    pub fn mark_received(&self, number: u64) {
+        self.ours.mark_received(number);
+    }
+
+    /// The peer's [`Link::mark_received`]; 0 if it has said nothing.
+    pub fn peer_received(&self) -> u64 {
+        if self.is_mutual() { self.theirs.received() } else { 0 }
+    }
+
     /// The peer's [`Link::mark_exchange_taken`]; 0 if it has said nothing.
     #[inline]
     pub fn peer_exchange_taken(&self) -> u32 {

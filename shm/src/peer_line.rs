@@ -7,7 +7,8 @@
 //! |      8 |     8 | `head`            | slots of the peer's ring that may be overwritten: `[.., head)`    |
 //! |     16 |     8 | `taken`           | requests below this position may have run                         |
 //! |     24 |     8 | `exchange_taken`  | exchange requests up to this sequence may have run                |
-//! |     32 |    32 | reserved          | zero                                                              |
+//! |     32 |     8 | `received`        | number of the last question whose answer was taken for good       |
+//! |     40 |    24 | reserved          | zero                                                              |
 //! |     64 |     8 | `closed_position` | of the lease closed last                                          |
 //! |     72 |     8 | `closed_lease`    | its number; 0: none, or being written                             |
 //! |     80 |     8 | `cancelled`       | the call cancelled last                                           |
@@ -49,7 +50,8 @@ pub(crate) struct PeerLine {
     head: AtomicU64,
     taken: AtomicU64,
     exchange_taken: AtomicU64,
-    _reserved: [AtomicU64; 4],
+    received: AtomicU64,
+    _reserved: [AtomicU64; 3],
     closed_position: AtomicU64,
     closed_lease: AtomicU64,
     cancelled: AtomicU64,
@@ -66,7 +68,8 @@ const _: () = {
     assert!(size_of::<PeerLine>() as u64 == PEER_LINE_BYTES && align_of::<PeerLine>() == 128);
     assert!(offset_of!(PeerLine, linked) == 0 && offset_of!(PeerLine, head) == 8);
     assert!(offset_of!(PeerLine, taken) == 16 && offset_of!(PeerLine, exchange_taken) == 24);
-    assert!(offset_of!(PeerLine, _reserved) == 32 && offset_of!(PeerLine, closed_position) == 64);
+    assert!(offset_of!(PeerLine, received) == 32 && offset_of!(PeerLine, _reserved) == 40);
+    assert!( offset_of!(PeerLine, closed_position) == 64);
     assert!(offset_of!(PeerLine, closed_lease) == 72 && offset_of!(PeerLine, cancelled) == 80);
     assert!(offset_of!(PeerLine, withdrawn) == 88 && offset_of!(PeerLine, _reserved_2) == 96);
 };
@@ -80,7 +83,7 @@ impl PeerLine {
     pub(crate) fn clear(&self) {
         // Not an edge: the peer this was about is gone, and the next one believes nothing before `link`.
         self.linked.store(0, Ordering::Relaxed);
-        let said = [&self.head, &self.taken, &self.exchange_taken, &self.closed_position];
+        let said = [&self.head, &self.taken, &self.exchange_taken, &self.received, &self.closed_position];
         for word in said.into_iter().chain([&self.closed_lease, &self.cancelled, &self.withdrawn]) {
             word.store(0, Ordering::Relaxed);
         }
@@ -96,6 +99,13 @@ impl PeerLine {
     pub(crate) fn publish_head(&self, head: u64) {
         // drained (release): our loads of the slots below `head` are done before the peer may overwrite them.
         self.head.store(head, Ordering::Release);
+    }
+
+    #[inline]
+    pub(crate) fn mark_received(&self, number: u64) {
+        self.received.store(number, Ordering::Relaxed);
+        // As in `mark_taken`: what user code does with it comes after the mark.
+        fence(Ordering::Release);
     }
 
     #[inline]
@@ -167,6 +177,11 @@ impl PeerLine {
         self.taken.load(Ordering::Acquire)
     }
 
+    pub(crate) fn received(&self) -> u64 {
+        // As in `taken`.
+        self.received.load(Ordering::Acquire)
+    }
+
     #[inline]
     pub(crate) fn exchange_taken(&self) -> u64 {
         // taken (acquire).
@@ -209,6 +224,7 @@ impl PeerLine {
             head: zero(),
             taken: zero(),
             exchange_taken: zero(),
+            received: zero(),
             _reserved: std::array::from_fn(|_| zero()),
             closed_position: zero(),
             closed_lease: zero(),

@@ -230,6 +230,11 @@ impl<Out: AsRef<[u8]>> Outbound<Out> {
         (self.frames + self.held.len(), self.unsent_bytes + self.held_bytes)
     }
 
+    /// A payload in pieces waits or is under way: what is sent now passes it.
+    pub(crate) fn sends_pieces(&self) -> bool {
+        !self.wire.streams.is_empty() || !self.long.is_empty()
+    }
+
     pub(crate) fn take_sent(&mut self) -> Option<Out> {
         self.sent.pop_front()
     }

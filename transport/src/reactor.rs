@@ -527,6 +527,15 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
         }
     }
 
+    /// A payload in pieces waits to be sent or is under way: a short frame sent now arrives before it.
+    #[must_use]
+    pub fn sends_pieces(&self) -> bool {
+        match &self.0 {
+            Driven::Epoll(connection) => connection.sends_pieces(),
+            Driven::Uring(socket) => socket.sends_pieces(),
+        }
+    }
+
     /// What it did so far. With io_uring `reads` and `writes` are completions.
     #[must_use]
     pub fn stats(&self) -> Stats {

@@ -532,6 +532,12 @@ impl<In: AsRef<[u8]> + AsMut<[u8]>, Out: AsRef<[u8]>> Connection<In, Out> {
         self.outbound.backlog()
     }
 
+    /// A payload in pieces waits to be sent or is under way: a short frame sent now arrives before it.
+    #[must_use]
+    pub fn sends_pieces(&self) -> bool {
+        self.outbound.sends_pieces()
+    }
+
     /// The last `receive` gave `None` because it had read enough for one call, not because nothing was left:
     /// call it again before sleeping, there may be no further edge.
     #[inline]

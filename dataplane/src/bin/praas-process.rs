@@ -115,6 +115,12 @@ struct Arguments {
     /// do not lease each other [default: false]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     isolate: Option<bool>,
+    /// Messages that may wait in the mailbox before senders are told Busy [default: 65536]
+    #[arg(long, value_name = "N")]
+    mailbox_messages_max: Option<u32>,
+    /// Bytes of them [default: 134217728]
+    #[arg(long, value_name = "BYTES")]
+    mailbox_bytes_max: Option<u64>,
     /// Deadline of calls that name none, ms [default: 60000]
     #[arg(long, value_name = "MS")]
     deadline_ms: Option<u64>,
@@ -178,6 +184,8 @@ impl Arguments {
             state_object_bytes_max,
             state_objects_max,
             isolate,
+            mailbox_messages_max,
+            mailbox_bytes_max,
             deadline_ms,
             queue_max,
             connection_calls_max,

@@ -24,11 +24,9 @@ mod circuit;
 pub(crate) mod connection_lease;
 mod dedupe;
 mod lease;
-#[allow(dead_code, reason = "integrated next")]
 pub(crate) mod mailbox;
 mod pace;
 pub(crate) mod peers;
-#[allow(dead_code, reason = "integrated next")]
 pub(crate) mod post;
 mod queue;
 mod staff;
@@ -87,6 +85,17 @@ enum Waiter {
     Nobody {
         connection: u64,
     },
+}
+
+impl Waiter {
+    /// A function waits, here or in another process: somebody's worker is not free before this call ends.
+    fn is_function(self) -> bool {
+        match self {
+            Waiter::Worker { .. } => true,
+            Waiter::Client { connection, .. } => connection & PEER != 0,
+            Waiter::Session { .. } | Waiter::Nobody { .. } => false,
+        }
+    }
 }
 
 /// How a call ends without a result.
@@ -212,6 +221,9 @@ struct Call<P> {
     /// Present while queued; a worker has it else.
     payload: Option<P>,
 }
+
+/// Bit of a connection's number: it is not a client's, but that of the peer of this number.
+pub(crate) const PEER: u64 = 1 << 62;
 
 /// Times a call is handed out again after a worker died with it, so that a poisonous call cannot eat workers for ever.
 const ATTEMPTS_MAX: u8 = 3;
@@ -375,7 +387,7 @@ impl<P: Keep> Controller<P> {
                     }
                 };
                 *self.connections.entry(connection).or_default() += 1;
-                if self.bounds.hot_calls > 0 {
+                if self.bounds.hot_calls > 0 && connection & PEER == 0 {
                     self.warm(connection, function, terms, &payload);
                 }
                 let fired = terms.fire && session.is_none();
@@ -715,9 +727,15 @@ impl<P: Keep> Controller<P> {
         }
     }
 
+    /// The function that runs on this worker waits for a message or another process: what it was given ahead would wait with it.
+    pub(crate) fn waits(&mut self, worker: WorkerId) {
+        self.withdraw(worker);
+    }
+
     /// Looks for a queue that cannot move because everybody waits for somebody. `waiting` has bit `n` set when
     /// worker `n` says that it waits for a nested call; without it (`None`) whoever has one open counts as waiting.
-    pub(crate) fn unstick(&mut self, now_ns: u64, waiting: Option<u64>) {
+    /// `elsewhere`: then also those that wait for a message or for another process.
+    pub(crate) fn unstick(&mut self, now_ns: u64, waiting: Option<u64>, elsewhere: u64) {
         if self.queue.is_empty() {
             self.stuck_since_ns = None;
             return;
@@ -726,23 +744,28 @@ impl<P: Keep> Controller<P> {
         let nested = self
             .queue
             .iter()
-            .filter(|key| self.calls.get(place(*key)).is_some_and(|call| matches!(call.from, Waiter::Worker { .. })))
+            .filter(|key| self.calls.get(place(*key)).is_some_and(|call| call.from.is_function()))
             .last();
-        let waiting = waiting.unwrap_or_else(|| self.waiting_with_leases(self.staff.nesting()));
-        let Some(key) = nested.filter(|_| self.staff.all_waiting(waiting)) else {
+        let waiting = waiting.unwrap_or_else(|| self.waiting_with_leases(self.staff.nesting() | elsewhere));
+        if !self.staff.all_waiting(waiting) {
             self.stuck_since_ns = None;
             return;
-        };
+        }
         if self.staff.count() < usize::from(self.bounds.workers_max) {
             // Now, or when the pause after a failed start is over.
             self.hire(now_ns);
             self.stuck_since_ns = None;
             return;
         }
+        // Without one they wait for messages or other processes, which come or do not come by themselves.
+        let Some(key) = nested else {
+            self.stuck_since_ns = None;
+            return;
+        };
         let since = *self.stuck_since_ns.get_or_insert(now_ns);
         if now_ns - since >= STUCK_NS {
             let text = format!(
-                "all {} workers wait for nested calls and no more may be started; raise workers_max or nest less deeply",
+                "all {} workers wait for calls or messages and no more may be started; raise workers_max or nest less deeply",
                 self.staff.count()
             );
             self.abandon(key, Some(CallError::new(Code::Busy, text)));

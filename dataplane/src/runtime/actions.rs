@@ -10,7 +10,9 @@ impl Process {
                 if activity == crate::worker::ACTIVITY_WAITING { mask | 1 << worker } else { mask }
             })
         });
-        self.controller.unstick(now, waiting);
+        let waiting_elsewhere = self.mailbox.waiting_workers().chain(self.correspondence.waiting_workers());
+        let waiting_elsewhere = waiting_elsewhere.fold(0, |mask, worker| mask | 1 << worker);
+        self.controller.unstick(now, waiting, waiting_elsewhere);
     }
 
     pub(super) fn act(&mut self, now: u64) {
@@ -19,6 +21,9 @@ impl Process {
             match action {
                 Action::Dispatch { worker, call, function, deadline_ns, payload } => {
                     self.dispatch(now, worker, call, function, deadline_ns, payload);
+                }
+                Action::Answer { to: Caller::Client { connection, call }, outcome } if connection & crate::controller::PEER != 0 => {
+                    self.answer_peer(now, connection, call, outcome);
                 }
                 Action::Answer { to: Caller::Client { connection, call }, outcome } => {
                     let (code, status, payload) = spread(outcome);
@@ -103,7 +108,9 @@ impl Process {
                 heap = Some(buffer);
                 seat::Request::Heap(None)
             }
-            Bytes::Text(_) | Bytes::Kept(_) => unreachable!("texts and what is kept go to clients"),
+            Bytes::Text(_) | Bytes::Kept(_) | Bytes::Shared(_) => {
+                unreachable!("texts and what is kept or shared are no requests")
+            }
         };
         let kind = record::REQUEST | if is_args { record::ARGS } else { 0 };
         let body = Seat::body_of(&request);
@@ -159,7 +166,7 @@ impl Process {
                     (block.len(), self.store.arena.as_mut().expect("a block of ours comes from the arena"));
                 Body::Block(arena.lend(block, bytes, me))
             }
-            Bytes::Kept(_) => unreachable!("what is kept goes to clients"),
+            Bytes::Kept(_) | Bytes::Shared(_) => unreachable!("what is kept goes to clients, what is shared to processes"),
             Bytes::Heap(buffer) => {
                 heap = Some(buffer);
                 Body::Inline(Inline::empty())
@@ -170,7 +177,7 @@ impl Process {
                     heap = Some(self.store.heap.count(Buffer::from(text.as_bytes())));
                     Body::Inline(Inline::empty())
                 }
-                (None, true) => self.lend_text(&text, me),
+                (None, true) => self.lend_bytes(text.as_bytes(), me),
             },
         };
         let keeps = if payload.keeps { record::KEEPS } else { 0 };
@@ -179,15 +186,15 @@ impl Process {
         self.send(worker, Descriptor::new(kind, code as u16, call, aux, body), heap);
     }
 
-    /// An error's text for a worker, in our arena while it reads it; cut to what a record holds when there is no room.
-    pub(super) fn lend_text(&mut self, text: &str, to: ParticipantId) -> Body {
+    /// Bytes of ours for a worker, in our arena while it reads them; cut to what a record holds when there is no room.
+    pub(super) fn lend_bytes(&mut self, bytes: &[u8], to: ParticipantId) -> Body {
         let arena = self.store.arena.as_mut().expect("checked by the caller");
-        match arena.loan(text.len()) {
+        match arena.loan(bytes.len()) {
             Ok(mut block) => {
-                block.copy_from_slice(text.as_bytes());
-                Body::Block(arena.lend(block, text.len(), to))
+                block.copy_from_slice(bytes);
+                Body::Block(arena.lend(block, bytes.len(), to))
             }
-            Err(_) => Body::Inline(Inline::new(&text.as_bytes()[..praas_shm::INLINE_BYTES_MAX]).expect("cut to fit")),
+            Err(_) => Body::Inline(Inline::new(&bytes[..praas_shm::INLINE_BYTES_MAX]).expect("cut to fit")),
         }
     }
 

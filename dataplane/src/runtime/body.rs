@@ -32,8 +32,10 @@ pub(crate) enum Bytes {
     Heap(Heap),
     /// An error's text, on its way to a client.
     Text(String),
-    /// A result that is kept for a client that may ask again. Goes to clients only.
+    /// A result that is kept for a client that may ask again, or a message whose memory went with its owner.
     Kept(Arc<[u8]>),
+    /// Of a parcel, which is kept until its verdict comes, on its way to another process.
+    Shared(Arc<Bytes>),
 }
 
 impl Keep for Payload {
@@ -68,6 +70,7 @@ impl AsRef<[u8]> for Bytes {
             Bytes::Heap(heap) => heap.as_ref(),
             Bytes::Text(text) => text.as_bytes(),
             Bytes::Kept(kept) => kept,
+            Bytes::Shared(shared) => (**shared).as_ref(),
         }
     }
 }
@@ -183,7 +186,7 @@ impl From<Landing> for Bytes {
 // out; a buffer is the value's own heap. None of them moves while the value does not.
 unsafe impl Owned for Landing {}
 
-// SAFETY: inline bytes and texts are the value's own, and what is kept it holds a count of; a block is the arena's, a foreign one in a mapping that its view keeps; nobody
+// SAFETY: inline bytes and texts are the value's own, and what is kept or shared it holds a count of, on the heap; a block is the arena's, a foreign one in a mapping that its view keeps; nobody
 // frees one of them before the value goes; only inline bytes move with it, and they are at most 40. What a worker writes meanwhile in memory that it lent is read by the kernel alone.
 unsafe impl Owned for Bytes {}
 

@@ -13,6 +13,8 @@ mod error;
 mod greeting;
 mod hot;
 mod lent;
+mod mail;
+mod parcels;
 mod peers;
 mod records;
 mod seat;
@@ -39,6 +41,7 @@ use praas_transport::reactor::{self, Interest, Kind, Reactor};
 use crate::clock::{now_ns, unix_ns};
 use crate::config::{Checks, Ipc, Pin, ProcessConfig, WaitMode};
 use crate::controller::connection_lease::HOT_CALLS;
+use crate::controller::mailbox::Mailbox;
 use crate::controller::{
     Action, Bounds, CallError, CallKey, Caller, Cause, Controller, Outcome, Request, Signal, Stale, Terms, Violation,
     WorkerId,
@@ -54,6 +57,7 @@ pub use error::ProcessError;
 use error::system;
 use hot::LastCaller;
 use lent::Lent;
+use parcels::Correspondence;
 use peers::Peers;
 use seat::{Channel, Deaf, Given, Seat};
 use state::Objects;
@@ -123,6 +127,8 @@ pub struct Process {
     store: Store,
     shared: Option<Shared>,
     objects: Objects,
+    mailbox: Mailbox<Payload>,
+    correspondence: Correspondence,
     /// Empty between turns: objects' blocks to be given back, with the life of their owner.
     released: Vec<(u32, BlockRef)>,
     /// Blocks of workers that we lent on to another: whom to tell when that one is done.
@@ -235,6 +241,8 @@ impl Process {
             shared,
             objects: Objects::new(&config, &identity(process_id, incarnation))?,
             released: Vec::new(),
+            mailbox: mail::mailbox(&config),
+            correspondence: Correspondence::default(),
             lent_on: HashMap::new(),
             lease_ends: HashMap::new(),
             lent: HashMap::new(),
@@ -291,6 +299,16 @@ impl Process {
             for index in self.clients.paused(now, &mut self.reactor, &mut self.store) {
                 self.on_client(now, index, true);
             }
+            if now >= self.peers.wake_ns() {
+                self.peers.tick(now, &mut self.reactor, &mut self.store);
+                self.take_peers_in(now);
+            }
+            if now >= self.correspondence.wake_ns() {
+                self.expire_remote_calls(now);
+            }
+            if now >= self.mailbox.wake_ns() {
+                self.expire_receives(now);
+            }
             self.act(now);
             if now >= self.objects.due_ns() {
                 self.tend_state(now);
@@ -319,9 +337,6 @@ impl Process {
                         peers: self.peers.count(),
                     });
                 }
-            }
-            if now >= self.peers.wake_ns() {
-                self.peers.tick(now, &mut self.reactor, &mut self.store);
             }
             if self.drained(now) {
                 return Ok(());
@@ -391,7 +406,7 @@ impl Process {
         if !spin {
             self.cool();
             let due_ns = self.controller.wake_ns().min(self.drain_until_ns.unwrap_or(u64::MAX)).min(self.strays_due_ns);
-            let due_ns = due_ns.min(self.peers.wake_ns()).min(self.lent_due_ns).min(self.objects.due_ns());
+            let due_ns = due_ns.min(self.peers.wake_ns()).min(self.lent_due_ns).min(self.objects.due_ns()).min(self.mailbox.wake_ns()).min(self.correspondence.wake_ns());
             timeout = Duration::from_nanos(due_ns.saturating_sub(now)).min(SLEEP_MAX);
             // Armed before the last look at the rings: whoever publishes after it sees us asleep and rings.
             if let Some(shared) = &self.shared {
@@ -475,7 +490,10 @@ impl Process {
             DOORBELL => {}
             SIGNALS => self.on_signal(now),
             LISTENER => self.clients.accept(&mut self.reactor),
-            PEERS.. => self.peers.serve(now, token, &mut self.reactor, &mut self.store),
+            PEERS.. => {
+                self.peers.serve(now, token, &mut self.reactor, &mut self.store);
+                self.take_peers_in(now);
+            }
             GREETINGS.. => match self.clients.greet(token - GREETINGS, &mut self.reactor, &self.welcome) {
                 Some(Came::Client { connection, session_id, number }) => {
                     let older = match self.controller.greeted(connection, session_id, number) {
@@ -488,6 +506,7 @@ impl Process {
                 }
                 Some(Came::Peer(stream, session)) => {
                     self.peers.accepted(now, stream, session, &mut self.reactor, &mut self.store);
+                    self.take_peers_in(now);
                 }
                 None => {}
             },

@@ -7,28 +7,31 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use praas_transport::hello::{HelloError, Initiator, InitiatorConfig, Purpose, ResponderConfig, Session};
 use praas_transport::reactor::{Interest, Socket};
-use praas_transport::tcp::{Received, Scratch, TcpConfig, Terms, is_connected, on_loopback};
+use praas_transport::tcp::{self, Frame, Received, Scratch, TcpConfig, Terms, is_connected, on_loopback};
 use praas_transport::{Bodies, Header, Limits};
 
 use super::body::{Bytes, Landing, Store};
 use super::clients::Carrier;
 use super::error::ProcessError;
+use super::parcels::{Arrival, Kind, Parcel};
 use crate::client::link::keep_alive;
 use crate::clock::{now_ns, unix_s};
 use crate::config::{Checks, Congestion, ProcessConfig};
-use crate::controller::peers::{Action, Farewell, LinkNumber, Peering, Word};
-use crate::wire::{VERSIONS, frame};
+use crate::controller::peers::{Action, Farewell, LinkNumber, PeerNumber, Peering, Word};
+use crate::controller::post::{self, Arrived, Bounds, Dispatch, Due, Inbox, Outbox, Ticket, Verdict, WINDOW};
+use crate::wire::{BUDGET_MAX_NS, Code, VERSIONS, frame};
 use crate::{Credential, Role, Secret};
 
 /// Frames taken from one peer before the next one's turn.
 const FRAMES_PER_TURN: usize = 64;
-/// Frames that may wait for a peer: a heartbeat is one or two.
-const BACKLOG_FRAMES_MAX: usize = 64;
-/// No frame between peers has a payload yet.
-const LIMITS: Limits = Limits { payload_bytes_max: 0 };
+/// Frames that may wait for a peer's connection; the rest waits in its outbox.
+const BACKLOG_FRAMES_MAX: usize = 512;
+/// Of them, those that are parcels and verdicts: the rest is for what keeps the link.
+const BACKLOG_PARCELS_MAX: usize = 256;
 /// How long the last words to a peer may take.
 const LAST_WORDS_NS: u64 = 500_000_000;
 /// How long a credential of ours is good for: it is made for one hello, and clocks differ.
@@ -49,6 +52,12 @@ struct Target {
     dials: usize,
     /// What the log was told since it was up last: the same is not said again, and no more than so much.
     said: Vec<String>,
+    /// The link that is up.
+    up: Option<LinkNumber>,
+    outbox: Outbox<Parcel>,
+    inbox: Inbox,
+    /// The life that was up last.
+    life: u64,
 }
 
 #[derive(Debug)]
@@ -74,6 +83,10 @@ pub(super) struct Peers {
     targets: Vec<Target>,
     links: HashMap<LinkNumber, Stage>,
     scratch: Scratch<Landing>,
+    limits: Limits,
+    arrivals: VecDeque<Arrival>,
+    /// When an outbox has to be looked at.
+    outboxes_due_ns: u64,
     /// Links that have more to read than one turn takes.
     unread: Vec<LinkNumber>,
     /// Those that speak their last words, and until when they may.
@@ -92,7 +105,7 @@ impl Peers {
     ) -> Result<Peers, ProcessError> {
         let told = config.peer_addresses()?.into_iter();
         let targets: Vec<_> =
-            told.map(|(name, addresses)| Target { name, addresses, dials: 0, said: Vec::new() }).collect();
+            told.map(|(name, addresses)| Target::new(config, name, addresses)).collect();
         let mut seed = process_id;
         seed.iter_mut().zip(hello.incarnation.to_le_bytes()).for_each(|(byte, with)| *byte ^= with);
         Ok(Peers {
@@ -106,6 +119,9 @@ impl Peers {
             targets,
             links: HashMap::new(),
             scratch: Scratch::default(),
+            limits: Limits { payload_bytes_max: config.payload_bytes_max },
+            arrivals: VecDeque::new(),
+            outboxes_due_ns: u64::MAX,
             unread: Vec::new(),
             leaving: VecDeque::new(),
             strangers_due_ns: 0,
@@ -129,7 +145,7 @@ impl Peers {
         if !self.unread.is_empty() {
             return 0;
         }
-        let peering_ns = if self.is_on() { self.peering.wake_ns() } else { u64::MAX };
+        let peering_ns = if self.is_on() { self.peering.wake_ns() } else { u64::MAX }.min(self.outboxes_due_ns);
         self.leaving.front().map_or(peering_ns, |(_, until_ns)| peering_ns.min(*until_ns))
     }
 
@@ -145,6 +161,13 @@ impl Peers {
         if self.is_on() {
             self.peering.tick(now);
             self.act(now, reactor, store);
+        }
+        if now >= self.outboxes_due_ns {
+            for peer in 0..self.targets.len() {
+                self.targets[peer].outbox.tick(now);
+                self.note_ends(peer);
+            }
+            self.outboxes_due_ns = self.targets.iter().map(|target| target.outbox.wake_ns()).min().unwrap_or(u64::MAX);
         }
         while let Some((link, _)) = self.leaving.pop_front_if(|(_, until_ns)| now >= *until_ns) {
             self.drop_link(link, reactor, store);
@@ -192,6 +215,131 @@ impl Peers {
         self.act(now_ns(), reactor, store);
     }
 
+    // ---- parcels ----------------------------------------------------------------------------------------------
+
+    /// What came, and what ended, oldest first.
+    pub(super) fn arrival(&mut self) -> Option<Arrival> {
+        self.arrivals.pop_front()
+    }
+
+    pub(super) fn number_of(&self, name: &str) -> Option<PeerNumber> {
+        self.targets.iter().position(|target| target.name == name)
+    }
+
+    pub(super) fn name_of(&self, peer: PeerNumber) -> Option<&str> {
+        self.targets.get(peer).map(|target| &*target.name)
+    }
+
+    /// Those that are there.
+    pub(super) fn active(&self) -> impl Iterator<Item = &str> {
+        self.targets.iter().filter(|target| target.up.is_some()).map(|target| &*target.name)
+    }
+
+    /// Something for a peer, whether it is there or not. [`Peers::pump`] sends it.
+    ///
+    /// # Errors
+    /// Too much waits already: the code, why, and the parcel.
+    pub(super) fn post(
+        &mut self,
+        peer: PeerNumber,
+        ticket: Ticket,
+        parcel: Parcel,
+        deadline_ns: u64,
+    ) -> Result<(), (Code, String, Parcel)> {
+        let sent = self.targets[peer].outbox.send(ticket, parcel, deadline_ns);
+        self.outboxes_due_ns = self.outboxes_due_ns.min(deadline_ns);
+        sent.map_err(|full| (full.why.code(), full.why.to_string(), full.parcel))
+    }
+
+    /// Nobody waits for it any more.
+    pub(super) fn cancel(&mut self, peer: PeerNumber, ticket: Ticket) {
+        self.targets[peer].outbox.cancel(ticket);
+        self.note_ends(peer);
+    }
+
+    /// The verdict on a parcel that came.
+    pub(super) fn settle(&mut self, peer: PeerNumber, due: Due, verdict: Verdict) {
+        self.targets[peer].inbox.settled(due, verdict);
+    }
+
+    /// Puts on the link what may go there: verdicts, then parcels.
+    pub(super) fn pump(&mut self, now: u64, peer: PeerNumber, reactor: &mut Carrier, store: &mut Store) {
+        let target = &mut self.targets[peer];
+        let Some(link) = target.up else { return };
+        let Some(Stage::Open(socket)) = self.links.get_mut(&link) else { return };
+        let mut queued = false;
+        while socket.backlog().0 < BACKLOG_PARCELS_MAX {
+            let Some((number, verdict)) = target.inbox.next_verdict() else { break };
+            let code = match verdict {
+                Verdict::Stored => Code::Ok,
+                Verdict::Refused(code) => code,
+            };
+            let header = Header { kind: frame::VERDICT, call: number, flags: code as u16, ..Header::default() };
+            queued |= socket.queue(&header, &[], Bytes::Text(String::new())).is_ok();
+        }
+        // A long payload travels in pieces, between which short frames pass: what is behind it waits, since parcels arrive in order.
+        while socket.backlog().0 < BACKLOG_PARCELS_MAX && !socket.sends_pieces() {
+            let Some(Dispatch { number, confirmed, parcel }) = target.outbox.next_to_send() else { break };
+            let behind = u16::try_from(number - confirmed).expect("a window is 2^14 at most");
+            let header = Header { call: number, function: behind, ..header_of(now, &parcel.kind) };
+            queued |= socket.queue(&header, &parcel.key, Bytes::Shared(Arc::clone(&parcel.bytes))).is_ok();
+        }
+        if queued {
+            let arrivals = &mut self.arrivals;
+            let done = &mut |bytes| arrivals.push_back(Arrival::Done(bytes));
+            if let Err(error) = socket.flush(reactor, done) {
+                self.peering.gone(now, link, error.with_cause());
+                self.act(now, reactor, store);
+            }
+        }
+    }
+
+    /// What an outbox is done with.
+    fn note_ends(&mut self, peer: PeerNumber) {
+        while let Some(action) = self.targets[peer].outbox.action() {
+            self.arrivals.push_back(match action {
+                post::Action::End { ticket, end } => Arrival::End { ticket, end },
+                post::Action::Discard(parcel) => Arrival::Done(Bytes::Shared(parcel.bytes)),
+            });
+        }
+    }
+
+    /// A parcel or a verdict has come over a link.
+    fn take_parcel(&mut self, now: u64, link: LinkNumber, frame: Frame<Landing>, store: &mut Store) -> Result<(), String> {
+        let header = frame.header;
+        let peer = self.peering.peer_of(link).filter(|peer| self.targets[*peer].up == Some(link));
+        let peer = peer.ok_or("it sent a parcel before the link was agreed on")?;
+        let target = &mut self.targets[peer];
+        if header.kind == frame::VERDICT {
+            let verdict = match Code::from_wire(header.flags).ok_or("it gave a verdict that there is not")? {
+                Code::Ok => Verdict::Stored,
+                code => Verdict::Refused(code),
+            };
+            target.outbox.verdict(header.call, verdict).map_err(|violation| violation.to_string())?;
+            self.note_ends(peer);
+            return Ok(());
+        }
+        let confirmed = header.call.checked_sub(header.function.into()).ok_or("it numbered a parcel below zero")?;
+        let bytes = match frame.body {
+            Received::Whole(body) => Ok(body),
+            Received::Refused { why: tcp::Refusal::TooLarge, .. } => Err(Code::TooLarge),
+            Received::Refused { why: tcp::Refusal::NoSpace, .. } => Err(Code::NoSpace),
+        };
+        match target.inbox.arrived(header.call, confirmed).map_err(|violation| violation.to_string())? {
+            Arrived::Again => {
+                if let Ok(body) = bytes {
+                    store.give_back(body);
+                }
+            }
+            Arrived::New(due) => {
+                let kind = kind_of(now, &header).ok_or("it sent a parcel of a kind that there is not")?;
+                let key = frame.key.as_ref().to_vec();
+                self.arrivals.push_back(Arrival::Parcel { peer, due, kind, key, bytes: bytes.map(Bytes::from) });
+            }
+        }
+        Ok(())
+    }
+
     // ---- what was decided -------------------------------------------------------------------------------------
 
     fn act(&mut self, now: u64, reactor: &mut Carrier, store: &mut Store) {
@@ -214,11 +362,24 @@ impl Peers {
                     let address = address.map_or_else(String::new, |address| format!(" address={address}"));
                     let name = &self.targets[peer].name;
                     tracing::info!("peer={name} state=up incarnation={incarnation} link={link}{address}");
-                    self.targets[peer].said.clear();
+                    let target = &mut self.targets[peer];
+                    target.said.clear();
+                    if target.life != 0 && target.life != incarnation {
+                        self.arrivals.push_back(Arrival::Reborn(peer));
+                    }
+                    (target.life, target.up) = (incarnation, Some(link));
+                    target.outbox.up(incarnation);
+                    target.inbox.up(incarnation);
+                    self.note_ends(peer);
+                    self.pump(now, peer, reactor, store);
                 }
                 Action::Down { peer, link, loss } => {
                     let name = &self.targets[peer].name;
                     tracing::info!("peer={name} state=down link={link}: {loss}");
+                    let target = &mut self.targets[peer];
+                    target.up = None;
+                    target.outbox.down();
+                    target.inbox.down();
                 }
                 Action::Failed { peer, loss } | Action::Refused { peer, loss } => {
                     let said = loss.to_string();
@@ -262,7 +423,9 @@ impl Peers {
         if socket.queue(&header, &[], Bytes::Text(String::new())).is_err() {
             return Err("it does not read what we send".into());
         }
-        socket.flush(reactor, &mut drop).map(drop).map_err(|error| error.with_cause())
+        let arrivals = &mut self.arrivals;
+        let done = &mut |bytes| arrivals.push_back(Arrival::Done(bytes));
+        socket.flush(reactor, done).map(drop).map_err(|error| error.with_cause())
     }
 
     /// Closes a link; what was said on it goes out first.
@@ -286,7 +449,10 @@ impl Peers {
             Some(Stage::Connecting(stream) | Stage::Greeting(stream, _)) => {
                 reactor.unwatch(stream.as_fd(), token_of(link));
             }
-            Some(Stage::Open(socket) | Stage::Leaving(socket)) => socket.close(reactor, store, &mut drop),
+            Some(Stage::Open(socket) | Stage::Leaving(socket)) => {
+                let arrivals = &mut self.arrivals;
+                socket.close(reactor, store, &mut |bytes| arrivals.push_back(Arrival::Done(bytes)));
+            },
             None => {}
         }
     }
@@ -304,7 +470,9 @@ impl Peers {
             Some(Stage::Greeting(..)) => self.greet(now, link, reactor),
             Some(Stage::Open(_)) => self.read(now, link, reactor, store),
             Some(Stage::Leaving(socket)) => {
-                if socket.flush(reactor, &mut drop).is_err() || !socket.wants_write() {
+                let arrivals = &mut self.arrivals;
+                let flushed = socket.flush(reactor, &mut |bytes| arrivals.push_back(Arrival::Done(bytes)));
+                if flushed.is_err() || !socket.wants_write() {
                     self.drop_link(link, reactor, store);
                 }
                 return;
@@ -379,20 +547,35 @@ impl Peers {
         let congestion = self.congestion;
         let config = TcpConfig { backlog_frames_max: BACKLOG_FRAMES_MAX, congestion, ..TcpConfig::default() };
         let terms = Terms::of(session, self.incarnation);
-        reactor.adopt(stream, token_of(link), LIMITS, config, terms)
+        reactor.adopt(stream, token_of(link), self.limits, config, terms)
     }
 
     fn read(&mut self, now: u64, link: LinkNumber, reactor: &mut Carrier, store: &mut Store) -> Result<(), String> {
         for _ in 0..FRAMES_PER_TURN {
             // A frame may have ended it.
             let Some(Stage::Open(socket)) = self.links.get_mut(&link) else { return Ok(()) };
-            let _ = socket.flush(reactor, &mut drop).map_err(|error| error.with_cause())?;
+            let arrivals = &mut self.arrivals;
+            let done = &mut |bytes| arrivals.push_back(Arrival::Done(bytes));
+            let _ = socket.flush(reactor, done).map_err(|error| error.with_cause())?;
             let received_bytes = socket.stats().received_bytes;
             let frame = socket.receive(reactor, &mut self.scratch, store).map_err(|error| error.with_cause())?;
             if socket.stats().received_bytes > received_bytes || frame.is_some() {
                 self.peering.arrived(now, link);
             }
-            let Some(frame) = frame else { return Ok(()) };
+            let Some(frame) = frame else {
+                if self.links.get(&link).is_some_and(Stage::unfinished) && !self.unread.contains(&link) {
+                    self.unread.push(link);
+                }
+                // What was written may have made room for more.
+                if let Some(peer) = self.peering.peer_of(link) {
+                    self.pump(now, peer, reactor, store);
+                }
+                return Ok(());
+            };
+            if matches!(frame.header.kind, frame::MESSAGE..=frame::VERDICT) {
+                self.take_parcel(now, link, frame, store)?;
+                continue;
+            }
             if let Received::Whole(body) = frame.body {
                 store.give_back(body);
             }
@@ -414,7 +597,64 @@ impl Peers {
     }
 }
 
+/// What a frame says besides its bytes; `None`: nothing that there is.
+fn kind_of(now: u64, header: &Header) -> Option<Kind> {
+    let (call, is_args) = (header.aux, header.flags & frame::FLAG_ARGS != 0);
+    Some(match header.kind {
+        frame::MESSAGE => Kind::Message,
+        frame::CALL => Kind::Call { call, deadline_ns: now.saturating_add(header.budget_ns.min(BUDGET_MAX_NS)), is_args },
+        frame::ANSWER => {
+            let (code, is_args) = (header.flags & !ANSWER_ARGS, header.flags & ANSWER_ARGS != 0);
+            Kind::Answer { call, code: Code::from_wire(code)?, status: header.status, is_args }
+        }
+        frame::CALL_OFF => Kind::Cancel { call },
+        _ => return None,
+    })
+}
+
+/// Bit of an answer's flags: its body is several arguments.
+const ANSWER_ARGS: u16 = 1 << 15;
+
+fn header_of(now: u64, kind: &Kind) -> Header {
+    match *kind {
+        Kind::Message => Header { kind: frame::MESSAGE, ..Header::default() },
+        Kind::Call { call, deadline_ns, is_args } => Header {
+            kind: frame::CALL,
+            aux: call,
+            budget_ns: deadline_ns.saturating_sub(now).max(1),
+            flags: if is_args { frame::FLAG_ARGS } else { 0 },
+            ..Header::default()
+        },
+        Kind::Answer { call, code, status, is_args } => Header {
+            kind: frame::ANSWER,
+            aux: call,
+            status,
+            flags: code as u16 | if is_args { ANSWER_ARGS } else { 0 },
+            ..Header::default()
+        },
+        Kind::Cancel { call } => Header { kind: frame::CALL_OFF, aux: call, ..Header::default() },
+    }
+}
+
 impl Target {
+    fn new(config: &ProcessConfig, name: String, addresses: Vec<SocketAddr>) -> Target {
+        let bounds = Bounds {
+            parcels_max: config.mailbox_messages_max as usize,
+            bytes_max: usize::try_from(config.mailbox_bytes_max).unwrap_or(usize::MAX),
+            window: WINDOW,
+        };
+        Target {
+            name,
+            addresses,
+            dials: 0,
+            said: Vec::new(),
+            up: None,
+            outbox: Outbox::new(bounds),
+            inbox: Inbox::new(WINDOW),
+            life: 0,
+        }
+    }
+
     /// Where the last dial went.
     fn address(&self) -> SocketAddr {
         self.addresses[self.dials.saturating_sub(1) % self.addresses.len()]
@@ -422,6 +662,11 @@ impl Target {
 }
 
 impl Stage {
+    /// There is more to read, and no event will say so.
+    fn unfinished(&self) -> bool {
+        matches!(self, Stage::Open(socket) if socket.unfinished())
+    }
+
     fn peer_addr(&self) -> Option<SocketAddr> {
         match self {
             Stage::Connecting(stream) | Stage::Greeting(stream, _) => stream.peer_addr().ok(),

@@ -69,6 +69,12 @@ impl Process {
         let (kind, tag, id) = (descriptor.kind(), descriptor.tag(), descriptor.id());
         let (aux, body) = (descriptor.aux(), descriptor.body());
         let is_args = kind & record::ARGS != 0;
+        if matches!(kind & record::KIND, record::REQUEST | record::REPLY | record::STATE | record::MAIL)
+            && let Some(seat) = &mut self.seats[usize::from(worker)]
+        {
+            // It has gone on since.
+            seat.handed = None;
+        }
         match kind & record::KIND {
             record::REPLY => self.on_reply(now, worker, &descriptor, heap),
             record::REQUEST => {
@@ -125,6 +131,7 @@ impl Process {
             }
             record::STATE => self.on_state(now, worker, &descriptor, heap),
             record::MAP => self.on_map(worker, tag, id),
+            record::MAIL => self.on_mail(now, worker, &descriptor, heap),
             record::FORWARDED => self.on_forwarded(now, worker, &descriptor),
             record::FORWARDED_BODY => self.on_forwarded_body(now, worker, body),
             record::RETURNED => self.on_returned(now, worker, &descriptor),
@@ -164,7 +171,7 @@ impl Process {
 
     /// Whether the heap has no room for what a worker just sent. Nobody could tell before it was here: while it came
     /// it was one payload a worker beyond the quota.
-    fn is_too_much(&self, bytes: &Bytes) -> bool {
+    pub(super) fn is_too_much(&self, bytes: &Bytes) -> bool {
         matches!(bytes, Bytes::Heap(_)) && self.store.heap.is_over()
     }
 
@@ -303,9 +310,15 @@ impl Process {
     /// # Errors
     /// There is no room; they were given back.
     pub(super) fn apart_from_workers(&mut self, bytes: Bytes) -> Result<Bytes, String> {
-        let (true, Bytes::Foreign(_), Some(arena)) = (self.config.isolate, &bytes, &mut self.store.arena) else {
-            return Ok(bytes);
-        };
+        if self.config.isolate && matches!(bytes, Bytes::Foreign(_)) { self.copied(bytes) } else { Ok(bytes) }
+    }
+
+    /// Bytes copied into our arena, and given back; over queues, which have none, as they are.
+    ///
+    /// # Errors
+    /// There is no room; they were given back.
+    pub(super) fn copied(&mut self, bytes: Bytes) -> Result<Bytes, String> {
+        let Some(arena) = &mut self.store.arena else { return Ok(bytes) };
         let loan = arena.loan(bytes.as_ref().len()).map_err(|full| full.to_string());
         let copied = loan.map(|mut block| {
             block.copy_from_slice(bytes.as_ref());
@@ -332,6 +345,11 @@ impl Process {
             }
             Bytes::Heap(heap) => self.recycle(heap.into_buffer()),
             Bytes::Inline(_) | Bytes::Text(_) | Bytes::Kept(_) => {}
+            Bytes::Shared(shared) => {
+                if let Some(bytes) = std::sync::Arc::into_inner(shared) {
+                    self.release(bytes);
+                }
+            }
         }
     }
 

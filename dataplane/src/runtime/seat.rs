@@ -11,6 +11,7 @@ use praas_transport::queue::{Buffer, Message, Receiver, Sender};
 use praas_transport::reactor::Interest;
 
 use super::body::{Foreign, Heap};
+use super::mail::Handed;
 use crate::controller::{CallKey, Cause};
 use crate::wire::record;
 
@@ -34,6 +35,12 @@ pub(crate) struct Seat {
     unrung: bool,
     /// Queue channel: the kernel said that there is something, and we have not seen the end of it.
     pub(crate) readable: bool,
+    /// The key that its next question is about.
+    pub(crate) key: Option<Vec<u8>>,
+    /// Whether its receive is to be told the key.
+    pub(crate) wants_key: bool,
+    /// The message it was handed last.
+    pub(crate) handed: Option<Handed>,
     /// Why we killed it, if we did.
     pub(crate) verdict: Option<Cause>,
 }
@@ -95,6 +102,9 @@ impl Seat {
             backlog: VecDeque::new(),
             unrung: false,
             readable: true,
+            key: None,
+            wants_key: false,
+            handed: None,
             verdict: None,
         }
     }
@@ -153,7 +163,14 @@ impl Seat {
                 let flushed = sender.flush().map_err(|_| Deaf)?;
                 while let Some(message) = sender.take_sent() {
                     // Kept in case the worker dies without having begun; an answer's body is of no more use.
-                    let id = Descriptor::from_bytes(&message.head).ok().map(|descriptor| descriptor.id());
+                    let head = Descriptor::from_bytes(&message.head).ok();
+                    if let (Some(head), Some(handed)) = (&head, &mut self.handed)
+                        && head.kind() & record::KIND == record::ANSWER
+                        && head.id() == handed.question
+                    {
+                        handed.position.get_or_insert(sender.stats().records);
+                    }
+                    let id = head.map(|descriptor| descriptor.id());
                     if let Some(given) = self.given.iter_mut().find(|given| Some(given.call) == id) {
                         given.position.get_or_insert(sender.stats().records);
                         if let Request::Heap(kept @ None) = &mut given.request {
@@ -200,10 +217,16 @@ impl Seat {
             Channel::Mapping { .. } => false,
             Channel::Ring { link, .. } => given.position.is_some_and(|position| position < link.peer_taken()),
             // Begun once its last record was read. What still waits behind it, answers for one, says nothing.
-            Channel::Queue { sender, .. } => given.position.is_some_and(|end| {
-                let queued = sender.kernel_queue().queued().unwrap_or(0);
-                sender.stats().records.saturating_sub(u64::from(queued)) >= end
-            }),
+            Channel::Queue { sender, .. } => given.position.is_some_and(|end| has_read(sender, end)),
+        }
+    }
+
+    /// Whether the worker had a message in hand that it was handed, as far as one can tell from outside.
+    pub(crate) fn has_received(&self, handed: &Handed) -> bool {
+        match &self.channel {
+            Channel::Mapping { .. } => false,
+            Channel::Ring { link, .. } => link.peer_received() >= handed.question,
+            Channel::Queue { sender, .. } => handed.position.is_some_and(|end| has_read(sender, end)),
         }
     }
 
@@ -244,4 +267,10 @@ impl Seat {
     pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
         self.child.pidfd()
     }
+}
+
+/// Whether so many records of our queue were read.
+fn has_read(sender: &Sender, end: u64) -> bool {
+    let queued = sender.kernel_queue().queued().unwrap_or(0);
+    sender.stats().records.saturating_sub(u64::from(queued)) >= end
 }

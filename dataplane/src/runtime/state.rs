@@ -225,12 +225,8 @@ impl Process {
             Err(Refused::Malformed(text)) => (Code::Protocol, 0, text.into()),
         };
         let me = ParticipantId::new(worker).expect("workers have participant numbers");
-        let (body, heap) = match (Inline::new(&bytes), self.store.arena.is_some()) {
-            (Some(inline), _) => (Body::Inline(inline), None),
-            (None, true) => (self.lend_text(&String::from_utf8_lossy(&bytes), me), None),
-            (None, false) => (Body::Inline(Inline::empty()), Some(self.store.heap.count(Buffer::from(&bytes[..])))),
-        };
-        self.send(worker, Descriptor::new(record::STATE_REPLY, code as u16, question, version, body), heap);
+        let (body, heap) = self.body_of_bytes(&bytes, me);
+        self.answer_question(worker, question, code, version, body, heap);
     }
 
     /// A worker wants to read a segment that it does not know.

@@ -6,6 +6,7 @@ use super::session::{Origin, Session};
 use crate::clock::now_ns;
 use crate::error::InvokeError;
 use crate::payload::{Loan, Payload, Reply};
+use crate::worker::messages::{Key, Message, MessageError, Source};
 use crate::worker::state::State;
 
 /// A function by its number, looked up once with [`Context::function_id`].
@@ -123,16 +124,20 @@ impl<'a> Context<'a> {
         now_ns() >= self.deadline_ns || self.session.is_cancelled(self.origin, self.call)
     }
 
-    /// Names of the processes of this application that run. Until processes talk to each other: this one.
-    #[must_use]
-    pub fn active_processes(&self) -> &[String] {
-        std::slice::from_ref(&self.session.welcome.process)
+    /// Names of the processes of this application that can be reached now, this one first. Asked anew each time: it changes during an invocation.
+    ///
+    /// # Errors
+    /// `Protocol`.
+    pub fn active_processes(&mut self) -> Result<Vec<String>, MessageError> {
+        self.session.processes().map(|(active, _)| active)
     }
 
-    /// Names of the processes that are swapped out. Until there is swapping: none.
-    #[must_use]
-    pub fn swapped_processes(&self) -> &[String] {
-        &[]
+    /// Names of those that are swapped out.
+    ///
+    /// # Errors
+    /// `Protocol`.
+    pub fn swapped_processes(&mut self) -> Result<Vec<String>, MessageError> {
+        self.session.processes().map(|(_, swapped)| swapped)
     }
 
     /// Memory for an output or for the input of a nested call: handed over without a copy. Its content is arbitrary.
@@ -162,6 +167,69 @@ impl<'a> Context<'a> {
     /// The state of the process.
     pub fn state(&mut self) -> State<'_> {
         State::new(self.session)
+    }
+
+    /// Calls a function of another process of this application and waits for its reply, as [`Context::invoke`] does here. It runs once at most.
+    ///
+    /// # Errors
+    /// Every way a call can fail, `UnknownProcess`, and `PeerLost` when that process was started anew meanwhile.
+    pub fn invoke_at<'p>(
+        &mut self,
+        process: impl AsRef<str>,
+        function: &str,
+        payload: impl Into<Payload<'p>>,
+    ) -> Result<Reply, InvokeError> {
+        if process.as_ref() == self.session.welcome.process {
+            return self.invoke(function, payload);
+        }
+        self.session.invoke_at(process.as_ref(), function, payload.into(), self.deadline_ns)
+    }
+
+    /// Sends a message to a process of this application, or to this one ([`SELF`](crate::SELF)), and waits until it is in that one's
+    /// mailbox (or handed to a function that waited for it): it is received there once, after those sent before under the same key. Bytes as in
+    /// [`Context::invoke`]: those of a loan, an input, a reply or a message are not copied.
+    ///
+    /// # Errors
+    /// `Busy` at a full mailbox, `UnknownProcess`, `ProcessLost`, `Timeout` when this invocation's time is over, `TooLarge`, `NoSpace`, `KeyLength`.
+    pub fn send<'p>(
+        &mut self,
+        to: impl AsRef<str>,
+        key: impl AsRef<[u8]>,
+        payload: impl Into<Payload<'p>>,
+    ) -> Result<(), MessageError> {
+        self.session.send_message(to.as_ref(), key.as_ref(), payload.into(), self.deadline_ns)
+    }
+
+    /// Receives the oldest message that matches, and waits for one as long as this invocation may take. It is this function's alone.
+    ///
+    /// # Errors
+    /// `Timeout`, `UnknownProcess`, `KeyLength`.
+    pub fn recv<'k>(&mut self, from: impl Into<Source<'k>>, key: impl Into<Key<'k>>) -> Result<Message, MessageError> {
+        let received = self.session.receive_message(from.into(), key.into(), self.deadline_ns)?;
+        received.ok_or_else(|| MessageError::Timeout { text: "no such message came while this invocation had time".into() })
+    }
+
+    /// The same, waiting no longer than `longest`. `None`: none came.
+    ///
+    /// # Errors
+    /// `UnknownProcess`, `KeyLength`.
+    pub fn recv_for<'k>(
+        &mut self,
+        from: impl Into<Source<'k>>,
+        key: impl Into<Key<'k>>,
+        longest: Duration,
+    ) -> Result<Option<Message>, MessageError> {
+        let longest_ns = u64::try_from(longest.as_nanos()).unwrap_or(u64::MAX);
+        let deadline_ns = now_ns().saturating_add(longest_ns).min(self.deadline_ns);
+        self.session.receive_message(from.into(), key.into(), deadline_ns)
+    }
+
+    /// The same, without waiting.
+    ///
+    /// # Errors
+    /// As [`Context::recv_for`].
+    pub fn try_recv<'k>(&mut self, from: impl Into<Source<'k>>, key: impl Into<Key<'k>>) -> Result<Option<Message>, MessageError> {
+        self.session.receive_message(from.into(), key.into(), 0)
     }
 
     fn find(&self, callee: &impl Callee) -> Result<u16, InvokeError> {

@@ -9,6 +9,7 @@
 //! ```
 
 mod context;
+pub mod messages;
 mod session;
 pub mod state;
 #[allow(unsafe_code, reason = "reads as a type what was checked to be one")]
@@ -32,6 +33,7 @@ use crate::wire::{Code, FromWorker, PROTOCOL_VERSION, ToWorker, WorkerWelcome, r
 pub use context::{Context, FunctionId, Lease, Pending};
 pub(crate) use session::{ACTIVITY_WAITING, NESTED_MAX};
 use session::{Channel, Fatal, Incoming, Origin, Session, SharedState, fatal};
+pub use messages::{Key, Message, MessageError, SELF, Source};
 pub use state::{Draft, KeyInfo, Object, State, StateError};
 pub use typed::Typed;
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 #[path = "../support/dice.rs"]
 mod dice;
+mod messages;
 mod state;
 
 use praas_dataplane::client::CallOptions;
@@ -20,7 +21,7 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some("nothing") {
         return Worker::new().serve();
     }
-    state::register(Worker::new())
+    messages::register(state::register(Worker::new()))
         .function("echo", |_, input| Ok(input.into()))
         .function("tally", tally)
         .function("direct", direct)
@@ -417,6 +418,7 @@ fn context(context: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
     let scratch = context.scratch(1 << 20)?;
     scratch.fill(1);
     let cancelled = context.is_cancelled();
+    let (active, swapped) = (context.active_processes()?, context.swapped_processes()?);
     Ok(format!(
         "{} {} {} {} {} {:?} {:?} {}",
         context.invocation_id(),
@@ -424,8 +426,8 @@ fn context(context: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
         context.function(),
         context.deadline_left().as_millis(),
         cancelled,
-        context.active_processes(),
-        context.swapped_processes(),
+        active,
+        swapped,
         input.len(),
     )
     .into())

@@ -222,7 +222,7 @@ fn version(text: &[u8]) -> Option<u64> {
     number(text).ok()
 }
 
-fn number(text: &[u8]) -> Result<u64, Failure> {
+pub(crate) fn number(text: &[u8]) -> Result<u64, Failure> {
     let text = String::from_utf8_lossy(text);
     text.parse().map_err(|_| Failure::new(-22, format!("`{text}` is no number")))
 }
@@ -231,11 +231,11 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn key(input: &Input) -> Result<&[u8], Failure> {
+pub(crate) fn key(input: &Input) -> Result<&[u8], Failure> {
     arguments::<1>(input).map(|[key]| key)
 }
 
-fn arguments<const N: usize>(input: &Input) -> Result<[&[u8]; N], Failure> {
+pub(crate) fn arguments<const N: usize>(input: &Input) -> Result<[&[u8]; N], Failure> {
     let all: Vec<&[u8]> = input.args().collect();
     all.try_into().map_err(|all: Vec<_>| Failure::new(-22, format!("{N} arguments, not {}", all.len())))
 }

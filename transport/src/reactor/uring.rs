@@ -1151,6 +1151,10 @@ impl<In: Owned + AsMut<[u8]>, Out: Owned> Socket<In, Out> {
         self.halves.outbound.backlog()
     }
 
+    pub(crate) fn sends_pieces(&self) -> bool {
+        self.halves.outbound.sends_pieces()
+    }
+
     pub(crate) fn mid_frame(&self) -> bool {
         self.halves.inbound.mid_frame()
     }

@@ -9,7 +9,9 @@ mod calling;
 mod connection;
 mod endings;
 mod line;
+mod mail;
 mod payloads;
+mod questions;
 mod serving;
 mod state;
 
@@ -28,7 +30,8 @@ use praas_transport::queue::{Buffer, Message, Receiver, Sender};
 
 use self::connection::Lent;
 use self::line::{End, Line, Waited};
-use self::state::Questions;
+use self::mail::Names;
+use self::questions::Questions;
 pub(crate) use self::state::{Pinned, SharedState};
 use crate::clock::now_ns;
 use crate::error::{InvokeError, answer_did_not_fit};
@@ -330,6 +333,9 @@ pub(crate) struct Session {
     /// Ring channel: the state, as far as we read it ourselves.
     state: Option<SharedState>,
     questions: Questions,
+    names: Names,
+    /// The key of the message that comes next, when it does not come with it.
+    said_key: Option<Vec<u8>>,
     /// Bytes of the value that was encoded last.
     pub(crate) encoded_bytes: usize,
     /// The client's connection that we serve.
@@ -395,6 +401,8 @@ impl Session {
             serving: None,
             state,
             questions: Questions::default(),
+            names: Names::default(),
+            said_key: None,
             encoded_bytes: 0,
             lent: None,
             parted: None,
@@ -690,7 +698,8 @@ impl Session {
             record::ENDED => self.lease_ended(id)?,
             record::CANCEL => self.cancelled = id,
             record::SHUTDOWN => self.shutdown = true,
-            record::STATE_REPLY | record::MAPPED | record::SETTLED => self.take_state_record(descriptor, heap),
+            record::KEY_IS => self.take_key(descriptor, heap)?,
+            record::ANSWER | record::MAPPED | record::SETTLED => self.take_state_record(descriptor, heap),
             _ => return Err(fatal("record of an unknown kind from the controller", kind)),
         }
         Ok(())

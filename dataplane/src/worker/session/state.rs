@@ -30,16 +30,6 @@ impl SharedState {
     }
 }
 
-/// What was asked of the controller, and its answers. One question at a time.
-#[derive(Debug, Default)]
-pub(super) struct Questions {
-    asked: u64,
-    answer: Option<(Descriptor, Option<Buffer>)>,
-    mapped: Option<(u16, u64, u64)>,
-    /// By entry: which version was checked to be of which type. Not by fingerprint: that a type has the shape it says is its author's word.
-    checked: Vec<(u64, Option<TypeId>)>,
-}
-
 /// An object of somebody's, which stays as it is while this lives.
 #[derive(Debug)]
 pub(crate) struct Pinned {
@@ -66,7 +56,7 @@ impl Session {
     /// What the controller says about the state.
     pub(super) fn take_state_record(&mut self, descriptor: &Descriptor, heap: Option<Buffer>) {
         match descriptor.kind() & record::KIND {
-            record::STATE_REPLY => self.questions.answer = Some((*descriptor, heap)),
+            record::ANSWER => self.questions.answer = Some((*descriptor, heap)),
             record::MAPPED => {
                 self.questions.mapped = Some((descriptor.tag(), descriptor.id(), descriptor.aux()));
             }
@@ -152,43 +142,20 @@ impl Session {
         let (participant, life) = (u16::from(place.participant.get()), u64::from(place.life));
         self.questions.mapped = None;
         self.tell_controller(record::MAP, participant, life, 0).unwrap_or_else(|Fatal(text)| die(&text));
-        self.await_controller(|session| session.questions.mapped.is_some());
+        self.await_controller(false, |session| session.questions.mapped.is_some());
         Ok(())
     }
 
-    /// Waits for something that the controller is about to say.
-    fn await_controller(&mut self, there: impl Fn(&Session) -> bool) {
-        let mut wait = || -> Result<(), Fatal> {
-            loop {
-                while !there(self) && self.poll_controller()? {}
-                if there(self) {
-                    return Ok(());
-                }
-                let patience = self.welcome.patience;
-                self.wait(patience, u64::MAX, |session| session.controller_ready() || there(session))?;
-            }
-        };
-        wait().unwrap_or_else(|Fatal(text)| die(&text));
-    }
-
-    /// Asks the controller for something, and waits for its answer: the version, and bytes.
-    fn ask(
+    /// Asks about the state: the version, and bytes.
+    fn ask_of_state(
         &mut self,
         op: StateOp,
         expected: u64,
         body: Body,
         heap: Option<Buffer>,
     ) -> Result<(u64, Bytes<'static>), StateError> {
-        self.questions.asked += 1;
-        let question = Descriptor::new(record::STATE, op as u16, self.questions.asked, expected, body);
-        self.send_controller(&question, heap).unwrap_or_else(|Fatal(text)| die(&text));
-        let asked = self.questions.asked;
-        self.await_controller(|session| {
-            session.questions.answer.as_ref().is_some_and(|(answer, _)| answer.id() == asked)
-        });
-        let (answer, heap) = self.questions.answer.take().expect("waited for");
-        let giver = self.giver(ParticipantId::CONTROLLER);
-        let (bytes, _) = self.receive(answer.body(), giver, heap).unwrap_or_else(|Fatal(text)| die(&text));
+        let question = Descriptor::new(record::STATE, op as u16, 0, expected, body);
+        let (answer, bytes) = self.ask(&question, 0, heap, false);
         match Code::from_wire(answer.tag()) {
             Some(Code::Ok) => Ok((answer.aux(), bytes)),
             code => Err(StateError::from_wire(code, answer.aux(), bytes.as_ref())),
@@ -225,11 +192,11 @@ impl Session {
         if self.memory.arena.is_none() {
             let Store::Heap(buffer) = object.into_store() else { unreachable!("a queue's memory is the heap") };
             return self
-                .ask(StateOp::Put, expected, Body::Inline(Inline::empty()), Some(buffer))
+                .ask_of_state(StateOp::Put, expected, Body::Inline(Inline::empty()), Some(buffer))
                 .map(|(version, _)| version);
         }
         let block = self.lend(object, ParticipantId::CONTROLLER);
-        let published = self.ask(StateOp::Put, expected, Body::Block(block), None);
+        let published = self.ask_of_state(StateOp::Put, expected, Body::Block(block), None);
         if published.is_err() {
             self.released(Some(ParticipantId::CONTROLLER), Some(block));
         }
@@ -243,7 +210,7 @@ impl Session {
         }
         let no_space = |error: InvokeError| StateError::NoSpace { text: error.to_string() };
         let (body, carried, heap) = self.load(key.into(), ParticipantId::CONTROLLER).map_err(no_space)?;
-        let answer = self.ask(op, expected, body, heap);
+        let answer = self.ask_of_state(op, expected, body, heap);
         self.unload(carried, ParticipantId::CONTROLLER);
         answer
     }
@@ -268,7 +235,7 @@ impl Session {
             let listed = shared.index.keys(&shared.pins).map_err(|PinsInUse| StateError::TooManyHeld)?;
             return Ok(listed.into_iter().map(KeyInfo::from).collect());
         }
-        let (_, bytes) = self.ask(StateOp::Keys, 0, Body::Inline(Inline::empty()), None)?;
+        let (_, bytes) = self.ask_of_state(StateOp::Keys, 0, Body::Inline(Inline::empty()), None)?;
         let listed = state::decode_keys(bytes.as_ref());
         let listed = listed.ok_or_else(|| StateError::Protocol { text: "a list of keys that is none".into() })?;
         Ok(listed.into_iter().map(KeyInfo::from).collect())

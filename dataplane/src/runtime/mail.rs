@@ -1,0 +1,379 @@
+//! Messages on their way: from workers and other processes into the mailbox, and out to the functions that wait for them.
+
+use std::sync::Arc;
+
+use praas_shm::KEY_BYTES_MAX;
+
+use super::*;
+use crate::controller::mailbox::{Bounds, Delivered, Mailbox, Message, Received, Receiver, Sender, Wanted};
+use crate::wire::MailOp;
+
+/// The number that stands for any process.
+const ANYBODY: u16 = u16::MAX;
+/// Low bits of a question's id: its number. The rest is the process it is about.
+const QUESTION_BITS: u32 = 48;
+
+/// What a worker was handed as the answer to a receive, and may die with before it has it.
+#[derive(Debug)]
+pub(super) struct Handed {
+    pub(super) question: u64,
+    /// Queue channel: how many records our queue had taken at the answer's end.
+    pub(super) position: Option<u64>,
+    message: Message<()>,
+    bytes: HandedBytes,
+}
+
+/// Where a handed message's bytes are.
+#[derive(Debug)]
+enum HandedBytes {
+    Inline(Inline),
+    /// A block of ours that we lent to the worker.
+    Lent(BlockRef),
+    /// Another worker's, in `lent_on`.
+    LentOn(BlockKey),
+    /// A block of the worker's own.
+    Back(Foreign),
+    /// Queue channel: a copy.
+    Copy(Arc<[u8]>),
+}
+
+/// A question's number, and the process it is about.
+fn split(id: u64) -> (u64, u16) {
+    let [.., low, high] = id.to_le_bytes();
+    (id & ((1 << QUESTION_BITS) - 1), u16::from_le_bytes([low, high]))
+}
+
+pub(super) fn number_of(from: Sender) -> u16 {
+    match from {
+        Sender::Own => 0,
+        Sender::Peer(peer) => u16::try_from(peer + 1).unwrap_or(ANYBODY),
+    }
+}
+
+pub(super) fn mailbox(config: &ProcessConfig) -> Mailbox<Payload> {
+    Mailbox::new(Bounds {
+        messages_max: config.mailbox_messages_max as usize,
+        bytes_max: usize::try_from(config.mailbox_bytes_max).unwrap_or(usize::MAX),
+        // A worker waits for one message at a time.
+        receivers_max: praas_shm::PARTICIPANTS_MAX,
+    })
+}
+
+impl Process {
+    /// A worker sends or wants a message, or asks about processes.
+    pub(super) fn on_mail(
+        &mut self,
+        now: u64,
+        worker: WorkerId,
+        descriptor: &Descriptor,
+        heap: Option<Buffer>,
+    ) -> Result<(), Violation> {
+        let op = MailOp::from_wire(descriptor.tag()).ok_or(Violation("a question about messages that there is not"))?;
+        let ((question, number), deadline_ns) = (split(descriptor.id()), descriptor.aux());
+        let key_bytes = usize::from(descriptor.tag() >> 4);
+        let Some(bytes) = self.bytes_of(worker, descriptor.body(), heap)? else {
+            self.answer_text(worker, question, Code::Protocol, "the owner of these bytes has died");
+            return Ok(());
+        };
+        match op {
+            MailOp::Send | MailOp::Call => {
+                return self.on_send(now, worker, op, question, number, deadline_ns, bytes, key_bytes, descriptor.kind() & record::ARGS != 0);
+            }
+            MailOp::Key => {
+                let key = bytes.as_ref().to_vec();
+                if !(1..=KEY_BYTES_MAX).contains(&key.len()) {
+                    return Err(Violation("a key of no length that a key may have"));
+                }
+                if let Some(seat) = &mut self.seats[usize::from(worker)] {
+                    seat.key = Some(key);
+                }
+            }
+            MailOp::Receive => {
+                // A copy, since the worker may still write it.
+                let key = bytes.as_ref().to_vec();
+                self.on_receive(now, worker, question, number, deadline_ns, &key);
+            }
+            MailOp::Resolve => {
+                let name = String::from_utf8_lossy(bytes.as_ref()).into_owned();
+                match self.process_number(&name) {
+                    Some(number) => self.answer_question(worker, question, Code::Ok, number.into(), Body::Inline(Inline::empty()), None),
+                    None => self.answer_text(worker, question, Code::UnknownProcess, &name),
+                }
+            }
+            MailOp::NameOf => match self.process_name(number).map(str::to_owned) {
+                Some(name) => self.answer_text(worker, question, Code::Ok, &name),
+                None => self.answer_text(worker, question, Code::UnknownProcess, &format!("#{number}")),
+            },
+            MailOp::Processes => {
+                let names = serde_json::to_string(&self.processes()).expect("names are serialisable");
+                self.answer_text(worker, question, Code::Ok, &names);
+            }
+        }
+        // What was only looked at is its owner's again when it has the answer.
+        if let Bytes::Heap(heap) = bytes {
+            self.recycle(heap.into_buffer());
+        }
+        Ok(())
+    }
+
+    fn process_number(&self, name: &str) -> Option<u16> {
+        if name == self.config.process {
+            return Some(0);
+        }
+        self.peers.number_of(name).map(|peer| number_of(Sender::Peer(peer)))
+    }
+
+    fn process_name(&self, number: u16) -> Option<&str> {
+        match number {
+            0 => Some(&self.config.process),
+            number => self.peers.name_of(usize::from(number) - 1),
+        }
+    }
+
+    /// Names of processes that are there, and of those that are swapped out.
+    fn processes(&self) -> (Vec<&str>, Vec<&str>) {
+        let active = std::iter::once(&*self.config.process).chain(self.peers.active()).collect();
+        (active, Vec::new())
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of one record")]
+    fn on_send(
+        &mut self,
+        now: u64,
+        worker: WorkerId,
+        op: MailOp,
+        question: u64,
+        number: u16,
+        deadline_ns: u64,
+        bytes: Bytes,
+        key_bytes: usize,
+        is_args: bool,
+    ) -> Result<(), Violation> {
+        let mut short = [0; praas_shm::INLINE_BYTES_MAX];
+        let (key, bytes) = match (&bytes, key_bytes) {
+            (_, 0) => {
+                let said = self.seats[usize::from(worker)].as_mut().and_then(|seat| seat.key.take());
+                (said.ok_or(Violation("a message without a key"))?, bytes)
+            }
+            (Bytes::Inline(both), 1..) if key_bytes <= both.as_slice().len() => {
+                let bytes = both.as_slice().len() - key_bytes;
+                short[..bytes].copy_from_slice(&both.as_slice()[..bytes]);
+                let payload = Inline::new(&short[..bytes]).expect("shorter than what it is part of");
+                (both.as_slice()[bytes..].to_vec(), Bytes::Inline(payload))
+            }
+            _ => return Err(Violation("a message with its key elsewhere")),
+        };
+        if self.is_too_much(&bytes) {
+            let text = no_space(&bytes, &self.store.heap);
+            self.release(bytes);
+            self.answer_text(worker, question, Code::NoSpace, &text);
+            return Ok(());
+        }
+        // Of somebody else's block we hold what its owner lent to this worker, and no longer than that lives.
+        let passed_on = matches!(&bytes, Bytes::Foreign(foreign) if foreign.view.block().owner.get() != worker);
+        let bytes = if passed_on || self.config.isolate { self.copied(bytes) } else { Ok(bytes) };
+        let bytes = match bytes {
+            Ok(bytes) => bytes,
+            Err(text) => {
+                self.answer_text(worker, question, Code::NoSpace, &text);
+                return Ok(());
+            }
+        };
+        let payload = Payload { bytes, is_args, keeps: false };
+        if op == MailOp::Call && self.process_name(number).is_some() && number != 0 {
+            self.call_peer(now, worker, question, usize::from(number) - 1, deadline_ns, key, payload);
+            return Ok(());
+        }
+        if op == MailOp::Call || self.process_name(number).is_none() {
+            self.release(payload.bytes);
+            return Err(Violation("a process of no number that it was told"));
+        }
+        if number == 0 {
+            match self.deliver(Sender::Own, &key, payload) {
+                Ok(()) => self.answer_question(worker, question, Code::Ok, 0, Body::Inline(Inline::empty()), None),
+                Err((code, text)) => self.answer_text(worker, question, code, &text),
+            }
+            return Ok(());
+        }
+        self.send_to_peer(now, worker, question, usize::from(number) - 1, deadline_ns, key, payload);
+        Ok(())
+    }
+
+    /// A message has come. It is in the mailbox then, or on its way to who waited for it.
+    ///
+    /// # Errors
+    /// It is not, and its bytes were given back.
+    pub(super) fn deliver(&mut self, from: Sender, key: &[u8], payload: Payload) -> Result<(), (Code, String)> {
+        match self.mailbox.deliver(from, key, payload) {
+            Ok(Delivered::Stored) => Ok(()),
+            Ok(Delivered::Handed { to, message }) => {
+                self.hand(to, message);
+                Ok(())
+            }
+            Err(refused) => {
+                self.release(refused.payload.bytes);
+                Err((refused.why.code(), refused.why.to_string()))
+            }
+        }
+    }
+
+    fn on_receive(&mut self, now: u64, worker: WorkerId, question: u64, number: u16, deadline_ns: u64, key: &[u8]) {
+        let from = match number {
+            ANYBODY => None,
+            0 => Some(Sender::Own),
+            number => Some(Sender::Peer(usize::from(number) - 1)),
+        };
+        if let Some(seat) = &mut self.seats[usize::from(worker)] {
+            seat.wants_key = key.is_empty();
+        }
+        let by = Receiver { worker, call: question };
+        let wanted = Wanted { from, key: (!key.is_empty()).then_some(key) };
+        match self.mailbox.receive(now, by, wanted, deadline_ns) {
+            Received::Message(message) => self.hand(by, message),
+            Received::Waits => self.controller.waits(worker),
+            Received::Nothing => self.answer_text(worker, question, Code::Timeout, ""),
+            Received::Refused(refusal) => self.answer_text(worker, question, refusal.code(), &refusal.to_string()),
+        }
+    }
+
+    /// Ends receives whose time is over.
+    pub(super) fn expire_receives(&mut self, now: u64) {
+        while let Some(Receiver { worker, call }) = self.mailbox.expire(now) {
+            self.answer_text(worker, call, Code::Timeout, "");
+        }
+    }
+
+    /// Gives a message to the worker that waits for it. What cannot be given goes back to its place, and the worker is told.
+    fn hand(&mut self, to: Receiver, message: Message<Payload>) {
+        let Message { from, key, payload, number } = message;
+        let (worker, me) = (to.worker, ParticipantId::new(to.worker).expect("workers have participant numbers"));
+        let Some(seat) = &self.seats[usize::from(worker)] else { return self.put_back(from, key, payload, number) };
+        let (incarnation, wants_key) = (seat.incarnation, seat.wants_key);
+        let mut heap = None;
+        let (body, bytes) = match payload.bytes {
+            Bytes::Inline(inline) => (Body::Inline(inline), HandedBytes::Inline(inline)),
+            Bytes::Foreign(foreign) if foreign.giver == worker && foreign.incarnation == incarnation => {
+                (Body::Block(*foreign.view.block()), HandedBytes::Back(foreign))
+            }
+            Bytes::Foreign(foreign) => {
+                let block = *foreign.view.block();
+                self.introduce(worker, block.owner);
+                self.lent_on.insert(BlockKey::from(&block), (foreign, worker));
+                (Body::Block(block), HandedBytes::LentOn(BlockKey::from(&block)))
+            }
+            Bytes::Own(block) => {
+                let (bytes, arena) = (block.len(), self.store.arena.as_mut().expect("a block of ours comes from the arena"));
+                let lent = arena.lend(block, bytes, me);
+                (Body::Block(lent), HandedBytes::Lent(lent))
+            }
+            Bytes::Heap(buffer) => {
+                let copy = Arc::from(buffer.as_ref());
+                heap = Some(buffer);
+                (Body::Inline(Inline::empty()), HandedBytes::Copy(copy))
+            }
+            bytes => match self.copied(bytes) {
+                Ok(Bytes::Own(block)) => {
+                    let (bytes, arena) = (block.len(), self.store.arena.as_mut().expect("where it was copied to"));
+                    let lent = arena.lend(block, bytes, me);
+                    (Body::Block(lent), HandedBytes::Lent(lent))
+                }
+                Ok(bytes) => {
+                    let copy: Arc<[u8]> = Arc::from(bytes.as_ref());
+                    heap = Some(self.store.heap.count(Buffer::from(&copy[..])));
+                    self.release(bytes);
+                    (Body::Inline(Inline::empty()), HandedBytes::Copy(copy))
+                }
+                Err(text) => return self.answer_text(worker, to.call, Code::NoSpace, &text),
+            },
+        };
+        let about = u64::from(number_of(from));
+        let (body, about) = match (body, wants_key) {
+            (Body::Inline(inline), true) if heap.is_none() && inline.as_slice().len() + key.len() <= praas_shm::INLINE_BYTES_MAX => {
+                let both = [inline.as_slice(), &key].concat();
+                (Body::Inline(Inline::new(&both).expect("made to fit")), about | (key.len() as u64) << 16)
+            }
+            (body, true) => {
+                self.say_key(worker, &key);
+                (body, about)
+            }
+            (body, false) => (body, about),
+        };
+        if let Some(seat) = &mut self.seats[usize::from(worker)] {
+            let message = Message { from, key, payload: (), number };
+            seat.handed = Some(Handed { question: to.call, position: None, message, bytes });
+        }
+        self.answer_question(worker, to.call, Code::Ok, about, body, heap);
+    }
+
+    fn say_key(&mut self, worker: WorkerId, key: &[u8]) {
+        let me = ParticipantId::new(worker).expect("workers have participant numbers");
+        let (body, heap) = self.body_of_bytes(key, me);
+        self.send(worker, Descriptor::new(record::KEY_IS, 0, 0, 0, body), heap);
+    }
+
+    fn put_back(&mut self, from: Sender, key: Arc<[u8]>, payload: Payload, number: u64) {
+        if let Some((to, message)) = self.mailbox.restore(Message { from, key, payload, number }) {
+            self.hand(to, message);
+        }
+    }
+
+    /// A worker is dead: a message that it was handed and had not taken goes back to its place, what it sent stays, and what it waited for it
+    /// does not any more. Before its memory goes.
+    pub(super) fn outlive_mail(&mut self, worker: WorkerId, seat: &mut Seat) {
+        self.mailbox.worker_died(worker);
+        let me = ParticipantId::new(worker).expect("workers have participant numbers");
+        let Process { mailbox, store, .. } = self;
+        for payload in mailbox.payloads_mut() {
+            if let Bytes::Foreign(Foreign { giver, view, .. }) = &payload.bytes
+                && *giver == worker
+            {
+                let loan = store.arena.as_mut().and_then(|arena| arena.loan(view.len()).ok());
+                payload.bytes = match loan {
+                    Some(mut block) => {
+                        block.copy_from_slice(view);
+                        Bytes::Own(block)
+                    }
+                    // No room where it belongs: then on the heap. It was accepted, and is not lost.
+                    None => Bytes::Kept(Arc::from(&view[..])),
+                };
+            }
+        }
+        let Some(handed) = seat.handed.take().filter(|handed| !seat.has_received(handed)) else { return };
+        let bytes = match handed.bytes {
+            HandedBytes::Inline(inline) => Some(Bytes::Inline(inline)),
+            HandedBytes::Lent(block) => {
+                self.store.arena.as_mut().and_then(|arena| arena.take_back(me, &block).ok()).map(Bytes::Own)
+            }
+            HandedBytes::LentOn(key) => self.lent_on.remove(&key).map(|(foreign, _)| Bytes::Foreign(foreign)),
+            HandedBytes::Back(foreign) => Some(Bytes::Kept(Arc::from(&foreign.view[..]))),
+            HandedBytes::Copy(copy) => Some(Bytes::Kept(copy)),
+        };
+        let Some(bytes) = bytes else { return };
+        let Message { from, key, number, .. } = handed.message;
+        self.put_back(from, key, Payload { bytes, is_args: false, keeps: false }, number);
+    }
+
+    // ---- answers ----------------------------------------------------------------------------------------------
+
+    pub(super) fn answer_text(&mut self, worker: WorkerId, question: u64, code: Code, text: &str) {
+        let me = ParticipantId::new(worker).expect("workers have participant numbers");
+        let (body, heap) = self.body_of_bytes(text.as_bytes(), me);
+        self.answer_question(worker, question, code, 0, body, heap);
+    }
+
+    pub(super) fn answer_question(&mut self, worker: WorkerId, question: u64, code: Code, aux: u64, body: Body, heap: Option<Heap>) {
+        self.send(worker, Descriptor::new(record::ANSWER, code as u16, question, aux, body), heap);
+    }
+
+    /// Bytes of ours for a worker to read: in the record, in our arena while it reads them, or on the heap. Cut to what a record holds when there
+    /// is no room.
+    pub(super) fn body_of_bytes(&mut self, bytes: &[u8], to: ParticipantId) -> (Body, Option<Heap>) {
+        if let Some(inline) = Inline::new(bytes) {
+            return (Body::Inline(inline), None);
+        }
+        if self.store.arena.is_some() {
+            return (self.lend_bytes(bytes, to), None);
+        }
+        (Body::Inline(Inline::empty()), Some(self.store.heap.count(Buffer::from(bytes))))
+    }
+}

@@ -1,0 +1,341 @@
+//! Parcels between processes: messages, calls and their answers. Each goes by the outbox of one process and the inbox of the other
+//! (`controller::post`), so that it arrives once and in order however often the connection between them breaks.
+//!
+//! A parcel travels as one frame, and so does its verdict. A call is settled when it is in the callee's queue; its answer is a parcel of the other
+//! direction. To the controller a process that calls is a client: its connection's number has [`PEER`] set.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::controller::{Keep, PEER};
+use crate::controller::mailbox::Sender as From;
+use crate::controller::peers::PeerNumber;
+use crate::controller::post::{Due, End, Ticket, Verdict};
+
+/// What a parcel is, and what it says besides its bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Under a key.
+    Message,
+    /// To a function, whose name is the key.
+    Call { call: u64, deadline_ns: u64, is_args: bool },
+    /// To a call.
+    Answer { call: u64, code: Code, status: i32, is_args: bool },
+    /// Nobody waits for this call any more.
+    Cancel { call: u64 },
+}
+
+/// Something for another process. Its bytes are shared with the connection that sends them.
+#[derive(Debug)]
+pub(super) struct Parcel {
+    pub(super) kind: Kind,
+    pub(super) key: Arc<[u8]>,
+    pub(super) bytes: Arc<Bytes>,
+}
+
+impl Keep for Parcel {
+    fn len_bytes(&self) -> usize {
+        self.key.len() + (*self.bytes).as_ref().len()
+    }
+
+    fn copy(&self) -> Parcel {
+        Parcel { kind: self.kind.clone(), key: Arc::clone(&self.key), bytes: Arc::clone(&self.bytes) }
+    }
+}
+
+/// What a connection with a peer brought.
+#[derive(Debug)]
+pub(super) enum Arrival {
+    /// A parcel that was not here before.
+    Parcel { peer: PeerNumber, due: Due, kind: Kind, key: Vec<u8>, bytes: Result<Bytes, Code> },
+    /// One of ours has ended.
+    End { ticket: Ticket, end: End },
+    /// Bytes that are not needed any more.
+    Done(Bytes),
+    /// The peer lives anew: what its earlier life asked for nobody waits for.
+    Reborn(PeerNumber),
+}
+
+/// Who waits for a parcel of ours.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Posted {
+    /// A worker, for it to be stored.
+    Message { worker: WorkerId, incarnation: u64, question: u64 },
+    /// A worker, for its answer.
+    Call { call: u64 },
+    /// Nobody.
+    Nobody,
+}
+
+/// A call of a worker to another process.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RemoteCall {
+    worker: WorkerId,
+    incarnation: u64,
+    question: u64,
+    peer: PeerNumber,
+    ticket: Ticket,
+    deadline_ns: u64,
+}
+
+/// Calls to other processes, and what was posted.
+#[derive(Debug, Default)]
+pub(super) struct Correspondence {
+    tickets: Ticket,
+    posted: crate::numbered::NumberMap<Posted>,
+    calls: u64,
+    remote: crate::numbered::NumberMap<RemoteCall>,
+    /// Deadlines of those, and the calls.
+    deadlines: std::collections::BTreeSet<(u64, u64)>,
+}
+
+impl Correspondence {
+    /// When [`Process::expire_remote_calls`] has to be called next.
+    pub(super) fn wake_ns(&self) -> u64 {
+        self.deadlines.first().map_or(u64::MAX, |(deadline_ns, _)| *deadline_ns)
+    }
+
+    /// Workers that wait for an answer.
+    pub(super) fn waiting_workers(&self) -> impl Iterator<Item = WorkerId> {
+        self.remote.values().map(|remote| remote.worker)
+    }
+
+    fn end(&mut self, call: u64) -> Option<RemoteCall> {
+        let ended = self.remote.remove(&call)?;
+        self.deadlines.remove(&(ended.deadline_ns, call));
+        Some(ended)
+    }
+}
+
+impl Process {
+    fn post(
+        &mut self,
+        now: u64,
+        peer: PeerNumber,
+        parcel: Parcel,
+        deadline_ns: u64,
+        posted: Posted,
+    ) -> Result<Ticket, (Code, String)> {
+        self.correspondence.tickets += 1;
+        let ticket = self.correspondence.tickets;
+        match self.peers.post(peer, ticket, parcel, deadline_ns) {
+            Ok(()) => {
+                self.correspondence.posted.insert(ticket, posted);
+                self.peers.pump(now, peer, &mut self.reactor, &mut self.store);
+                Ok(ticket)
+            }
+            Err((code, text, parcel)) => {
+                self.release_shared(parcel.bytes);
+                Err((code, text))
+            }
+        }
+    }
+
+    fn release_shared(&mut self, bytes: Arc<Bytes>) {
+        if let Some(bytes) = Arc::into_inner(bytes) {
+            self.release(bytes);
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of one record")]
+    pub(super) fn send_to_peer(
+        &mut self,
+        now: u64,
+        worker: WorkerId,
+        question: u64,
+        peer: PeerNumber,
+        deadline_ns: u64,
+        key: Vec<u8>,
+        payload: Payload,
+    ) {
+        let incarnation = self.incarnation_of(worker);
+        self.controller.waits(worker);
+        let parcel = Parcel { kind: Kind::Message, key: key.into(), bytes: Arc::new(payload.bytes) };
+        let posted = Posted::Message { worker, incarnation, question };
+        if let Err((code, text)) = self.post(now, peer, parcel, deadline_ns, posted) {
+            self.answer_text(worker, question, code, &text);
+        }
+        self.take_peers_in(now);
+    }
+
+    /// A function calls one of another process.
+    #[expect(clippy::too_many_arguments, reason = "the fields of one record")]
+    pub(super) fn call_peer(
+        &mut self,
+        now: u64,
+        worker: WorkerId,
+        question: u64,
+        peer: PeerNumber,
+        deadline_ns: u64,
+        function: Vec<u8>,
+        payload: Payload,
+    ) {
+        let incarnation = self.incarnation_of(worker);
+        self.controller.waits(worker);
+        self.correspondence.calls += 1;
+        let call = self.correspondence.calls;
+        let kind = Kind::Call { call, deadline_ns, is_args: payload.is_args };
+        let parcel = Parcel { kind, key: function.into(), bytes: Arc::new(payload.bytes) };
+        match self.post(now, peer, parcel, deadline_ns, Posted::Call { call }) {
+            Ok(ticket) => {
+                let remote = RemoteCall { worker, incarnation, question, peer, ticket, deadline_ns };
+                self.correspondence.remote.insert(call, remote);
+                self.correspondence.deadlines.insert((deadline_ns, call));
+            }
+            Err((code, text)) => self.answer_text(worker, question, code, &text),
+        }
+        self.take_peers_in(now);
+    }
+
+    fn incarnation_of(&self, worker: WorkerId) -> u64 {
+        self.seats[usize::from(worker)].as_ref().map_or(0, |seat| seat.incarnation)
+    }
+
+    /// How a call that came from another process ended.
+    pub(super) fn answer_peer(&mut self, now: u64, connection: u64, call: u64, outcome: Outcome<Payload>) {
+        let peer = usize::try_from(connection & !PEER).unwrap_or(usize::MAX);
+        let (code, status, payload) = spread(outcome);
+        let kind = Kind::Answer { call, code, status, is_args: payload.is_args };
+        let parcel = Parcel { kind, key: Arc::from(&[][..]), bytes: Arc::new(payload.bytes) };
+        if let Err((code, text)) = self.post(now, peer, parcel, u64::MAX, Posted::Nobody) {
+            tracing::warn!(?code, "an answer to another process is lost, which finds that at its deadline: {text}");
+        }
+    }
+
+    /// Ends calls to other processes whose time is over.
+    pub(super) fn expire_remote_calls(&mut self, now: u64) {
+        while let Some((deadline_ns, call)) = self.correspondence.deadlines.first().copied()
+            && deadline_ns <= now
+        {
+            let Some(remote) = self.correspondence.end(call) else { return };
+            self.peers.cancel(remote.peer, remote.ticket);
+            let kind = Kind::Cancel { call };
+            let parcel = Parcel { kind, key: Arc::from(&[][..]), bytes: Arc::new(Bytes::Inline(Inline::empty())) };
+            // If there is no room for it, the function goes on until its own deadline, which is the same.
+            let _ = self.post(now, remote.peer, parcel, now + self.config.deadline_ms * 1_000_000, Posted::Nobody);
+            let name = self.peers.name_of(remote.peer).unwrap_or("?").to_owned();
+            let text = format!("no answer of process {name} came in time; the function may have run");
+            self.end_remote(&remote, Code::Timeout, 0, text.as_bytes());
+        }
+    }
+
+    fn end_remote(&mut self, remote: &RemoteCall, code: Code, status: i32, text: &[u8]) {
+        if self.incarnation_of(remote.worker) != remote.incarnation {
+            return;
+        }
+        let me = ParticipantId::new(remote.worker).expect("workers have participant numbers");
+        let (body, heap) = self.body_of_bytes(text, me);
+        self.answer_question(remote.worker, remote.question, code, status.cast_unsigned().into(), body, heap);
+    }
+
+    /// What connections with other processes brought, and what became of our parcels.
+    pub(super) fn take_peers_in(&mut self, now: u64) {
+        while let Some(arrival) = self.peers.arrival() {
+            match arrival {
+                Arrival::Done(Bytes::Shared(bytes)) => self.release_shared(bytes),
+                Arrival::Done(bytes) => self.release(bytes),
+                Arrival::End { ticket, end } => self.on_end(ticket, end),
+                Arrival::Reborn(peer) => self.controller.disconnected(PEER | peer as u64),
+                Arrival::Parcel { peer, due, kind, key, bytes } => {
+                    let verdict = self.on_parcel(now, peer, kind, &key, bytes);
+                    self.peers.settle(peer, due, verdict);
+                    self.peers.pump(now, peer, &mut self.reactor, &mut self.store);
+                }
+            }
+        }
+    }
+
+    fn on_end(&mut self, ticket: Ticket, end: End) {
+        let Some(posted) = self.correspondence.posted.remove(&ticket) else { return };
+        let (code, text) = match end {
+            End::Said(Verdict::Stored) => (Code::Ok, String::new()),
+            End::Said(Verdict::Refused(code)) => (code, refused_by_peer(code).to_owned()),
+            End::TimedOut { sent: true } | End::Cancelled { sent: true } => {
+                (Code::Timeout, "the other process did not say in time that it has it; it may have it yet".into())
+            }
+            End::TimedOut { sent: false } | End::Cancelled { sent: false } => {
+                (Code::Timeout, "the other process was not there in time; it was not sent".into())
+            }
+            End::Lost => (Code::PeerLost, "the other process was started anew; its earlier life may have had it".into()),
+        };
+        match posted {
+            Posted::Message { worker, incarnation, question } if self.incarnation_of(worker) == incarnation => {
+                self.answer_text(worker, question, code, &text);
+            }
+            // Now it is in the other's queue: its answer is to come.
+            Posted::Call { .. } if code == Code::Ok => {}
+            Posted::Call { call } => {
+                if let Some(remote) = self.correspondence.end(call) {
+                    self.end_remote(&remote, code, 0, text.as_bytes());
+                }
+            }
+            Posted::Message { .. } | Posted::Nobody => {}
+        }
+    }
+
+    fn on_parcel(&mut self, now: u64, peer: PeerNumber, kind: Kind, key: &[u8], bytes: Result<Bytes, Code>) -> Verdict {
+        let bytes = match bytes {
+            Ok(bytes) => bytes,
+            Err(code) => return Verdict::Refused(code),
+        };
+        match kind {
+            Kind::Message => {
+                let payload = Payload { bytes, is_args: false, keeps: false };
+                match self.deliver(From::Peer(peer), key, payload) {
+                    Ok(()) => Verdict::Stored,
+                    Err((code, _)) => Verdict::Refused(code),
+                }
+            }
+            Kind::Call { call, deadline_ns, is_args } => {
+                let payload = Payload { bytes, is_args, keeps: false };
+                let name = String::from_utf8_lossy(key);
+                let function = self.controller.functions().iter().position(|function| *function == name);
+                // One that there is not is refused by its number.
+                let function = function.and_then(|function| u16::try_from(function).ok()).unwrap_or(u16::MAX);
+                let from = Caller::Client { connection: PEER | peer as u64, call };
+                self.controller.request(now, Request { from, function, deadline_ns, terms: Terms::default(), payload });
+                Verdict::Stored
+            }
+            Kind::Answer { call, code, status, is_args: _ } => {
+                match self.correspondence.end(call).filter(|remote| self.incarnation_of(remote.worker) == remote.incarnation) {
+                    None => self.release(bytes),
+                    Some(remote) => self.hand_answer(&remote, code, status, bytes),
+                }
+                Verdict::Stored
+            }
+            Kind::Cancel { call } => {
+                self.controller.cancel(PEER | peer as u64, call);
+                Verdict::Stored
+            }
+        }
+    }
+
+    /// The answer of another process, to the worker that waits for it. Received into our memory.
+    fn hand_answer(&mut self, remote: &RemoteCall, code: Code, status: i32, bytes: Bytes) {
+        let me = ParticipantId::new(remote.worker).expect("workers have participant numbers");
+        let (body, heap) = match bytes {
+            Bytes::Inline(inline) => (Body::Inline(inline), None),
+            Bytes::Own(block) => {
+                let (bytes, arena) = (block.len(), self.store.arena.as_mut().expect("a block of ours comes from the arena"));
+                (Body::Block(arena.lend(block, bytes, me)), None)
+            }
+            Bytes::Heap(heap) => (Body::Inline(Inline::empty()), Some(heap)),
+            bytes => {
+                let copy = bytes.as_ref().to_vec();
+                self.release(bytes);
+                self.body_of_bytes(&copy, me)
+            }
+        };
+        self.answer_question(remote.worker, remote.question, code, status.cast_unsigned().into(), body, heap);
+    }
+}
+
+/// Why another process did not take a parcel, as far as a code can say.
+fn refused_by_peer(code: Code) -> &'static str {
+    match code {
+        Code::Busy => "the other process's mailbox is full; send again when it has received some",
+        Code::TooLarge => "it is more than the other process takes",
+        Code::NoSpace => "the other process has no payload memory for it now",
+        _ => "the other process does not take it",
+    }
+}
