@@ -56,7 +56,8 @@ fn m1_m2_messages_to_self_are_received_once_whichever_comes_first() {
         ask(&mut client, "send", &[b"", b"late", b"three"]);
         assert_eq!(*client.wait(waiting).unwrap(), *b"me late three");
         // Any key, with keys and payloads of all lengths around what a record holds.
-        for (key, bytes) in [(1, 0), (1, 39), (1, 40), (20, 20), (20, 21), (40, 0), (41, 0), (1024, 1), (1024, 100_000)] {
+        for (key, bytes) in [(1, 0), (1, 39), (1, 40), (20, 20), (20, 21), (40, 0), (41, 0), (1024, 1), (1024, 100_000)]
+        {
             let (key, payload) = (vec![b'k'; key], vec![b'p'; bytes]);
             ask(&mut client, "send", &[b"", &key, &payload]);
             let reply = client.invoke("recv", Outgoing::from_args(&[b"*", b""])).unwrap();
@@ -245,9 +246,7 @@ fn p10_waiting_for_messages_starts_more_workers() {
     let (_process, mut client) = start_with(&config);
     let waiting: Vec<_> =
         (0..2).map(|_| client.submit("recv_payload", Outgoing::from_args(&[b"*", b"k"])).unwrap()).collect();
-    wait_until("both are answered", PATIENCE, || {
-        ask(&mut client, "send", &[b"", b"k", b"v"]).0 == 0
-    });
+    wait_until("both are answered", PATIENCE, || ask(&mut client, "send", &[b"", b"k", b"v"]).0 == 0);
     ask(&mut client, "send", &[b"", b"k", b"v"]);
     for call in waiting {
         assert_eq!(&*client.wait(call).unwrap(), b"v");

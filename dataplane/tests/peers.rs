@@ -20,9 +20,7 @@ use praas_transport::hello::{HelloError, Initiator, InitiatorConfig, Purpose};
 use support::namespace::{Cable, End};
 use support::nodes::{NAMES, Node, Place};
 use support::raw::Raw;
-use support::{
-    Dice, PATIENCE, cpu_seconds, fds, memory_kib, on_both_reactors, seed, setting, signal, wait_until,
-};
+use support::{Dice, PATIENCE, cpu_seconds, fds, memory_kib, on_both_reactors, seed, setting, signal, wait_until};
 
 /// Silence is asked about after a second and given up after three; and a little for the machine.
 const FOUND_OUT: Duration = Duration::from_secs(5);

@@ -103,7 +103,8 @@ fn m5_dead_and_full_processes_are_errors_and_nothing_is_lost_on_the_way() {
         assert!(unknown.contains("unknown process `z`"), "{unknown}");
         nodes[1].0.kill();
         let begun = Instant::now();
-        let gone = impatient(&place, 0, 700).invoke("send", Outgoing::from_args(&[b"b", b"k", b"v"])).unwrap_err().to_string();
+        let gone =
+            impatient(&place, 0, 700).invoke("send", Outgoing::from_args(&[b"b", b"k", b"v"])).unwrap_err().to_string();
         assert!(gone.contains("was not there in time; it was not sent") || gone.contains("timeout"), "{gone}");
         assert!(begun.elapsed() < Duration::from_secs(3));
         // A later life of it has an empty mailbox, and takes messages again.
@@ -125,7 +126,8 @@ fn r2_calls_go_both_ways_at_once_with_the_same_numbers() {
         let reply = nodes[1].1.invoke("call_at", Outgoing::from_args(&[b"a", b"status", b"7"])).unwrap();
         assert_eq!((reply.status(), &*reply), (7, &b"status"[..]));
         for (function, what) in [("fail", "failed as asked"), ("nothing", "no function"), ("panic", "panicked")] {
-            let error = nodes[0].1.invoke("call_at", Outgoing::from_args(&[b"b", function.as_bytes(), b"-3"])).unwrap_err();
+            let error =
+                nodes[0].1.invoke("call_at", Outgoing::from_args(&[b"b", function.as_bytes(), b"-3"])).unwrap_err();
             assert!(error.to_string().contains(what), "{function}: {error}");
         }
         let mut calls = Vec::new();
@@ -241,8 +243,10 @@ fn g3_n4_n8_messages_survive_broken_connections_once_and_in_order() {
             });
             for first in (0..count).step_by(100) {
                 let text = first.to_string();
-                let there = a.1.submit("send_many", Outgoing::from_args(&[b"b", b"k", text.as_bytes(), b"100"])).unwrap();
-                let back = b.1.submit("send_many", Outgoing::from_args(&[b"a", b"k", text.as_bytes(), b"100"])).unwrap();
+                let there =
+                    a.1.submit("send_many", Outgoing::from_args(&[b"b", b"k", text.as_bytes(), b"100"])).unwrap();
+                let back =
+                    b.1.submit("send_many", Outgoing::from_args(&[b"a", b"k", text.as_bytes(), b"100"])).unwrap();
                 a.1.wait(there).unwrap();
                 b.1.wait(back).unwrap();
             }

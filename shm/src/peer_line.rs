@@ -69,7 +69,7 @@ const _: () = {
     assert!(offset_of!(PeerLine, linked) == 0 && offset_of!(PeerLine, head) == 8);
     assert!(offset_of!(PeerLine, taken) == 16 && offset_of!(PeerLine, exchange_taken) == 24);
     assert!(offset_of!(PeerLine, received) == 32 && offset_of!(PeerLine, _reserved) == 40);
-    assert!( offset_of!(PeerLine, closed_position) == 64);
+    assert!(offset_of!(PeerLine, closed_position) == 64);
     assert!(offset_of!(PeerLine, closed_lease) == 72 && offset_of!(PeerLine, cancelled) == 80);
     assert!(offset_of!(PeerLine, withdrawn) == 88 && offset_of!(PeerLine, _reserved_2) == 96);
 };

@@ -375,11 +375,6 @@ impl<P: Keep> Mailbox<P> {
         }
     }
 
-    /// Workers that wait for a message.
-    pub(crate) fn waiting_workers(&self) -> impl Iterator<Item = WorkerId> {
-        self.turn_of.keys().map(|receiver| receiver.worker)
-    }
-
     /// What the stored messages carry, to be replaced by the same in another place.
     pub(crate) fn payloads_mut(&mut self) -> impl Iterator<Item = &mut P> {
         self.messages.values_mut().map(|message| &mut message.payload)

@@ -729,13 +729,18 @@ impl<P: Keep> Controller<P> {
 
     /// The function that runs on this worker waits for a message or another process: what it was given ahead would wait with it.
     pub(crate) fn waits(&mut self, worker: WorkerId) {
+        self.staff.nested_began(worker);
         self.withdraw(worker);
+    }
+
+    /// It does not any more.
+    pub(crate) fn waited(&mut self, worker: WorkerId) {
+        self.staff.nested_ended(worker);
     }
 
     /// Looks for a queue that cannot move because everybody waits for somebody. `waiting` has bit `n` set when
     /// worker `n` says that it waits for a nested call; without it (`None`) whoever has one open counts as waiting.
-    /// `elsewhere`: then also those that wait for a message or for another process.
-    pub(crate) fn unstick(&mut self, now_ns: u64, waiting: Option<u64>, elsewhere: u64) {
+    pub(crate) fn unstick(&mut self, now_ns: u64, waiting: Option<u64>) {
         if self.queue.is_empty() {
             self.stuck_since_ns = None;
             return;
@@ -746,7 +751,7 @@ impl<P: Keep> Controller<P> {
             .iter()
             .filter(|key| self.calls.get(place(*key)).is_some_and(|call| call.from.is_function()))
             .last();
-        let waiting = waiting.unwrap_or_else(|| self.waiting_with_leases(self.staff.nesting() | elsewhere));
+        let waiting = waiting.unwrap_or_else(|| self.waiting_with_leases(self.staff.nesting()));
         if !self.staff.all_waiting(waiting) {
             self.stuck_since_ns = None;
             return;

@@ -651,18 +651,18 @@ fn p10_everybody_waiting_brings_more_workers_and_then_busy_never_a_hang() {
     bench.ask(client(1), SLOW, 10 * S, false);
     let first = bench.dispatched();
     bench.ask(Caller::Worker { worker: 1, call: 1 }, SLOW, 10 * S, false);
-    bench.controller.unstick(bench.now_ns, Some(0), 0);
+    bench.controller.unstick(bench.now_ns, Some(0));
     assert_eq!(bench.did(), [], "it computes");
-    bench.controller.unstick(bench.now_ns, Some(1 << 1), 0);
+    bench.controller.unstick(bench.now_ns, Some(1 << 1));
     assert_eq!(bench.did(), [Did::Spawn { worker: 2 }]);
     bench.register(2);
     let second = bench.dispatched();
     bench.ask(Caller::Worker { worker: 2, call: 1 }, SLOW, 10 * S, false);
     let waiting = Some(1 << 1 | 1 << 2);
-    bench.controller.unstick(bench.now_ns, waiting, 0);
+    bench.controller.unstick(bench.now_ns, waiting);
     assert_eq!(bench.did(), [], "it may just have looked away");
     bench.now_ns += 20 * MS;
-    bench.controller.unstick(bench.now_ns, waiting, 0);
+    bench.controller.unstick(bench.now_ns, waiting);
     let did = bench.did();
     assert!(
         matches!(&did[..], [Did::Discard, Did::Failed { to: Caller::Worker { worker: 2, .. }, code: Code::Busy, text }] if text.contains('2')),
@@ -680,7 +680,7 @@ fn a_worker_beyond_the_wanted_number_is_retired_after_ten_idle_seconds() {
     bench.ask(client(1), SLOW, 60 * S, false);
     let first = bench.dispatched();
     bench.ask(Caller::Worker { worker: 1, call: 1 }, ECHO, 60 * S, false);
-    bench.controller.unstick(bench.now_ns, None, 0);
+    bench.controller.unstick(bench.now_ns, None);
     assert_eq!(bench.did(), [Did::Spawn { worker: 2 }]);
     bench.register(2);
     let second = bench.dispatched();

@@ -10,9 +10,7 @@ impl Process {
                 if activity == crate::worker::ACTIVITY_WAITING { mask | 1 << worker } else { mask }
             })
         });
-        let waiting_elsewhere = self.mailbox.waiting_workers().chain(self.correspondence.waiting_workers());
-        let waiting_elsewhere = waiting_elsewhere.fold(0, |mask, worker| mask | 1 << worker);
-        self.controller.unstick(now, waiting, waiting_elsewhere);
+        self.controller.unstick(now, waiting);
     }
 
     pub(super) fn act(&mut self, now: u64) {
@@ -22,7 +20,9 @@ impl Process {
                 Action::Dispatch { worker, call, function, deadline_ns, payload } => {
                     self.dispatch(now, worker, call, function, deadline_ns, payload);
                 }
-                Action::Answer { to: Caller::Client { connection, call }, outcome } if connection & crate::controller::PEER != 0 => {
+                Action::Answer { to: Caller::Client { connection, call }, outcome }
+                    if connection & crate::controller::PEER != 0 =>
+                {
                     self.answer_peer(now, connection, call, outcome);
                 }
                 Action::Answer { to: Caller::Client { connection, call }, outcome } => {
@@ -166,7 +166,9 @@ impl Process {
                     (block.len(), self.store.arena.as_mut().expect("a block of ours comes from the arena"));
                 Body::Block(arena.lend(block, bytes, me))
             }
-            Bytes::Kept(_) | Bytes::Shared(_) => unreachable!("what is kept goes to clients, what is shared to processes"),
+            Bytes::Kept(_) | Bytes::Shared(_) => {
+                unreachable!("what is kept goes to clients, what is shared to processes")
+            }
             Bytes::Heap(buffer) => {
                 heap = Some(buffer);
                 Body::Inline(Inline::empty())

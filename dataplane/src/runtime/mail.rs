@@ -77,7 +77,17 @@ impl Process {
         };
         match op {
             MailOp::Send | MailOp::Call => {
-                return self.on_send(now, worker, op, question, number, deadline_ns, bytes, key_bytes, descriptor.kind() & record::ARGS != 0);
+                return self.on_send(
+                    now,
+                    worker,
+                    op,
+                    question,
+                    number,
+                    deadline_ns,
+                    bytes,
+                    key_bytes,
+                    descriptor.kind() & record::ARGS != 0,
+                );
             }
             MailOp::Key => {
                 let key = bytes.as_ref().to_vec();
@@ -96,7 +106,14 @@ impl Process {
             MailOp::Resolve => {
                 let name = String::from_utf8_lossy(bytes.as_ref()).into_owned();
                 match self.process_number(&name) {
-                    Some(number) => self.answer_question(worker, question, Code::Ok, number.into(), Body::Inline(Inline::empty()), None),
+                    Some(number) => self.answer_question(
+                        worker,
+                        question,
+                        Code::Ok,
+                        number.into(),
+                        Body::Inline(Inline::empty()),
+                        None,
+                    ),
                     None => self.answer_text(worker, question, Code::UnknownProcess, &name),
                 }
             }
@@ -230,7 +247,7 @@ impl Process {
         let wanted = Wanted { from, key: (!key.is_empty()).then_some(key) };
         match self.mailbox.receive(now, by, wanted, deadline_ns) {
             Received::Message(message) => self.hand(by, message),
-            Received::Waits => self.controller.waits(worker),
+            Received::Waits => self.now_waits(worker),
             Received::Nothing => self.answer_text(worker, question, Code::Timeout, ""),
             Received::Refused(refusal) => self.answer_text(worker, question, refusal.code(), &refusal.to_string()),
         }
@@ -262,7 +279,8 @@ impl Process {
                 (Body::Block(block), HandedBytes::LentOn(BlockKey::from(&block)))
             }
             Bytes::Own(block) => {
-                let (bytes, arena) = (block.len(), self.store.arena.as_mut().expect("a block of ours comes from the arena"));
+                let (bytes, arena) =
+                    (block.len(), self.store.arena.as_mut().expect("a block of ours comes from the arena"));
                 let lent = arena.lend(block, bytes, me);
                 (Body::Block(lent), HandedBytes::Lent(lent))
             }
@@ -288,7 +306,9 @@ impl Process {
         };
         let about = u64::from(number_of(from));
         let (body, about) = match (body, wants_key) {
-            (Body::Inline(inline), true) if heap.is_none() && inline.as_slice().len() + key.len() <= praas_shm::INLINE_BYTES_MAX => {
+            (Body::Inline(inline), true)
+                if heap.is_none() && inline.as_slice().len() + key.len() <= praas_shm::INLINE_BYTES_MAX =>
+            {
                 let both = [inline.as_slice(), &key].concat();
                 (Body::Inline(Inline::new(&both).expect("made to fit")), about | (key.len() as u64) << 16)
             }
@@ -361,8 +381,29 @@ impl Process {
         self.answer_question(worker, question, code, 0, body, heap);
     }
 
-    pub(super) fn answer_question(&mut self, worker: WorkerId, question: u64, code: Code, aux: u64, body: Body, heap: Option<Heap>) {
+    pub(super) fn answer_question(
+        &mut self,
+        worker: WorkerId,
+        question: u64,
+        code: Code,
+        aux: u64,
+        body: Body,
+        heap: Option<Heap>,
+    ) {
+        let waited = self.seats[usize::from(worker)].as_mut().is_some_and(|seat| std::mem::take(&mut seat.waits));
+        if waited {
+            self.controller.waited(worker);
+        }
         self.send(worker, Descriptor::new(record::ANSWER, code as u16, question, aux, body), heap);
+    }
+
+    /// The function on this worker waits for an answer that may take a while.
+    pub(super) fn now_waits(&mut self, worker: WorkerId) {
+        if let Some(seat) = &mut self.seats[usize::from(worker)]
+            && !std::mem::replace(&mut seat.waits, true)
+        {
+            self.controller.waits(worker);
+        }
     }
 
     /// Bytes of ours for a worker to read: in the record, in our arena while it reads them, or on the heap. Cut to what a record holds when there

@@ -406,7 +406,12 @@ impl Process {
         if !spin {
             self.cool();
             let due_ns = self.controller.wake_ns().min(self.drain_until_ns.unwrap_or(u64::MAX)).min(self.strays_due_ns);
-            let due_ns = due_ns.min(self.peers.wake_ns()).min(self.lent_due_ns).min(self.objects.due_ns()).min(self.mailbox.wake_ns()).min(self.correspondence.wake_ns());
+            let due_ns = due_ns
+                .min(self.peers.wake_ns())
+                .min(self.lent_due_ns)
+                .min(self.objects.due_ns())
+                .min(self.mailbox.wake_ns())
+                .min(self.correspondence.wake_ns());
             timeout = Duration::from_nanos(due_ns.saturating_sub(now)).min(SLEEP_MAX);
             // Armed before the last look at the rings: whoever publishes after it sees us asleep and rings.
             if let Some(shared) = &self.shared {

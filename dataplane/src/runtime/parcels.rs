@@ -7,10 +7,10 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::controller::{Keep, PEER};
 use crate::controller::mailbox::Sender as From;
 use crate::controller::peers::PeerNumber;
 use crate::controller::post::{Due, End, Ticket, Verdict};
+use crate::controller::{Keep, PEER};
 
 /// What a parcel is, and what it says besides its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,11 +95,6 @@ impl Correspondence {
         self.deadlines.first().map_or(u64::MAX, |(deadline_ns, _)| *deadline_ns)
     }
 
-    /// Workers that wait for an answer.
-    pub(super) fn waiting_workers(&self) -> impl Iterator<Item = WorkerId> {
-        self.remote.values().map(|remote| remote.worker)
-    }
-
     fn end(&mut self, call: u64) -> Option<RemoteCall> {
         let ended = self.remote.remove(&call)?;
         self.deadlines.remove(&(ended.deadline_ns, call));
@@ -149,7 +144,7 @@ impl Process {
         payload: Payload,
     ) {
         let incarnation = self.incarnation_of(worker);
-        self.controller.waits(worker);
+        self.now_waits(worker);
         let parcel = Parcel { kind: Kind::Message, key: key.into(), bytes: Arc::new(payload.bytes) };
         let posted = Posted::Message { worker, incarnation, question };
         if let Err((code, text)) = self.post(now, peer, parcel, deadline_ns, posted) {
@@ -171,7 +166,7 @@ impl Process {
         payload: Payload,
     ) {
         let incarnation = self.incarnation_of(worker);
-        self.controller.waits(worker);
+        self.now_waits(worker);
         self.correspondence.calls += 1;
         let call = self.correspondence.calls;
         let kind = Kind::Call { call, deadline_ns, is_args: payload.is_args };
@@ -256,7 +251,9 @@ impl Process {
             End::TimedOut { sent: false } | End::Cancelled { sent: false } => {
                 (Code::Timeout, "the other process was not there in time; it was not sent".into())
             }
-            End::Lost => (Code::PeerLost, "the other process was started anew; its earlier life may have had it".into()),
+            End::Lost => {
+                (Code::PeerLost, "the other process was started anew; its earlier life may have had it".into())
+            }
         };
         match posted {
             Posted::Message { worker, incarnation, question } if self.incarnation_of(worker) == incarnation => {
@@ -297,7 +294,11 @@ impl Process {
                 Verdict::Stored
             }
             Kind::Answer { call, code, status, is_args: _ } => {
-                match self.correspondence.end(call).filter(|remote| self.incarnation_of(remote.worker) == remote.incarnation) {
+                match self
+                    .correspondence
+                    .end(call)
+                    .filter(|remote| self.incarnation_of(remote.worker) == remote.incarnation)
+                {
                     None => self.release(bytes),
                     Some(remote) => self.hand_answer(&remote, code, status, bytes),
                 }
@@ -316,7 +317,8 @@ impl Process {
         let (body, heap) = match bytes {
             Bytes::Inline(inline) => (Body::Inline(inline), None),
             Bytes::Own(block) => {
-                let (bytes, arena) = (block.len(), self.store.arena.as_mut().expect("a block of ours comes from the arena"));
+                let (bytes, arena) =
+                    (block.len(), self.store.arena.as_mut().expect("a block of ours comes from the arena"));
                 (Body::Block(arena.lend(block, bytes, me)), None)
             }
             Bytes::Heap(heap) => (Body::Inline(Inline::empty()), Some(heap)),

@@ -104,8 +104,7 @@ impl Peers {
         process_id: [u8; 16],
     ) -> Result<Peers, ProcessError> {
         let told = config.peer_addresses()?.into_iter();
-        let targets: Vec<_> =
-            told.map(|(name, addresses)| Target::new(config, name, addresses)).collect();
+        let targets: Vec<_> = told.map(|(name, addresses)| Target::new(config, name, addresses)).collect();
         let mut seed = process_id;
         seed.iter_mut().zip(hello.incarnation.to_le_bytes()).for_each(|(byte, with)| *byte ^= with);
         Ok(Peers {
@@ -305,7 +304,13 @@ impl Peers {
     }
 
     /// A parcel or a verdict has come over a link.
-    fn take_parcel(&mut self, now: u64, link: LinkNumber, frame: Frame<Landing>, store: &mut Store) -> Result<(), String> {
+    fn take_parcel(
+        &mut self,
+        now: u64,
+        link: LinkNumber,
+        frame: Frame<Landing>,
+        store: &mut Store,
+    ) -> Result<(), String> {
         let header = frame.header;
         let peer = self.peering.peer_of(link).filter(|peer| self.targets[*peer].up == Some(link));
         let peer = peer.ok_or("it sent a parcel before the link was agreed on")?;
@@ -452,7 +457,7 @@ impl Peers {
             Some(Stage::Open(socket) | Stage::Leaving(socket)) => {
                 let arrivals = &mut self.arrivals;
                 socket.close(reactor, store, &mut |bytes| arrivals.push_back(Arrival::Done(bytes)));
-            },
+            }
             None => {}
         }
     }
@@ -602,7 +607,9 @@ fn kind_of(now: u64, header: &Header) -> Option<Kind> {
     let (call, is_args) = (header.aux, header.flags & frame::FLAG_ARGS != 0);
     Some(match header.kind {
         frame::MESSAGE => Kind::Message,
-        frame::CALL => Kind::Call { call, deadline_ns: now.saturating_add(header.budget_ns.min(BUDGET_MAX_NS)), is_args },
+        frame::CALL => {
+            Kind::Call { call, deadline_ns: now.saturating_add(header.budget_ns.min(BUDGET_MAX_NS)), is_args }
+        }
         frame::ANSWER => {
             let (code, is_args) = (header.flags & !ANSWER_ARGS, header.flags & ANSWER_ARGS != 0);
             Kind::Answer { call, code: Code::from_wire(code)?, status: header.status, is_args }

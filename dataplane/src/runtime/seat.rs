@@ -39,6 +39,8 @@ pub(crate) struct Seat {
     pub(crate) key: Option<Vec<u8>>,
     /// Whether its receive is to be told the key.
     pub(crate) wants_key: bool,
+    /// The function on it waits for a message or for another process.
+    pub(crate) waits: bool,
     /// The message it was handed last.
     pub(crate) handed: Option<Handed>,
     /// Why we killed it, if we did.
@@ -104,6 +106,7 @@ impl Seat {
             readable: true,
             key: None,
             wants_key: false,
+            waits: false,
             handed: None,
             verdict: None,
         }

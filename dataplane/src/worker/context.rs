@@ -206,7 +206,8 @@ impl<'a> Context<'a> {
     /// `Timeout`, `UnknownProcess`, `KeyLength`.
     pub fn recv<'k>(&mut self, from: impl Into<Source<'k>>, key: impl Into<Key<'k>>) -> Result<Message, MessageError> {
         let received = self.session.receive_message(from.into(), key.into(), self.deadline_ns)?;
-        received.ok_or_else(|| MessageError::Timeout { text: "no such message came while this invocation had time".into() })
+        received
+            .ok_or_else(|| MessageError::Timeout { text: "no such message came while this invocation had time".into() })
     }
 
     /// The same, waiting no longer than `longest`. `None`: none came.
@@ -228,7 +229,11 @@ impl<'a> Context<'a> {
     ///
     /// # Errors
     /// As [`Context::recv_for`].
-    pub fn try_recv<'k>(&mut self, from: impl Into<Source<'k>>, key: impl Into<Key<'k>>) -> Result<Option<Message>, MessageError> {
+    pub fn try_recv<'k>(
+        &mut self,
+        from: impl Into<Source<'k>>,
+        key: impl Into<Key<'k>>,
+    ) -> Result<Option<Message>, MessageError> {
         self.session.receive_message(from.into(), key.into(), 0)
     }
 

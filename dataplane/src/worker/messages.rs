@@ -169,6 +169,10 @@ impl From<Message> for Output {
 
 impl fmt::Debug for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Message").field("from", &self.from).field("key", &self.key).field("bytes", &self.len()).finish_non_exhaustive()
+        f.debug_struct("Message")
+            .field("from", &self.from)
+            .field("key", &self.key)
+            .field("bytes", &self.len())
+            .finish_non_exhaustive()
     }
 }

@@ -76,7 +76,13 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub(crate) fn start(reactor: Reactor, name: &str, listen: SocketAddr, key: &str, told: &[(&str, SocketAddr)]) -> Node {
+    pub(crate) fn start(
+        reactor: Reactor,
+        name: &str,
+        listen: SocketAddr,
+        key: &str,
+        told: &[(&str, SocketAddr)],
+    ) -> Node {
         Node::start_with(reactor, name, listen, key, told, &["--workers=1"])
     }
 
@@ -150,4 +156,3 @@ impl Drop for Node {
         }
     }
 }
-

@@ -58,7 +58,8 @@ pub(crate) fn register(worker: Worker) -> Worker {
         .function("ping", |context, input| {
             let [to, count, bytes] = arguments(&input)?;
             for round in 0..number(count)? {
-                let payload = vec![u8::try_from(round % 251).unwrap_or(0); usize::try_from(number(bytes)?).unwrap_or(0)];
+                let payload =
+                    vec![u8::try_from(round % 251).unwrap_or(0); usize::try_from(number(bytes)?).unwrap_or(0)];
                 context.send(text(to), "ping", &payload)?;
                 let answer = context.recv(source(to), "pong")?;
                 if *answer != *payload {

@@ -657,7 +657,7 @@ impl World {
         let exact = self.workers.iter().fold(0, |mask, (worker, seat)| {
             if seat.running.as_ref().is_some_and(|running| running.waits.is_some()) { mask | 1 << worker } else { mask }
         });
-        self.controller.unstick(self.now_ns, self.bounds.leases.then_some(exact), 0);
+        self.controller.unstick(self.now_ns, self.bounds.leases.then_some(exact));
         self.act();
     }
 

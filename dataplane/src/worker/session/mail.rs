@@ -105,7 +105,13 @@ impl Session {
     }
 
     /// Sends a message, and waits until it is in the receiver's mailbox.
-    pub(crate) fn send_message(&mut self, to: &str, key: &[u8], payload: Payload<'_>, deadline_ns: u64) -> Result<(), MessageError> {
+    pub(crate) fn send_message(
+        &mut self,
+        to: &str,
+        key: &[u8],
+        payload: Payload<'_>,
+        deadline_ns: u64,
+    ) -> Result<(), MessageError> {
         checked(key)?;
         let bytes = payload.bytes.as_ref().len();
         if bytes as u64 > self.memory.payload_bytes_max {
@@ -157,7 +163,12 @@ impl Session {
     }
 
     /// Takes the oldest message that matches, and waits for one until `deadline_ns`; 0: does not wait. `None`: there was none.
-    pub(crate) fn receive_message(&mut self, from: Source<'_>, key: Key<'_>, deadline_ns: u64) -> Result<Option<Message>, MessageError> {
+    pub(crate) fn receive_message(
+        &mut self,
+        from: Source<'_>,
+        key: Key<'_>,
+        deadline_ns: u64,
+    ) -> Result<Option<Message>, MessageError> {
         self.return_or_die();
         let number = match from {
             Source::Any => u16::MAX,

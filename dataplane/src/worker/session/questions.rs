@@ -45,7 +45,8 @@ impl Session {
         let id = asked | u64::from(operand) << 48;
         let question = Descriptor::new(question.kind(), question.tag(), id, question.aux(), question.body());
         self.send_controller(&question, heap).unwrap_or_else(|Fatal(text)| die(&text));
-        let answered = |session: &Session| session.questions.answer.as_ref().is_some_and(|(answer, _)| answer.id() == asked);
+        let answered =
+            |session: &Session| session.questions.answer.as_ref().is_some_and(|(answer, _)| answer.id() == asked);
         self.await_controller(idle, answered);
         let (answer, heap) = self.questions.answer.take().expect("waited for");
         let bytes = match answer.body() {
