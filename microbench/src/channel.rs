@@ -18,6 +18,7 @@ use crate::peer::{Order, Peer};
 use crate::placement::{Placement, Wait, pin};
 use crate::queue::{self, QueueEnd};
 use crate::raw::{MessageQueue, SharedPages};
+use crate::redis::RedisEnd;
 use crate::stream::{self, StreamEnd};
 use crate::turn::{EventEnd, FutexTurn, TURN_BYTES};
 
@@ -104,6 +105,8 @@ pub(crate) enum AnyEnd {
     Stream(StreamEnd),
     Queue(QueueEnd),
     Copy(CopyEnd),
+    /// No floor: what a message costs through Redis.
+    Redis(RedisEnd),
 }
 
 impl AnyEnd {
@@ -199,6 +202,7 @@ impl AnyEnd {
             Self::Stream(end) => end::ping(end, messages, block, sequence, samples_ns),
             Self::Queue(end) => end::ping(end, messages, block, sequence, samples_ns),
             Self::Copy(end) => end::ping(end, messages, block, sequence, samples_ns),
+            Self::Redis(end) => end::ping(end, messages, block, sequence, samples_ns),
         }
     }
 
@@ -210,6 +214,7 @@ impl AnyEnd {
             Self::Stream(end) => end::pong(end, message, bytes, rounds),
             Self::Queue(end) => end::pong(end, message, bytes, rounds),
             Self::Copy(end) => end::pong(end, message, bytes, rounds),
+            Self::Redis(end) => end::pong(end, message, bytes, rounds),
         }
     }
 }

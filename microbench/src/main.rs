@@ -10,12 +10,14 @@ mod floors;
 mod idle;
 mod idle_connections;
 mod invoke;
+mod ipc;
 mod keeper;
 mod line;
 mod load;
 mod machine;
 mod owed;
 mod page;
+mod paired;
 mod peer;
 mod peers;
 mod place;
@@ -26,10 +28,12 @@ mod published;
 mod queue;
 mod raw;
 mod recorder;
+mod redis;
 mod remote;
 mod report;
 mod row;
 mod size;
+mod state;
 mod stream;
 mod subject;
 mod table;
@@ -64,6 +68,8 @@ Start here:
   praas-bench load --in-flight 1,16,64 --rates 10%,50%,90%     calls per second over TCP, and latency over load
   praas-bench load --connections 100 --in-flight 4 --rate 20000 --place netns
   praas-bench idle-connections --connections 10000     memory of silent clients, and whether a busy one notices
+  praas-bench ipc --via redis-block,redis-poll         a message to another process and its answer, through Redis
+  praas-bench state --peer redis --op get,put,reduce   state kept in Redis: values, and the paper's reduction
   praas-bench death --kills 1000                       from SIGKILL of a worker to the caller's error
   praas-bench idle                                     processor time and memory of an idle process
   praas-bench floors --json floors.jsonl && praas-bench report --rows floors.jsonl --out results/mine
@@ -98,6 +104,12 @@ enum Command {
     Load(load::LoadArgs),
     /// Memory of thousands of silent connections, and whether a busy one notices them.
     IdleConnections(idle_connections::IdleConnectionsArgs),
+    /// Messages between two processes: a message and its answer, each way beside raw TCP.
+    ///
+    /// The published figures are half of such a round trip; ours are whole.
+    Ipc(ipc::IpcArgs),
+    /// State: values put and got, and the paper's reduction.
+    State(state::StateArgs),
     /// Kills workers and times how soon their callers know.
     Death(death::DeathArgs),
     /// Processor time and memory of a process that nobody calls.
@@ -131,6 +143,8 @@ fn main() -> ExitCode {
         Command::Peers(args) => peers::run(&args),
         Command::Load(args) => load::run(&args),
         Command::IdleConnections(args) => idle_connections::run(&args),
+        Command::Ipc(args) => ipc::run(&args),
+        Command::State(args) => state::run(&args),
         Command::Death(args) => death::run(&args),
         Command::Idle(args) => idle::run(&args),
         Command::Worker => return worker::serve(),

@@ -6,6 +6,7 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::Receiver;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::channel::{AnyEnd, Channel};
 use crate::peers::{self, Kind};
 use crate::placement::Wait;
+use crate::redis::{Pace, RedisEnd, Side};
 
 /// Name of the hidden subcommand that runs a peer.
 pub(crate) const SUBCOMMAND: &str = "floor-peer";
@@ -36,6 +38,8 @@ const ORDER_BYTES_MAX: usize = 1024;
 pub(crate) enum Order {
     /// First, with the channel's descriptors.
     Join { channel: Channel, wait: Wait, core: usize, bytes_max: usize },
+    /// First: answer messages that come through Redis, under keys that begin with `name`.
+    JoinRedis { redis: SocketAddr, pace: Pace, wait: Wait, core: usize, name: String },
     /// Return `rounds` messages of `bytes`.
     Serve { bytes: usize, rounds: u64 },
     /// First and last, with a listening socket: serve everybody who connects there.
@@ -124,8 +128,15 @@ pub(crate) fn run() -> Result<()> {
     let control = std::io::stdin().as_fd().try_clone_to_owned()?;
     let by_hand = || format!("praas-bench {SUBCOMMAND} is started by praas-bench itself");
     let (order, fds) = receive_order(control.as_fd())?.with_context(by_hand)?;
-    let (channel, wait, core, bytes_max) = match order {
-        Order::Join { channel, wait, core, bytes_max } => (channel, wait, core, bytes_max),
+    let (mut end, bytes_max) = match order {
+        Order::Join { channel, wait, core, bytes_max } => {
+            crate::placement::pin(&[core])?;
+            (AnyEnd::join(channel, wait, bytes_max, fds)?, bytes_max)
+        }
+        Order::JoinRedis { redis, pace, wait, core, name } => {
+            crate::placement::pin(&[core])?;
+            (AnyEnd::Redis(RedisEnd::open(redis, wait, pace, Side::Answering, &name)?), 0)
+        }
         Order::Echo { kind, wait, core } => {
             crate::placement::pin(&[core])?;
             let listener = fds.into_iter().next().context("no socket to listen on")?;
@@ -142,8 +153,6 @@ pub(crate) fn run() -> Result<()> {
         }
         Order::Serve { .. } => bail!(by_hand()),
     };
-    crate::placement::pin(&[core])?;
-    let mut end = AnyEnd::join(channel, wait, bytes_max, fds)?;
     acknowledge(&control)?;
     let mut message = Vec::with_capacity(bytes_max);
     while let Some((order, _)) = receive_order(control.as_fd())? {

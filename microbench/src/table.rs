@@ -179,6 +179,8 @@ pub(crate) fn what(row: &Row) -> String {
         ("invocation" | "beside_peer" | "load" | "checks", path) => format!("{path} {}", row.ipc),
         ("invocation_r100", path) => format!("{path} {}, R=100", row.ipc),
         ("invocation_r100_drop_first", path) => format!("{path} {}, R=100, first dropped", row.ipc),
+        ("ipc", _) => "message and answer".to_owned(),
+        ("state", _) => state(row),
         (experiment, path) => format!("{experiment} {path} {}", row.ipc),
     };
     if let Some(reactor) = &row.reactor {
@@ -206,6 +208,18 @@ pub(crate) fn what(row: &Row) -> String {
         && load.connections > 1
     {
         text += &format!(" on each of {} connections", load.connections);
+    }
+    text
+}
+
+/// What was done with state, and who keeps it.
+fn state(row: &Row) -> String {
+    let mut text = format!("state {}", row.op.as_deref().unwrap_or_default());
+    if let Some(peer) = &row.peer {
+        text += &format!(", {peer}");
+    }
+    if let Some(invocations) = row.invocations {
+        text += &format!(", {invocations} x {} elements", row.payload_bytes / 8);
     }
     text
 }

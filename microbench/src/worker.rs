@@ -11,6 +11,7 @@ use praas_dataplane::{Context, Failure, FunctionId, Input, InvokeError, Lease, L
 use serde::{Deserialize, Serialize};
 
 use crate::end::{is_stamped, nanoseconds, stamp};
+use crate::redis::Reducer;
 
 /// Name of the hidden subcommand that serves these functions.
 pub(crate) const SUBCOMMAND: &str = "worker";
@@ -21,6 +22,8 @@ pub(crate) const ECHO: &str = "echo";
 pub(crate) const DRIVE: &str = "drive";
 /// Tells its pid to a UDP port and then stays until it is killed; with an empty input it returns at once.
 pub(crate) const VICTIM: &str = "victim";
+/// Adds a vector to an accumulator in Redis (`redis/reduce.rs`); answers with its first and last element.
+pub(crate) const REDUCE_REDIS: &str = "reduce_redis";
 
 /// Longest body that travels inside a descriptor.
 const INLINE_BYTES_MAX: usize = 40;
@@ -96,10 +99,12 @@ impl Driven {
 
 /// The hidden subcommand.
 pub(crate) fn serve() -> ExitCode {
+    let mut reducer = Reducer::default();
     Worker::new()
         .function(ECHO, |_context, input| Ok(Output::from(input)))
         .function(DRIVE, |context, input| drive(context, &input))
         .function(VICTIM, |_context, input| victim(&input))
+        .function(REDUCE_REDIS, move |_context, input| Ok(Output::from(reducer.add(&input).map_err(refuse)?.to_vec())))
         .serve()
 }
 

@@ -1,0 +1,83 @@
+//! Something measured in turns with the floor it stands on, one size at a time: floor, samples, floor, samples, ...
+
+use anyhow::Result;
+
+use crate::channel::Pair;
+use crate::end::Block;
+use crate::floors::DISTRIBUTION_BYTES_MAX;
+use crate::plan::{Plan, turn_warm_up};
+use crate::recorder::{Recorder, median};
+use crate::row::Row;
+
+/// How often a run goes back and forth.
+const TURNS: usize = 8;
+
+/// Most samples taken, and not recorded, at the start of a turn.
+const TURN_WARM_UP_MAX: usize = 5_000;
+
+/// One cell of an experiment, over all its runs.
+#[derive(Debug)]
+pub(crate) struct Paired {
+    bytes: usize,
+    /// Round trips of the floor that one sample stands on.
+    trips_per_sample: u32,
+    sample_ns: u64,
+    /// Samples per turn, of the thing measured and of its floor.
+    samples: usize,
+    floor_samples: usize,
+    recorder: Recorder,
+    floor: Recorder,
+    /// Of each turn: median of the samples by that of the floor just before.
+    ratios: Vec<f64>,
+}
+
+impl Paired {
+    /// So many samples a run as the plan wants, and has time for when one of each takes `sample_ns` and `floor_ns`.
+    pub(crate) fn new(bytes: usize, trips_per_sample: u32, sample_ns: u64, floor_ns: u64, plan: &Plan) -> Self {
+        Self {
+            bytes,
+            trips_per_sample,
+            sample_ns,
+            samples: plan.samples(sample_ns).div_ceil(TURNS),
+            floor_samples: plan.samples(floor_ns).div_ceil(TURNS),
+            recorder: Recorder::new(),
+            floor: Recorder::new(),
+            ratios: Vec::new(),
+        }
+    }
+
+    /// One run. `take(warm_up, samples, samples_ns)` takes so many samples that do not count and appends so many that do; when it returns,
+    /// nobody may keep the floor's cores busy.
+    pub(crate) fn run(
+        &mut self,
+        floor: &mut Pair,
+        mut take: impl FnMut(usize, usize, &mut Vec<u64>) -> Result<()>,
+    ) -> Result<()> {
+        let (mut samples_ns, mut floor_ns) = (Vec::new(), Vec::new());
+        for _ in 0..TURNS {
+            let (floor_start, start) = (floor_ns.len(), samples_ns.len());
+            let (bytes, trips_per_sample) = (self.bytes, self.trips_per_sample);
+            floor.run(Block { bytes, samples: self.floor_samples, trips_per_sample }, &mut floor_ns)?;
+            take(turn_warm_up(self.sample_ns, TURN_WARM_UP_MAX), self.samples, &mut samples_ns)?;
+            // Copies: the order of the samples is theirs.
+            let floor_median_ns = median(&mut floor_ns[floor_start..].to_vec());
+            let median_ns = median(&mut samples_ns[start..].to_vec());
+            self.ratios.push(median_ns as f64 / floor_median_ns.max(1) as f64);
+        }
+        self.recorder.add_run(&samples_ns);
+        self.floor.add_run(&floor_ns);
+        Ok(())
+    }
+
+    /// The row of all runs: `row` and what was measured.
+    pub(crate) fn row(&self, row: Row, floor: &str) -> Row {
+        let small = self.bytes <= DISTRIBUTION_BYTES_MAX;
+        Row {
+            payload_bytes: self.bytes as u64,
+            times: self.recorder.summary(),
+            distribution: if small { self.recorder.distribution() } else { Vec::new() },
+            ..row
+        }
+        .in_turns_with(floor, self.floor.summary().p50_us, self.ratios.clone())
+    }
+}

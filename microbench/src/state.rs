@@ -1,0 +1,471 @@
+//! `praas-bench state`: state kept by somebody else, and the paper's reduction over it.
+//!
+//! Question  What does it cost to keep state: a value put, a value got, an accumulator that functions add to?
+//! Measures  `put`, `get`: in a client, from asking to having the answer. `reduce`: in a client, N invocations in a row of a function of a
+//!           real process, each with a vector of E 64-bit numbers, which the function adds to the accumulator that is the state; a sample is
+//!           all N. One read of the clock a sample; nothing is halved.
+//! Load      closed loop, one command or invocation at a time, one connection each.
+//! Excludes  starting, connecting, some samples at the start of each turn; of a reduction making the vector and looking at the result.
+//! Samples   `--repetitions` per run, `--runs` runs, each with everything anew, in turns with a fresh floor. A slow cell stops at
+//!           `--run-limit` seconds, with at least 100 samples (fewer when fewer repetitions are asked for).
+//! Checks    `get`: sequence number and last byte of each value, into memory that had others; the first of a block whole. `put`: each is
+//!           confirmed, and the last of a block is read back whole. `reduce`: first and last element in each answer; the whole accumulator
+//!           after each sample. The published function compared bytes with elements and zeroed its accumulator each time; this one adds.
+//! Baseline  a raw TCP round trip of the same size in the same wait mode, for `reduce` N of them in a row. An echo carries its bytes both
+//!           ways, a value put or got goes one way: long ones may take less than their floor.
+//! Redis     GET and SET of a client; of `reduce` GET, add, SET inside the function, which has a connection of its own. Redis sleeps when
+//!           it has nothing to do, in every wait mode.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use indicatif::ProgressBar;
+use praas_dataplane::Client;
+use praas_dataplane::client::RemoteFunction;
+
+use crate::channel::{self, Pair};
+use crate::end::{is_stamped, nanoseconds, stamp};
+use crate::floors::{progress, warm_up};
+use crate::owed::judge;
+use crate::paired::Paired;
+use crate::placement::{Placement, Wait, pin, startup_cores};
+use crate::plan::Plan;
+use crate::redis::{self, Connection, Host, RedisArgs, ReduceOrder, unique_key};
+use crate::remote::until_warm;
+use crate::row::{Row, RowSink};
+use crate::size::{BYTES_MAX, BYTES_MIN, Size};
+use crate::subject::{Channel, Setup, Subject};
+use crate::table;
+use crate::worker::REDUCE_REDIS;
+
+/// Sizes of values: the published ones of messages.
+const SIZES: &str = "10,1KiB,100KiB,1MiB,5MiB";
+
+/// Workers of the process: invocations come one after the other.
+const WORKERS: u8 = 1;
+
+/// Most invocations in a row.
+const INVOCATIONS_MAX: i64 = 10_000;
+
+/// Who keeps the state.
+#[derive(Copy, Clone, Debug, Eq, PartialEq, clap::ValueEnum)]
+enum Peer {
+    /// Redis on this machine.
+    Redis,
+}
+
+/// What is done with it.
+#[derive(Copy, Clone, Debug, Eq, PartialEq, clap::ValueEnum)]
+enum Op {
+    /// Reads a value.
+    Get,
+    /// Writes a value, over the one before.
+    Put,
+    /// N invocations in a row, each adding a vector of E numbers to an accumulator.
+    Reduce,
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Op::Get => "get",
+            Op::Put => "put",
+            Op::Reduce => "reduce",
+        })
+    }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct StateArgs {
+    /// Who keeps the state.
+    #[arg(long)]
+    peer: Option<Peer>,
+    /// What is done with it.
+    #[arg(long, value_delimiter = ',', default_value = "get,put,reduce")]
+    op: Vec<Op>,
+    /// Wait modes.
+    #[arg(long, value_delimiter = ',', default_value = "latency,efficient")]
+    wait: Vec<Wait>,
+    /// Sizes of values, for get and put.
+    #[arg(long, value_delimiter = ',', default_value = SIZES)]
+    sizes: Vec<Size>,
+    /// Invocations in a row, for reduce.
+    #[arg(long, value_delimiter = ',', default_value = "1,10,25,50,100",
+          value_parser = clap::value_parser!(u32).range(1..=INVOCATIONS_MAX))]
+    invocations: Vec<u32>,
+    /// 64-bit numbers in the vector that each of them adds.
+    #[arg(long, value_delimiter = ',', default_value = "10,100,1000,10000,100000",
+          value_parser = clap::value_parser!(u32).range(1..=(BYTES_MAX / 8) as i64))]
+    elements: Vec<u32>,
+    /// Samples of one run of one cell.
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    repetitions: u32,
+    /// Runs of each cell; the spread between them is reported.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    runs: u32,
+    /// Seconds after which a run of a cell has enough samples.
+    #[arg(long, default_value_t = 0.5)]
+    run_limit: f64,
+    #[command(flatten)]
+    redis: RedisArgs,
+    /// Also write one JSON object per row to FILE; `-` writes them to standard output instead of the table.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// One thing that is done, in one wait mode.
+#[derive(Copy, Clone, Debug)]
+struct Way {
+    peer: Option<Peer>,
+    op: Op,
+    wait: Wait,
+    placement: Placement,
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let peer = match self.peer {
+            Some(Peer::Redis) => "Redis",
+            None => "a process",
+        };
+        write!(f, "state in {peer}, {}, {}", self.op, self.wait)
+    }
+}
+
+/// One cell: how many bytes go in, and how often in a row.
+#[derive(Copy, Clone, Debug)]
+struct Shape {
+    bytes: usize,
+    /// 1 of `get` and `put`.
+    invocations: u32,
+}
+
+impl Way {
+    fn shapes(self, args: &StateArgs) -> Vec<Shape> {
+        match self.op {
+            Op::Get | Op::Put => args.sizes.iter().map(|size| Shape { bytes: size.0, invocations: 1 }).collect(),
+            Op::Reduce => {
+                let of = |&elements: &u32| {
+                    let bytes = elements as usize * 8;
+                    args.invocations.iter().map(move |&invocations| Shape { bytes, invocations })
+                };
+                args.elements.iter().flat_map(of).collect()
+            }
+        }
+    }
+
+    /// What all rows of it say.
+    fn row(self, store: &Store) -> Row {
+        let ends = self.placement.to_string();
+        let (ipc, peer, workers, placement) = match store {
+            Store::Redis { host, .. } => ("redis", Some("redis"), None, host.placement(&ends)),
+            Store::RedisOfAFunction { host, .. } => {
+                (Channel::Ring.name(), Some("redis"), Some(WORKERS.into()), host.placement(&ends))
+            }
+        };
+        Row {
+            experiment: "state".into(),
+            path: "remote".into(),
+            ipc: ipc.into(),
+            wait: self.wait.to_string(),
+            op: Some(self.op.to_string()),
+            peer: peer.map(str::to_owned),
+            workers,
+            placement,
+            ..Row::default()
+        }
+    }
+}
+
+/// Who keeps the state, and who asks for it. Dropping it ends all that it started; fields end in their order.
+///
+/// State that a process of ours keeps is a variant to come: `Store::start`, `samples` and `Way::row` are what it needs.
+enum Store {
+    /// A client of Redis: `get` and `put`.
+    Redis { values: Values, host: Host },
+    /// A client of a process whose function keeps its state in Redis: `reduce`.
+    RedisOfAFunction { reduction: Box<Reduction>, subject: Subject, host: Host },
+}
+
+impl Store {
+    /// Starts everything anew; `None` where something is not installed.
+    fn start(way: Way, redis: &RedisArgs) -> Result<Option<Self>> {
+        let Some(Peer::Redis) = way.peer else {
+            bail!("state in a process is not measured yet: write --peer redis");
+        };
+        let Some(host) = redis.host(way.wait)? else { return Ok(None) };
+        if way.op != Op::Reduce {
+            return Ok(Some(Self::Redis { values: Values::new(&host, way.wait)?, host }));
+        }
+        let subject = Setup::new(Channel::Ring, way.wait, WORKERS).start()?;
+        let reduction = Reduction::new(&host, &subject, way.wait)?.into();
+        Ok(Some(Self::RedisOfAFunction { reduction, subject, host }))
+    }
+
+    /// Appends the times of so many samples, after some untimed ones. When it returns, nobody keeps a core busy any more.
+    fn samples(
+        &mut self,
+        way: Way,
+        shape: Shape,
+        warm_up: usize,
+        samples: usize,
+        samples_ns: &mut Vec<u64>,
+    ) -> Result<()> {
+        pin(&[way.placement.ours])?;
+        match self {
+            Self::Redis { values, .. } if way.op == Op::Put => values.put(shape.bytes, warm_up, samples, samples_ns),
+            Self::Redis { values, .. } => values.get(shape.bytes, warm_up, samples, samples_ns),
+            Self::RedisOfAFunction { reduction, subject, .. } => {
+                reduction.run(shape, warm_up, samples, samples_ns)?;
+                subject.settle();
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A client of Redis with one value.
+struct Values {
+    redis: Connection,
+    key: String,
+    value: Vec<u8>,
+    /// Where it is read to.
+    room: Vec<u8>,
+    sequence: u64,
+}
+
+impl Values {
+    fn new(host: &Host, wait: Wait) -> Result<Self> {
+        let redis = Connection::open(host.address(), wait)
+            .with_context(|| format!("connect to Redis at {}", host.address()))?;
+        Ok(Self { redis, key: unique_key()?, value: Vec::new(), room: Vec::new(), sequence: 0 })
+    }
+
+    fn resize(&mut self, bytes: usize) {
+        self.value.clear();
+        self.value.resize(bytes, 0xA5);
+        self.room.clear();
+        self.room.resize(bytes, 0);
+    }
+
+    fn put(&mut self, bytes: usize, warm_up: usize, samples: usize, samples_ns: &mut Vec<u64>) -> Result<()> {
+        self.resize(bytes);
+        let mut before = Instant::now();
+        for sample in 0..warm_up + samples {
+            self.sequence += 1;
+            stamp(&mut self.value, self.sequence);
+            self.redis.set(&self.key, &self.value)?;
+            let after = Instant::now();
+            if sample >= warm_up {
+                samples_ns.push(nanoseconds(before, after));
+            }
+            before = after;
+        }
+        let got = self.redis.get(&self.key, &mut self.room)?;
+        ensure!(
+            got == Some(bytes) && self.room == self.value,
+            "wrong answer: the last of {} values of {bytes} B is not what was put",
+            warm_up + samples
+        );
+        self.forget()
+    }
+
+    fn get(&mut self, bytes: usize, warm_up: usize, samples: usize, samples_ns: &mut Vec<u64>) -> Result<()> {
+        self.resize(bytes);
+        self.sequence += 1;
+        stamp(&mut self.value, self.sequence);
+        self.redis.set(&self.key, &self.value)?;
+        let mut before = Instant::now();
+        for sample in 0..warm_up + samples {
+            // The stamp that is found must have come with this answer.
+            stamp(&mut self.room, 0);
+            let got = self.redis.get(&self.key, &mut self.room)?;
+            ensure!(
+                got == Some(bytes) && is_stamped(&self.room, self.sequence),
+                "wrong answer: a value of {bytes} B came back as {got:?} B or with another stamp"
+            );
+            let after = Instant::now();
+            if sample >= warm_up {
+                samples_ns.push(nanoseconds(before, after));
+            }
+            before = after;
+            if sample == 0 {
+                ensure!(self.room == self.value, "wrong answer: the first value of {bytes} B came back changed");
+                before = Instant::now();
+            }
+        }
+        self.forget()
+    }
+
+    /// Leaves nothing in a Redis that may not be ours.
+    fn forget(&mut self) -> Result<()> {
+        self.redis.delete(&self.key)?;
+        Ok(())
+    }
+}
+
+/// A client that has vectors added up by a function whose state is in Redis.
+struct Reduction {
+    client: Client,
+    add: RemoteFunction,
+    order: ReduceOrder,
+    /// To look at the result.
+    redis: Connection,
+    name: String,
+    reductions: u64,
+}
+
+impl Reduction {
+    fn new(host: &Host, subject: &Subject, wait: Wait) -> Result<Self> {
+        let client = subject.client()?;
+        let redis = Connection::open(host.address(), Wait::Efficient)
+            .with_context(|| format!("connect to Redis at {}", host.address()))?;
+        let order = ReduceOrder { redis: host.address(), wait, key: String::new() };
+        Ok(Self { add: client.function(REDUCE_REDIS)?, client, order, redis, name: unique_key()?, reductions: 0 })
+    }
+
+    fn run(&mut self, shape: Shape, warm_up: usize, samples: usize, samples_ns: &mut Vec<u64>) -> Result<()> {
+        for sample in 0..warm_up + samples {
+            let time_ns = self.once(shape)?;
+            if sample >= warm_up {
+                samples_ns.push(time_ns);
+            }
+        }
+        Ok(())
+    }
+
+    /// One reduction, from an accumulator that is not there yet; how long it took, ns.
+    fn once(&mut self, shape: Shape) -> Result<u64> {
+        self.reductions += 1;
+        self.order.key = format!("{}:{}", self.name, self.reductions);
+        let vector = vector(shape.bytes / 8, self.reductions);
+        let (first, last) = (vector[0], vector[vector.len() - 1]);
+        let input: Arc<[u8]> = self.order.with_vector(&vector)?.into();
+        let before = Instant::now();
+        for added in 1..=i64::from(shape.invocations) {
+            let answer = self.client.invoke(self.add, Arc::clone(&input))?;
+            let expected = [first * added, last * added].map(i64::to_le_bytes).concat();
+            ensure!(
+                *answer == *expected,
+                "wrong answer: after {added} vectors of {} B first or last element are not their sum",
+                shape.bytes
+            );
+        }
+        let time_ns = nanoseconds(before, Instant::now());
+        let mut sum = vec![0; shape.bytes];
+        let got = self.redis.get(&self.order.key, &mut sum)?;
+        let times = i64::from(shape.invocations);
+        let is_sum =
+            sum.as_chunks::<8>().0.iter().zip(&vector).all(|(sum, one)| i64::from_le_bytes(*sum) == one * times);
+        ensure!(
+            got == Some(shape.bytes) && is_sum,
+            "wrong result: the accumulator of {} B is not {times} times the vector",
+            shape.bytes
+        );
+        self.redis.delete(&self.order.key)?;
+        Ok(time_ns)
+    }
+}
+
+/// Another one for each reduction, of small numbers of both signs.
+fn vector(elements: usize, reduction: u64) -> Vec<i64> {
+    let mut number = reduction;
+    let mut next = || {
+        number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        number.cast_signed() >> 32
+    };
+    (0..elements).map(|_| next()).collect()
+}
+
+pub(crate) fn run(args: &StateArgs) -> Result<()> {
+    let plan = Plan {
+        repetitions: args.repetitions as usize,
+        runs: args.runs as usize,
+        run_limit: Duration::try_from_secs_f64(args.run_limit)?,
+    };
+    let cores = startup_cores()?;
+    let mut sink = RowSink::open(args.json.as_deref())?;
+    let ways: Vec<(Op, Wait)> = args.op.iter().flat_map(|&op| args.wait.iter().map(move |&wait| (op, wait))).collect();
+    let bar = progress(ways.len() as u64 * u64::from(args.runs));
+    let mut rows = Vec::new();
+    for (op, wait) in ways {
+        let skip = |why: &dyn fmt::Display| bar.suspend(|| eprintln!("skipped: state {op}, {wait}: {why}"));
+        let placement = match Placement::of(wait, &cores) {
+            Ok(placement) => placement,
+            Err(error) => {
+                skip(&error);
+                continue;
+            }
+        };
+        let way = Way { peer: args.peer, op, wait, placement };
+        bar.set_message(way.to_string());
+        let Some(measured) = measure(way, args, &plan, &bar).with_context(|| way.to_string())? else {
+            skip(&redis::NEEDED);
+            continue;
+        };
+        for row in measured {
+            let row = judge(row);
+            sink.write(&row)?;
+            rows.push(row);
+        }
+    }
+    bar.finish_and_clear();
+    if args.json.as_deref().is_none_or(|path| path.as_os_str() != "-") {
+        println!("{}", table::render(&rows));
+    }
+    Ok(())
+}
+
+/// The rows of a way, a shape each; `None` where something is not installed.
+fn measure(way: Way, args: &StateArgs, plan: &Plan, bar: &ProgressBar) -> Result<Option<Vec<Row>>> {
+    let shapes = way.shapes(args);
+    let bytes_max = shapes.iter().map(|shape| shape.bytes).max().unwrap_or(BYTES_MIN);
+    let mut cells: Vec<Paired> = Vec::new();
+    let mut common = Row::default();
+    for _ in 0..plan.runs {
+        let Some(mut store) = Store::start(way, &args.redis)? else { return Ok(None) };
+        common = way.row(&store);
+        let mut floor = Pair::open(channel::Channel::Tcp, way.wait, way.placement, bytes_max)?;
+        for (at, &shape) in shapes.iter().enumerate() {
+            if cells.len() == at {
+                // What one trip takes is what N take, by N.
+                let floor_ns = warm_up(&mut floor, shape.bytes, 1)? * u64::from(shape.invocations);
+                let sample_ns = until_warm(|samples, samples_ns| store.samples(way, shape, 1, samples, samples_ns))?;
+                cells.push(Paired::new(shape.bytes, shape.invocations, sample_ns, floor_ns, plan));
+            }
+            cells[at].run(&mut floor, |warm_up, samples, samples_ns| {
+                store.samples(way, shape, warm_up, samples, samples_ns)
+            })?;
+        }
+        bar.inc(1);
+    }
+    let rows = cells.iter().zip(&shapes).map(|(cell, shape)| {
+        let row = cell.row(common.clone(), &floor_name(*shape));
+        Row { invocations: (way.op == Op::Reduce).then_some(shape.invocations), ..row }
+    });
+    Ok(Some(rows.collect()))
+}
+
+fn floor_name(shape: Shape) -> String {
+    match shape.invocations {
+        1 => "tcp".to_owned(),
+        invocations => format!("tcp, {invocations} in a row"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vectors_differ_and_their_sums_do_not_overflow() {
+        let [one, two] = [1, 2].map(|reduction| vector(1000, reduction));
+        assert!(one.iter().zip(&two).filter(|(one, two)| one == two).count() < 10);
+        assert!(one.iter().any(|&number| number < 0) && one.iter().any(|&number| number > 0));
+        assert!(one.iter().all(|number| number.checked_mul(INVOCATIONS_MAX).is_some()));
+    }
+}
