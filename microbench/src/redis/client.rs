@@ -1,7 +1,8 @@
 //! One connection to Redis: the commands that the experiments need, in RESP version 2 (redis.io, "Redis serialization protocol").
 //!
-//! Waits for answers as a wait mode says, as a floor's end does; the server itself always sleeps when it has nothing to do. A value is
-//! written from the caller's memory and read into it, without a copy of ours in between but for what comes with an answer's first bytes.
+//! Waits for answers as a wait mode says, as a floor's end does, but that it offers its core to others between two looks: the server has to
+//! run somewhere, and where two ends spin on two cores it would get one at the next tick only, 4 ms later. The server itself always sleeps
+//! when it has nothing to do. A value is written from the caller's memory and read into it, without a copy of ours in between but for what comes with an answer's first bytes.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -155,7 +156,8 @@ impl Connection {
         let mut left = &mut parts[..];
         while !left.is_empty() {
             let mut stream = &self.stream;
-            let sent = until_ready(self.wait, self.stream.as_fd(), PollFlags::OUT, || stream.write_vectored(left))?;
+            let sent =
+                until_ready(self.wait, self.stream.as_fd(), PollFlags::OUT, || or_yield(stream.write_vectored(left)))?;
             if sent == 0 {
                 return Err(io::Error::from(io::ErrorKind::WriteZero).into());
             }
@@ -182,7 +184,7 @@ impl Connection {
                 return Err(unexpected(&self.ahead[..40], "a line of at most 16 KiB"));
             }
             let (mut stream, room) = (&self.stream, &mut self.ahead[self.end..]);
-            let got = until_ready(self.wait, self.stream.as_fd(), PollFlags::IN, || stream.read(room))?;
+            let got = until_ready(self.wait, self.stream.as_fd(), PollFlags::IN, || or_yield(stream.read(room)))?;
             self.end += something(got)?;
         }
     }
@@ -209,7 +211,7 @@ impl Connection {
             let rest_bytes = rest.len();
             // The line end behind the value comes in the same read.
             let got = until_ready(self.wait, self.stream.as_fd(), PollFlags::IN, || {
-                stream.read_vectored(&mut [IoSliceMut::new(rest), IoSliceMut::new(ahead)])
+                or_yield(stream.read_vectored(&mut [IoSliceMut::new(rest), IoSliceMut::new(ahead)]))
             })?;
             let of_value = something(got)?.min(rest_bytes);
             filled += of_value;
@@ -220,6 +222,14 @@ impl Connection {
             other => Err(unexpected(other, "the end of a value")),
         }
     }
+}
+
+/// What a look gave; when it gave nothing, whoever waits for this core has it first.
+fn or_yield<T>(looked: io::Result<T>) -> io::Result<T> {
+    if matches!(&looked, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+        rustix::thread::sched_yield();
+    }
+    looked
 }
 
 /// So many bytes, unless the other side has closed.
