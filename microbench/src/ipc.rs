@@ -15,24 +15,20 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use indicatif::ProgressBar;
 
 use crate::channel::{self, Pair};
 use crate::end::Block;
-use crate::floors::{progress, warm_up};
-use crate::owed::judge;
-use crate::paired::Paired;
-use crate::placement::{Placement, Wait, startup_cores};
-use crate::plan::Plan;
+use crate::floors::warm_up;
+use crate::paired::{self, Measured, Paired};
+use crate::placement::{Placement, Wait};
+use crate::plan::{Plan, PlanArgs};
 use crate::redis::{self, Host, Pace, RedisArgs, RedisPair};
 use crate::remote::until_warm;
-use crate::row::{Row, RowSink};
+use crate::row::Row;
 use crate::size::Size;
-use crate::table;
 
 /// How messages travel.
 #[derive(Copy, Clone, Debug, Eq, PartialEq, clap::ValueEnum)]
@@ -66,15 +62,8 @@ pub(crate) struct IpcArgs {
     /// Message sizes.
     #[arg(long, value_delimiter = ',', default_value = SIZES)]
     sizes: Vec<Size>,
-    /// Samples of one run of one cell.
-    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
-    repetitions: u32,
-    /// Runs of each cell; the spread between them is reported.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
-    runs: u32,
-    /// Seconds after which a run of a cell has enough samples.
-    #[arg(long, default_value_t = 0.5)]
-    run_limit: f64,
+    #[command(flatten)]
+    plan: PlanArgs,
     #[command(flatten)]
     redis: RedisArgs,
     /// Also write one JSON object per row to FILE; `-` writes them to standard output instead of the table.
@@ -143,52 +132,20 @@ impl Exchange {
 }
 
 pub(crate) fn run(args: &IpcArgs) -> Result<()> {
-    let plan = Plan {
-        repetitions: args.repetitions as usize,
-        runs: args.runs as usize,
-        run_limit: Duration::try_from_secs_f64(args.run_limit)?,
-    };
-    let cores = startup_cores()?;
-    let mut sink = RowSink::open(args.json.as_deref())?;
-    let ways: Vec<(Via, Wait)> =
-        args.via.iter().flat_map(|&via| args.wait.iter().map(move |&wait| (via, wait))).collect();
-    let bar = progress(ways.len() as u64 * u64::from(args.runs));
-    let mut rows = Vec::new();
-    for (via, wait) in ways {
-        let skip = |why: &dyn fmt::Display| bar.suspend(|| eprintln!("skipped: {via}, {wait}: {why}"));
-        let placement = match Placement::of(wait, &cores) {
-            Ok(placement) => placement,
-            Err(error) => {
-                skip(&error);
-                continue;
-            }
-        };
+    let plan = args.plan.plan()?;
+    paired::experiment(&args.via, &args.wait, args.json.as_deref(), |via, wait, placement| {
         let way = Way { via, wait, placement };
-        bar.set_message(way.to_string());
-        let Some(measured) = measure(way, args, &plan, &bar).with_context(|| way.to_string())? else {
-            skip(&redis::NEEDED);
-            continue;
-        };
-        for row in measured {
-            let row = judge(row);
-            sink.write(&row)?;
-            rows.push(row);
-        }
-    }
-    bar.finish_and_clear();
-    if args.json.as_deref().is_none_or(|path| path.as_os_str() != "-") {
-        println!("{}", table::render(&rows));
-    }
-    Ok(())
+        measure(way, args, &plan).with_context(|| way.to_string())
+    })
 }
 
-/// The rows of a way, a size each; `None` where something is not installed.
-fn measure(way: Way, args: &IpcArgs, plan: &Plan, bar: &ProgressBar) -> Result<Option<Vec<Row>>> {
+/// The rows of a way, a size each.
+fn measure(way: Way, args: &IpcArgs, plan: &Plan) -> Result<Measured> {
     let bytes_max = args.sizes.iter().map(|size| size.0).max().unwrap_or(crate::size::BYTES_MIN);
     let mut cells: Vec<Paired> = Vec::new();
     let mut common = Row::default();
     for _ in 0..plan.runs {
-        let Some(mut exchange) = Exchange::open(way, args)? else { return Ok(None) };
+        let Some(mut exchange) = Exchange::open(way, args)? else { return Ok(Measured::Skipped(redis::NEEDED)) };
         common = exchange.row(way);
         let mut floor = Pair::open(channel::Channel::Tcp, way.wait, way.placement, bytes_max)?;
         for (at, &Size(bytes)) in args.sizes.iter().enumerate() {
@@ -201,7 +158,6 @@ fn measure(way: Way, args: &IpcArgs, plan: &Plan, bar: &ProgressBar) -> Result<O
                 exchange.round_trips(bytes, warm_up, samples, samples_ns)
             })?;
         }
-        bar.inc(1);
     }
-    Ok(Some(cells.iter().map(|cell| cell.row(common.clone(), "tcp")).collect()))
+    Ok(Measured::Rows(cells.iter().map(|cell| cell.row(common.clone(), "tcp")).collect()))
 }

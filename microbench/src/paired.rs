@@ -1,19 +1,74 @@
-//! Something measured in turns with the floor it stands on, one size at a time: floor, samples, floor, samples, ...
+//! Something measured in turns with the floor it stands on, one size at a time: floor, samples, floor, samples, ... And the experiment
+//! made of such cells, for each kind of thing and wait mode.
+
+use std::fmt;
+use std::path::Path;
 
 use anyhow::Result;
 
 use crate::channel::Pair;
 use crate::end::Block;
-use crate::floors::DISTRIBUTION_BYTES_MAX;
+use crate::floors::{DISTRIBUTION_BYTES_MAX, progress};
+use crate::owed::judge;
+use crate::placement::{Placement, Wait, startup_cores};
 use crate::plan::{Plan, turn_warm_up};
 use crate::recorder::{Recorder, median};
-use crate::row::Row;
+use crate::row::{Row, RowSink};
+use crate::table;
 
 /// How often a run goes back and forth.
 const TURNS: usize = 8;
 
 /// Most samples taken, and not recorded, at the start of a turn.
 const TURN_WARM_UP_MAX: usize = 5_000;
+
+/// What came of a kind of thing in a wait mode.
+#[derive(Debug)]
+pub(crate) enum Measured {
+    Rows(Vec<Row>),
+    /// Not measured, and what it needs.
+    Skipped(&'static str),
+}
+
+/// Measures each kind in each wait mode, prints a table, and writes the rows to `json` as they come. What cannot be measured here is said
+/// on stderr, and skipped.
+///
+/// # Errors
+/// Those of `measure`, which ends the experiment; a file that cannot be written.
+pub(crate) fn experiment<K: Copy + fmt::Display>(
+    kinds: &[K],
+    waits: &[Wait],
+    json: Option<&Path>,
+    mut measure: impl FnMut(K, Wait, Placement) -> Result<Measured>,
+) -> Result<()> {
+    let cores = startup_cores()?;
+    let mut sink = RowSink::open(json)?;
+    let bar = progress((kinds.len() * waits.len()) as u64);
+    let mut rows = Vec::new();
+    for (&kind, &wait) in kinds.iter().flat_map(|kind| waits.iter().map(move |wait| (kind, wait))) {
+        bar.set_message(format!("{kind}, {wait}"));
+        let skip = |why: &dyn fmt::Display| bar.suspend(|| eprintln!("skipped: {kind}, {wait}: {why}"));
+        match Placement::of(wait, &cores) {
+            Err(error) => skip(&error),
+            Ok(placement) => match measure(kind, wait, placement)? {
+                Measured::Skipped(why) => skip(&why),
+                Measured::Rows(measured) => {
+                    for row in measured {
+                        let row = judge(row);
+                        sink.write(&row)?;
+                        rows.push(row);
+                    }
+                }
+            },
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    if json.is_none_or(|path| path.as_os_str() != "-") && !rows.is_empty() {
+        println!("{}", table::render(&rows));
+    }
+    Ok(())
+}
 
 /// One cell of an experiment, over all its runs.
 #[derive(Debug)]

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use anyhow::Result;
+use clap::Args;
+
 /// Never fewer samples than this, however slow they are: the paper's own count.
 pub(crate) const SAMPLES_MIN: usize = 100;
 
@@ -15,6 +18,32 @@ const TURN_WARM_UP: Duration = Duration::from_millis(2);
 pub(crate) fn turn_warm_up(call_ns: u64, most: usize) -> usize {
     let calls = TURN_WARM_UP.as_nanos() / u128::from(call_ns.max(1));
     usize::try_from(calls).unwrap_or(usize::MAX).clamp(2, most)
+}
+
+/// How many samples a command takes, as it is asked.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct PlanArgs {
+    /// Samples of one run of one cell.
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    repetitions: u32,
+    /// Runs of each cell; the spread between them is reported.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    runs: u32,
+    /// Seconds after which a run of a cell has enough samples.
+    #[arg(long, default_value_t = 0.5)]
+    run_limit: f64,
+}
+
+impl PlanArgs {
+    /// # Errors
+    /// The limit is no time.
+    pub(crate) fn plan(&self) -> Result<Plan> {
+        Ok(Plan {
+            repetitions: self.repetitions as usize,
+            runs: self.runs as usize,
+            run_limit: Duration::try_from_secs_f64(self.run_limit)?,
+        })
+    }
 }
 
 #[derive(Copy, Clone, Debug)]

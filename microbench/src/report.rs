@@ -3,6 +3,9 @@
 //! Writes `report.html` (self-contained), `report.md` with its SVG files, CSVs in the published columns,
 //! `rows.jsonl` (everything measured) and `machine.json`. No file names a directory of the machine it was made on.
 
+mod ipc;
+mod state;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -56,6 +59,8 @@ pub(crate) fn run(args: &ReportArgs) -> Result<()> {
     for (file, is_part) in [
         ("ipc_microbenchmark.csv", (|row| row.experiment == "floor") as fn(&Row) -> bool),
         ("invocations.csv", |row| row.experiment.starts_with("invocation")),
+        ("ipc.csv", |row| row.experiment == "ipc"),
+        ("state.csv", |row| row.experiment == "state"),
     ] {
         let mut text = published::COLUMNS.to_owned() + "\n";
         for row in rows.iter().filter(|row| is_part(row)) {
@@ -79,6 +84,8 @@ fn compose(rows: &[Row], machine: &Machine) -> Result<Page> {
     sections.extend(remote(rows)?);
     sections.extend(beside(rows)?);
     sections.extend(loads(rows)?);
+    sections.extend(ipc::sections(rows)?);
+    sections.extend(state::sections(rows)?);
     sections.extend(ratios(rows)?);
     sections.extend(paper_convention(rows));
     sections.extend(floors(rows)?);
@@ -532,7 +539,10 @@ fn every_row(rows: &[Row]) -> Section {
         table: Some(rows_table(
             rows.iter()
                 .filter(|row| {
-                    !matches!(row.experiment.as_str(), "floor" | "peer" | "beside_peer" | "reactors" | "load")
+                    !matches!(
+                        row.experiment.as_str(),
+                        "floor" | "peer" | "beside_peer" | "reactors" | "load" | "ipc" | "state"
+                    )
                 })
                 .filter(|row| !row.experiment.contains("r100")),
         )),

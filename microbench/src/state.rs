@@ -19,27 +19,24 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use indicatif::ProgressBar;
 use praas_dataplane::Client;
 use praas_dataplane::client::RemoteFunction;
 
 use crate::channel::{self, Pair};
 use crate::end::{is_stamped, nanoseconds, stamp};
-use crate::floors::{progress, warm_up};
-use crate::owed::judge;
-use crate::paired::Paired;
-use crate::placement::{Placement, Wait, pin, startup_cores};
-use crate::plan::Plan;
+use crate::floors::warm_up;
+use crate::paired::{self, Measured, Paired};
+use crate::placement::{Placement, Wait, pin};
+use crate::plan::{Plan, PlanArgs};
 use crate::redis::{self, Connection, Host, RedisArgs, ReduceOrder, unique_key};
 use crate::remote::until_warm;
-use crate::row::{Row, RowSink};
+use crate::row::Row;
 use crate::size::{BYTES_MAX, BYTES_MIN, Size};
 use crate::subject::{Channel, Setup, Subject};
-use crate::table;
 use crate::worker::REDUCE_REDIS;
 
 /// Sizes of values: the published ones of messages.
@@ -101,15 +98,8 @@ pub(crate) struct StateArgs {
     #[arg(long, value_delimiter = ',', default_value = "10,100,1000,10000,100000",
           value_parser = clap::value_parser!(u32).range(1..=(BYTES_MAX / 8) as i64))]
     elements: Vec<u32>,
-    /// Samples of one run of one cell.
-    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
-    repetitions: u32,
-    /// Runs of each cell; the spread between them is reported.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
-    runs: u32,
-    /// Seconds after which a run of a cell has enough samples.
-    #[arg(long, default_value_t = 0.5)]
-    run_limit: f64,
+    #[command(flatten)]
+    plan: PlanArgs,
     #[command(flatten)]
     redis: RedisArgs,
     /// Also write one JSON object per row to FILE; `-` writes them to standard output instead of the table.
@@ -382,52 +372,21 @@ fn vector(elements: usize, reduction: u64) -> Vec<i64> {
 }
 
 pub(crate) fn run(args: &StateArgs) -> Result<()> {
-    let plan = Plan {
-        repetitions: args.repetitions as usize,
-        runs: args.runs as usize,
-        run_limit: Duration::try_from_secs_f64(args.run_limit)?,
-    };
-    let cores = startup_cores()?;
-    let mut sink = RowSink::open(args.json.as_deref())?;
-    let ways: Vec<(Op, Wait)> = args.op.iter().flat_map(|&op| args.wait.iter().map(move |&wait| (op, wait))).collect();
-    let bar = progress(ways.len() as u64 * u64::from(args.runs));
-    let mut rows = Vec::new();
-    for (op, wait) in ways {
-        let skip = |why: &dyn fmt::Display| bar.suspend(|| eprintln!("skipped: state {op}, {wait}: {why}"));
-        let placement = match Placement::of(wait, &cores) {
-            Ok(placement) => placement,
-            Err(error) => {
-                skip(&error);
-                continue;
-            }
-        };
+    let plan = args.plan.plan()?;
+    paired::experiment(&args.op, &args.wait, args.json.as_deref(), |op, wait, placement| {
         let way = Way { peer: args.peer, op, wait, placement };
-        bar.set_message(way.to_string());
-        let Some(measured) = measure(way, args, &plan, &bar).with_context(|| way.to_string())? else {
-            skip(&redis::NEEDED);
-            continue;
-        };
-        for row in measured {
-            let row = judge(row);
-            sink.write(&row)?;
-            rows.push(row);
-        }
-    }
-    bar.finish_and_clear();
-    if args.json.as_deref().is_none_or(|path| path.as_os_str() != "-") {
-        println!("{}", table::render(&rows));
-    }
-    Ok(())
+        measure(way, args, &plan).with_context(|| way.to_string())
+    })
 }
 
-/// The rows of a way, a shape each; `None` where something is not installed.
-fn measure(way: Way, args: &StateArgs, plan: &Plan, bar: &ProgressBar) -> Result<Option<Vec<Row>>> {
+/// The rows of a way, a shape each.
+fn measure(way: Way, args: &StateArgs, plan: &Plan) -> Result<Measured> {
     let shapes = way.shapes(args);
     let bytes_max = shapes.iter().map(|shape| shape.bytes).max().unwrap_or(BYTES_MIN);
     let mut cells: Vec<Paired> = Vec::new();
     let mut common = Row::default();
     for _ in 0..plan.runs {
-        let Some(mut store) = Store::start(way, &args.redis)? else { return Ok(None) };
+        let Some(mut store) = Store::start(way, &args.redis)? else { return Ok(Measured::Skipped(redis::NEEDED)) };
         common = way.row(&store);
         let mut floor = Pair::open(channel::Channel::Tcp, way.wait, way.placement, bytes_max)?;
         for (at, &shape) in shapes.iter().enumerate() {
@@ -441,13 +400,12 @@ fn measure(way: Way, args: &StateArgs, plan: &Plan, bar: &ProgressBar) -> Result
                 store.samples(way, shape, warm_up, samples, samples_ns)
             })?;
         }
-        bar.inc(1);
     }
     let rows = cells.iter().zip(&shapes).map(|(cell, shape)| {
         let row = cell.row(common.clone(), &floor_name(*shape));
         Row { invocations: (way.op == Op::Reduce).then_some(shape.invocations), ..row }
     });
-    Ok(Some(rows.collect()))
+    Ok(Measured::Rows(rows.collect()))
 }
 
 fn floor_name(shape: Shape) -> String {
