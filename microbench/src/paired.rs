@@ -76,7 +76,9 @@ pub(crate) struct Paired {
     bytes: usize,
     /// Round trips of the floor that one sample stands on.
     trips_per_sample: u32,
+    /// What a sample takes once warm, of the thing measured and of its floor.
     sample_ns: u64,
+    floor_ns: u64,
     /// Samples per turn, of the thing measured and of its floor.
     samples: usize,
     floor_samples: usize,
@@ -93,6 +95,7 @@ impl Paired {
             bytes,
             trips_per_sample,
             sample_ns,
+            floor_ns,
             samples: plan.samples(sample_ns).div_ceil(TURNS),
             floor_samples: plan.samples(floor_ns).div_ceil(TURNS),
             recorder: Recorder::new(),
@@ -109,10 +112,13 @@ impl Paired {
         mut take: impl FnMut(usize, usize, &mut Vec<u64>) -> Result<()>,
     ) -> Result<()> {
         let (mut samples_ns, mut floor_ns) = (Vec::new(), Vec::new());
+        let (bytes, trips_per_sample) = (self.bytes, self.trips_per_sample);
+        let of_floor = |samples: usize| Block { bytes, samples, trips_per_sample };
         for _ in 0..TURNS {
             let (floor_start, start) = (floor_ns.len(), samples_ns.len());
-            let (bytes, trips_per_sample) = (self.bytes, self.trips_per_sample);
-            floor.run(Block { bytes, samples: self.floor_samples, trips_per_sample }, &mut floor_ns)?;
+            // Where few samples are asked for, cold ones would be most of the floor's.
+            floor.run(of_floor(turn_warm_up(self.floor_ns, TURN_WARM_UP_MAX)), &mut Vec::new())?;
+            floor.run(of_floor(self.floor_samples), &mut floor_ns)?;
             take(turn_warm_up(self.sample_ns, TURN_WARM_UP_MAX), self.samples, &mut samples_ns)?;
             // Copies: the order of the samples is theirs.
             let floor_median_ns = median(&mut floor_ns[floor_start..].to_vec());

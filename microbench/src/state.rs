@@ -14,7 +14,8 @@
 //! Baseline  a raw TCP round trip of the same size in the same wait mode, for `reduce` N of them in a row. An echo carries its bytes both
 //!           ways, a value put or got goes one way: long ones may take less than their floor.
 //! Redis     GET and SET of a client; of `reduce` GET, add, SET inside the function, which has a connection of its own. Redis sleeps when
-//!           it has nothing to do, in every wait mode.
+//!           it has nothing to do, in every wait mode. A reduction has four parties (client, controller, worker, Redis): where there are
+//!           fewer cores, `latency` measures how often a tick takes one from a spinner; look at `efficient`.
 
 use std::fmt;
 use std::path::PathBuf;

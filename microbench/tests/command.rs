@@ -246,12 +246,213 @@ fn b3_silent_connections_have_a_price_each_and_a_busy_one_beside_them() {
     assert!(rows[2]["floor"] == "without them" && rows[2]["ratio_p50"].as_f64() > Some(0.0));
 }
 
+/// Whether `praas-bench` can start a Redis of its own here; says so when not.
+fn has_redis() -> bool {
+    let found = Command::new("redis-server").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let found = found.is_ok_and(|status| status.success());
+    if !found {
+        println!("skipped: needs redis-server");
+    }
+    found
+}
+
+/// B2, B3: messages and state over Redis, each row beside its floor, and a report of them beside the published ones.
+#[test]
+fn b2_b3_messages_and_state_over_redis_are_checked_and_stand_beside_their_floors_and_the_published() {
+    if !has_redis() {
+        return;
+    }
+    let folder = scratch("redis");
+    let brief = ["--wait", "efficient", "--repetitions", "20", "--runs", "2", "--run-limit", "0.01"];
+    let ipc = ["ipc", "--via", "redis-poll,redis-block", "--sizes", "10,100KiB"];
+    let (rows, _) = rows_of(&[&ipc[..], &brief[..]].concat());
+    assert_eq!(rows.len(), 2 * 2);
+    for row in &rows {
+        assert!(row["experiment"] == "ipc" && row["op"] == "send_recv" && row["floor"] == "tcp", "{row}");
+        assert!(row["count"].as_u64() >= Some(40) && row["ratio_p50"].as_f64() > Some(0.0) && row["runs"] == 2);
+        // As published, small messages are mostly pauses; somebody who is told needs none.
+        let paused = row["p50_us"].as_f64() >= Some(1000.0);
+        assert!(row["payload_bytes"] != 10 || paused == (row["via"] == "redis-poll"), "{row}");
+    }
+    let state = ["state", "--peer", "redis", "--sizes", "10,100KiB", "--invocations", "1,10", "--elements", "10,1000"];
+    let (state, _) = rows_of(&[&state[..], &brief[..]].concat());
+    assert_eq!(state.len(), 2 + 2 + 2 * 2);
+    for row in &state {
+        assert!(
+            row["experiment"] == "state" && row["peer"] == "redis" && row["ratio_p50"].as_f64() > Some(0.0),
+            "{row}"
+        );
+    }
+    let reductions: Vec<_> = state.iter().filter(|row| row["op"] == "reduce").collect();
+    let cells: Vec<_> =
+        reductions.iter().map(|row| (row["payload_bytes"].as_u64(), row["invocations"].as_u64())).collect();
+    assert_eq!(cells, [(80, 1), (80, 10), (8000, 1), (8000, 10)].map(|(bytes, n)| (Some(bytes), Some(n))));
+
+    let file = folder.join("rows.jsonl");
+    let lines: Vec<String> = rows.iter().chain(&state).map(ToString::to_string).collect();
+    std::fs::write(&file, lines.join("\n")).expect("rows");
+    let out = folder.join("out");
+    let done = bench(&["report", "--rows", file.to_str().expect("UTF-8"), "--out", out.to_str().expect("UTF-8")]);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let page = std::fs::read_to_string(out.join("report.md")).expect("report.md");
+    for said in ["published: praas_put_get", "published: praas_state", "slept for 1, 2, 3", "redis on EC2"] {
+        assert!(page.contains(said), "{said}");
+    }
+    for (file, lines) in [("ipc.csv", 1 + 4), ("state.csv", 1 + 8)] {
+        assert_eq!(std::fs::read_to_string(out.join(file)).expect(file).lines().count(), lines, "{file}");
+    }
+    std::fs::remove_dir_all(folder).expect("cleaned up");
+}
+
+#[test]
+fn without_redis_what_needs_it_is_skipped_and_says_so() {
+    for experiment in [&["ipc", "--wait", "efficient"][..], &["state", "--peer", "redis", "--wait", "efficient"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_praas-bench"));
+        let done = command.args(experiment).args(["--json", "-"]).env("PATH", "").output().expect("praas-bench runs");
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(done.status.success() && done.stdout.is_empty(), "{said}");
+        assert!(
+            said.lines().all(|line| line.starts_with("skipped: ") && line.contains("needs redis-server")),
+            "{said}"
+        );
+    }
+}
+
+/// A Redis that somebody else runs, for a test.
+struct SomebodysRedis {
+    server: std::process::Child,
+    port: u16,
+}
+
+impl SomebodysRedis {
+    fn start() -> Self {
+        let port =
+            std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port").port();
+        let mut command = Command::new("redis-server");
+        command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+        let server = command.current_dir(std::env::temp_dir()).stdout(Stdio::null()).spawn().expect("redis-server");
+        let redis = Self { server, port };
+        let until = Instant::now() + Duration::from_secs(10);
+        while redis.ask("PING").is_none() {
+            assert!(Instant::now() < until, "redis-server does not answer");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        redis
+    }
+
+    /// The first line of its answer.
+    fn ask(&self, command: &str) -> Option<String> {
+        use std::io::{BufRead, Write};
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", self.port)).ok()?;
+        write!(stream, "{command}\r\n").ok()?;
+        let mut line = String::new();
+        std::io::BufReader::new(stream).read_line(&mut line).ok()?;
+        (!line.is_empty()).then(|| line.trim().to_owned())
+    }
+}
+
+impl Drop for SomebodysRedis {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+#[test]
+fn somebody_elses_redis_is_used_as_it_is_and_finds_nothing_of_ours_afterwards() {
+    if !has_redis() {
+        return;
+    }
+    let redis = SomebodysRedis::start();
+    assert_eq!(redis.ask("SET theirs kept").as_deref(), Some("+OK"));
+    let there = format!("127.0.0.1:{}", redis.port);
+    let brief = ["--wait", "efficient", "--repetitions", "10", "--runs", "1", "--run-limit", "0.01", "--redis", &there];
+    let (ipc, _) = rows_of(&[&["ipc", "--sizes", "10"], &brief[..]].concat());
+    let state = ["state", "--peer", "redis", "--sizes", "10", "--invocations", "2", "--elements", "10"];
+    let (state, _) = rows_of(&[&state[..], &brief[..]].concat());
+    for row in ipc.iter().chain(&state) {
+        assert!(row["placement"].as_str().is_some_and(|text| text.ends_with("Redis where it was")), "{row}");
+    }
+    assert_eq!(redis.ask("DBSIZE").as_deref(), Some(":1"));
+    let nowhere = bench(&["ipc", "--redis", "nowhere"]);
+    let said = String::from_utf8_lossy(&nowhere.stderr).into_owned();
+    assert!(nowhere.status.code() == Some(1) && said.contains("write HOST:PORT"), "{said}");
+}
+
+/// The pid of the child of a running benchmark that has this name, once there is one.
+fn child_named(bench: &std::process::Child, name: &str) -> String {
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", bench.id())).unwrap_or_default();
+        let named =
+            |pid: &&str| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name);
+        if let Some(pid) = children.split_whitespace().find(named) {
+            return pid.to_owned();
+        }
+        assert!(Instant::now() < until, "no {name}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn is_gone_within(pid: &str, patience: Duration) -> bool {
+    let until = Instant::now() + patience;
+    loop {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        if stat.is_empty() || stat.contains(") Z ") {
+            return true;
+        }
+        if Instant::now() > until {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A benchmark of messages that goes on for minutes, once its Redis and its second process are there.
+fn long_exchange() -> (std::process::Child, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_praas-bench"));
+    command.args(["ipc", "--via", "redis-block", "--wait", "efficient", "--sizes", "10", "--run-limit", "60"]);
+    let bench = command.args(["--repetitions", "10000000"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+    let bench = bench.expect("praas-bench runs");
+    let redis = child_named(&bench, "redis-server");
+    child_named(&bench, "praas-bench");
+    std::thread::sleep(Duration::from_millis(300));
+    (bench, redis)
+}
+
+#[test]
+fn a_benchmark_that_is_killed_leaves_no_redis_behind() {
+    if !has_redis() {
+        return;
+    }
+    let (mut bench, redis) = long_exchange();
+    bench.kill().expect("SIGKILL");
+    bench.wait().expect("it ends");
+    assert!(is_gone_within(&redis, Duration::from_secs(10)), "redis-server outlives its benchmark");
+}
+
+#[test]
+fn a_redis_that_dies_is_an_error_and_no_silence() {
+    if !has_redis() {
+        return;
+    }
+    let (bench, redis) = long_exchange();
+    assert!(Command::new("kill").args(["-KILL", &redis]).status().expect("kill").success());
+    let done = bench.wait_with_output().expect("it ends");
+    assert_eq!(done.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(said.contains("error: "), "{said}");
+}
+
 #[test]
 fn wrong_usage_is_exit_code_2_and_says_what_to_write() {
     for (arguments, expected) in [
         (&["floors", "--sizes", "7"][..], "8 B"),
         (&["floors", "--sizes", "1GB"], "KiB or MiB"),
         (&["invoke", "--via", "pigeon"], "exchange"),
+        (&["ipc", "--via", "pigeon"], "redis-poll, redis-block"),
+        (&["state", "--peer", "paper"], "redis"),
+        (&["state", "--op", "reduce", "--elements", "0"], "1..="),
         (&["invoke", "--in-flight", "97"], "2 to 96"),
         (&["invoke", "--in-flight", "1"], "2 to 96"),
         (&["invoke", "--reactor", "steam"], "uring"),
