@@ -8,7 +8,7 @@ use crate::plot::{self, Kind, Series, Vertical};
 use crate::published::{self, Published};
 use crate::row::Row;
 use crate::size::Size;
-use crate::table::{self, microseconds, what};
+use crate::table::{microseconds, what};
 
 /// Systems with a published reduction.
 const PUBLISHED: [&str; 3] = ["praas_state", "redis", "s3"];
@@ -105,8 +105,11 @@ fn of_reductions(rows: &[&Row]) -> Result<Vec<Section>> {
         Section {
             heading: "State: the reduction".to_owned(),
             paragraphs: vec![
-                "N invocations in a row, each adding a vector of E 64-bit numbers to the accumulator that is the state; a sample is all N. The \
-                 floor is as many raw TCP round trips of a vector. The result is checked after each sample."
+                "N invocations in a row, each adding a vector of E 64-bit numbers to the accumulator that is the state; a sample is all N, \
+                 p50 in µs, with its ratio to the floor: as many raw TCP round trips of a vector. The result is checked after each sample."
+                    .to_owned(),
+                "Published: a client on EC2, a process on Fargate (one virtual CPU, 2 GB), Redis on EC2, a real network between all of them. \
+                 Known about it: the published function compared bytes with elements and zeroed its accumulator each time; ours adds."
                     .to_owned(),
             ],
             figure: Some(drawn),
@@ -114,17 +117,18 @@ fn of_reductions(rows: &[&Row]) -> Result<Vec<Section>> {
             ..Section::default()
         },
         Section {
-            paragraphs: vec![
-                "Published: a client on EC2, a process on Fargate (one virtual CPU, 2 GB), Redis on EC2, a real network between all of them. \
-                 Known about it: the published function compared bytes with elements and zeroed its accumulator each time; ours adds. The \
-                 measured cells in full:"
-                    .to_owned(),
-            ],
+            paragraphs: vec!["The measured cells in full:".to_owned()],
             table: Some(rows_table(rows.iter().copied())),
             folded: true,
             ..Section::default()
         },
     ])
+}
+
+/// p50 in µs and its ratio to the floor.
+fn with_ratio(row: &Row) -> String {
+    let ratio = row.ratio_p50.map(|ratio| format!(", {ratio:.2} x")).unwrap_or_default();
+    microseconds(row.times.p50_us) + &ratio
 }
 
 fn keeper(row: &Row) -> &str {
@@ -163,11 +167,7 @@ fn reduction_table(rows: &[&Row], published: &[Published]) -> Table {
                 (row.invocations, row.payload_bytes / 8) == (Some(invocations), elements) && &column(row) == label
             };
             let found = rows.iter().find(of_cell);
-            line.push(
-                found
-                    .map(|row| format!("{} ({})", table::microseconds(row.times.p50_us), row.ratio_text()))
-                    .unwrap_or_default(),
-            );
+            line.push(found.map(|row| with_ratio(row)).unwrap_or_default());
         }
         for system in PUBLISHED {
             let of_cell = |row: &&Published| {
@@ -214,7 +214,7 @@ mod tests {
             "published: praas_state, EC2-client->fargate-1vCPU-2GB",
             "compared bytes with elements and zeroed its accumulator",
             // N = 10, E = 10: ours, and the three published medians.
-            "| 250.0 (5.00 x) | 7494 | 15425 | 230968 |",
+            "| 250.0, 5.00 x | 7494 | 15425 | 230968 |",
             "(state_reduction.svg)",
         ] {
             assert!(text.contains(said), "{said}: {text}");
