@@ -418,7 +418,49 @@ fn floor_name(shape: Shape) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
     use super::*;
+
+    /// A client of something that answers so, one answer a command.
+    fn values(answers: Vec<&'static [u8]>) -> Values {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            for answer in answers {
+                let _ = stream.read(&mut [0; 4096]).unwrap();
+                stream.write_all(answer).unwrap();
+            }
+        });
+        let redis = Connection::open(address, Wait::Efficient).unwrap();
+        Values { redis, key: "k".into(), value: Vec::new(), room: Vec::new(), sequence: 0 }
+    }
+
+    /// B2: a value that is not the one that was put fails the run.
+    #[test]
+    fn b2_a_wrong_value_fails_the_run_whether_it_was_put_or_got() {
+        let right: &[u8] = b"$10\r\n\x01\0\0\0\0\0\0\0\xA5\x01\r\n";
+        let mut samples_ns = Vec::new();
+        values(vec![b"+OK\r\n", right, b":1\r\n"]).get(10, 0, 1, &mut samples_ns).unwrap();
+        values(vec![b"+OK\r\n", right, b":1\r\n"]).put(10, 0, 1, &mut samples_ns).unwrap();
+        assert_eq!(samples_ns.len(), 2);
+        for wrong in [
+            &b"$10\r\n\x02\0\0\0\0\0\0\0\xA5\x01\r\n"[..],
+            b"$10\r\n\x01\0\0\0\0\0\0\0\xA4\x01\r\n",
+            b"$9\r\n\x01\0\0\0\0\0\0\0\x01\r\n",
+            b"$-1\r\n",
+        ] {
+            let answers = || vec![&b"+OK\r\n"[..], wrong];
+            for failed in [
+                values(answers()).get(10, 0, 1, &mut samples_ns).unwrap_err(),
+                values(answers()).put(10, 0, 1, &mut samples_ns).unwrap_err(),
+            ] {
+                assert!(failed.to_string().starts_with("wrong answer"), "{failed}");
+            }
+        }
+    }
 
     #[test]
     fn vectors_differ_and_their_sums_do_not_overflow() {

@@ -28,7 +28,7 @@ const CONNECT_MAX: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RedisError {
     /// The connection is of no use any more.
-    #[error("the connection to Redis: {0}")]
+    #[error(transparent)]
     Io(#[from] io::Error),
     /// It refused the command, in its words.
     #[error("Redis answers `{0}`")]
@@ -234,7 +234,7 @@ fn or_yield<T>(looked: io::Result<T>) -> io::Result<T> {
 
 /// So many bytes, unless the other side has closed.
 fn something(got: usize) -> io::Result<usize> {
-    if got == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(got) }
+    if got == 0 { Err(io::Error::new(io::ErrorKind::UnexpectedEof, "Redis closed the connection")) } else { Ok(got) }
 }
 
 fn unexpected(answer: &[u8], wanted: &'static str) -> RedisError {
