@@ -267,6 +267,31 @@ fn s7_state_outlives_the_worker_that_wrote_it() {
     });
 }
 
+/// W1, S4: the controller ended when an object was let go of whose writer had died before, and whose number nobody had taken since.
+#[test]
+fn w1_s4_what_a_dead_worker_wrote_is_let_go_of_after_its_death() {
+    let (process, mut client) = Mode(Ipc::Ring, false).start(2, &[]);
+    // The first worker sleeps, so that the other one writes; the first one is asked to hold it.
+    let asleep = client.submit("sleep", b"300").unwrap();
+    ask(&mut client, "put", &[b"k", &[1; 1000]]);
+    client.wait(asleep).unwrap();
+    let holder: u32 = String::from_utf8_lossy(&client.invoke("hold", b"k").unwrap()).parse().unwrap();
+    ask(&mut client, "put", &[b"k", b"another"]);
+    let before = support::children(process.pid());
+    before.iter().filter(|pid| **pid != holder).for_each(|pid| signal(*pid, 9));
+    wait_until("it is replaced", PATIENCE, || {
+        let now = support::children(process.pid());
+        now.len() == 2 && now != before && now.iter().all(|pid| support::lives(*pid))
+    });
+    let all: Vec<_> = (0..4).map(|_| client.submit("let_go", b"").unwrap()).collect();
+    for call in all {
+        client.wait(call).unwrap();
+    }
+    // Longer than the longest pause between two looks.
+    std::thread::sleep(Duration::from_millis(1200));
+    assert_eq!(get(&mut client, b"k"), Some(b"another".to_vec()));
+}
+
 /// S11, X1: at every bound the writer is told, and nothing is lost.
 #[test]
 fn g8_at_the_bounds_of_the_state_the_writer_is_told_and_nothing_changes() {

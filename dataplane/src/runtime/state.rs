@@ -111,10 +111,10 @@ pub(super) fn limits(config: &ProcessConfig) -> wire::StateLimits {
 }
 
 impl Process {
-    /// Which life of its worker a seat is, counted from ours.
-    fn life_of(&self, worker: WorkerId) -> u32 {
-        let incarnation = self.seats[usize::from(worker)].as_ref().map_or(0, |seat| seat.incarnation);
-        u32::try_from(incarnation - self.incarnation).unwrap_or(u32::MAX)
+    /// Which life of its worker a seat is, counted from ours. `None`: nobody has it now.
+    fn life_of(&self, worker: WorkerId) -> Option<u32> {
+        let seat = self.seats[usize::from(worker)].as_ref()?;
+        Some(u32::try_from(seat.incarnation - self.incarnation).unwrap_or(u32::MAX))
     }
 
     pub(super) fn on_state(
@@ -208,7 +208,8 @@ impl Process {
         key.copy_from_slice(&object[object.len() - key.len()..]);
         let source = match bytes {
             Asked::Block(view) if !self.objects.isolate => {
-                Source::Lent { life: self.life_of(worker), block: *view.block() }
+                let life = self.life_of(worker).expect("a worker that speaks has a seat");
+                Source::Lent { life, block: *view.block() }
             }
             _ => Source::Copied(object),
         };
@@ -315,7 +316,7 @@ impl Process {
         let still = self.objects.state.has_retired();
         for (life, block) in released.drain(..) {
             let worker = block.owner.get();
-            if self.life_of(worker) == life {
+            if self.life_of(worker) == Some(life) {
                 self.send(worker, Descriptor::new(record::RELEASE, 0, 0, 0, Body::Block(block)), None);
             }
         }
