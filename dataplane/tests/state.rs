@@ -292,6 +292,20 @@ fn w1_s4_what_a_dead_worker_wrote_is_let_go_of_after_its_death() {
     assert_eq!(get(&mut client, b"k"), Some(b"another".to_vec()));
 }
 
+/// G4: who deleted thousands of another worker's objects got it killed as deaf when it was computing: each block's return is a record.
+#[test]
+fn g4_a_busy_worker_is_not_killed_when_others_delete_what_it_wrote() {
+    over_rings(|mode| {
+        let (process, mut client) = mode.start(2, &[]);
+        let busy = client.submit("put_many_and_sleep", Outgoing::from_args(&[b"6000", b"3000"])).unwrap();
+        wait_until("all are written", PATIENCE, || get(&mut client, b"written").is_some());
+        assert_eq!(ask(&mut client, "delete_many", &[b"6000"]), "6000", "{mode:?}");
+        let slept = client.wait(busy).unwrap_or_else(|error| panic!("{mode:?}: an innocent worker was harmed: {error}"));
+        assert_eq!(&*slept, b"slept");
+        assert_eq!(support::children(process.pid()).len(), 2);
+    });
+}
+
 /// S11, X1: at every bound the writer is told, and nothing is lost.
 #[test]
 fn g8_at_the_bounds_of_the_state_the_writer_is_told_and_nothing_changes() {

@@ -31,6 +31,8 @@ pub(crate) struct Seat {
     /// Oldest first: it answers them in this order.
     pub(crate) given: VecDeque<Given>,
     backlog: VecDeque<(Descriptor, Option<Heap>)>,
+    /// Blocks of objects that are its own again, to be said when there is room. As many as it wrote objects: its own memory bounds them.
+    returns: VecDeque<BlockRef>,
     /// Ring: something was sent since the bell was last rung.
     unrung: bool,
     /// Queue channel: the kernel said that there is something, and we have not seen the end of it.
@@ -102,6 +104,7 @@ impl Seat {
             cpu,
             given: VecDeque::new(),
             backlog: VecDeque::new(),
+            returns: VecDeque::new(),
             unrung: false,
             readable: true,
             key: None,
@@ -134,6 +137,13 @@ impl Seat {
         self.flush()
     }
 
+    /// Gives the worker a block of an object back, now or when it has read what it was sent before: somebody else may have deleted thousands
+    /// of its objects while it computes.
+    pub(crate) fn give_back(&mut self, block: BlockRef) -> Result<(), Deaf> {
+        self.returns.push_back(block);
+        self.flush()
+    }
+
     /// Records that wait.
     pub(crate) fn backlog(&self) -> usize {
         self.backlog.len()
@@ -141,7 +151,9 @@ impl Seat {
 
     /// Whether something waits to be sent.
     pub(crate) fn wants_flush(&self) -> bool {
-        !self.backlog.is_empty() || matches!(&self.channel, Channel::Queue { sender, .. } if sender.wants_write())
+        !self.backlog.is_empty()
+            || !self.returns.is_empty()
+            || matches!(&self.channel, Channel::Queue { sender, .. } if sender.wants_write())
     }
 
     /// Sends what waits, as far as there is room.
@@ -159,6 +171,14 @@ impl Seat {
                     }
                     self.unrung = true;
                     self.backlog.pop_front();
+                }
+                while let (true, Some(block)) = (self.backlog.is_empty(), self.returns.front()) {
+                    let release = Descriptor::new(record::RELEASE, 0, 0, 0, Body::Block(*block));
+                    if link.producer.try_send(&release).is_err() {
+                        break;
+                    }
+                    self.unrung = true;
+                    self.returns.pop_front();
                 }
             }
             // One message at a time, so that the count of records at its end is its own.

@@ -316,8 +316,11 @@ impl Process {
         let still = self.objects.state.has_retired();
         for (life, block) in released.drain(..) {
             let worker = block.owner.get();
-            if self.life_of(worker) == Some(life) {
-                self.send(worker, Descriptor::new(record::RELEASE, 0, 0, 0, Body::Block(block)), None);
+            if self.life_of(worker) == Some(life)
+                && let Some(seat) = &mut self.seats[usize::from(worker)]
+                && let Err(Deaf) = seat.give_back(block)
+            {
+                self.condemn(worker, Cause::Violation("it does not read its records"));
             }
         }
         self.released = released;

@@ -78,6 +78,23 @@ pub(crate) fn register(worker: Worker) -> Worker {
             answer(context.state().publish(draft))
         })
         .function("overwrite", overwrite)
+        .function("put_many_and_sleep", |context, input| {
+            // So many objects, and then for so many milliseconds no look at what the controller says.
+            let [count, ms] = arguments(&input)?;
+            for key in 0..number(count)? {
+                context.state().put(key.to_le_bytes(), b"one of many")?;
+            }
+            context.state().put(b"written", b"")?;
+            std::thread::sleep(Duration::from_millis(number(ms)?));
+            Ok(b"slept".into())
+        })
+        .function("delete_many", |context, input| {
+            let mut deleted = 0_u64;
+            for key in 0..number(key(&input)?)? {
+                deleted += u64::from(context.state().delete(key.to_le_bytes())?);
+            }
+            Ok(deleted.to_string().into())
+        })
         .function("increment", increment)
         .function("watch", watch)
         .function("hold", |context, input| {
