@@ -33,6 +33,8 @@ pub(crate) struct Seat {
     backlog: VecDeque<(Descriptor, Option<Heap>)>,
     /// Blocks of objects that are its own again, to be said when there is room. As many as it wrote objects: its own memory bounds them.
     returns: VecDeque<BlockRef>,
+    /// The text of the last answer about the state, lent to it until it asks again.
+    pub(crate) text: Option<BlockRef>,
     /// Ring: something was sent since the bell was last rung.
     unrung: bool,
     /// Queue channel: the kernel said that there is something, and we have not seen the end of it.
@@ -105,6 +107,7 @@ impl Seat {
             given: VecDeque::new(),
             backlog: VecDeque::new(),
             returns: VecDeque::new(),
+            text: None,
             unrung: false,
             readable: true,
             key: None,
@@ -142,6 +145,11 @@ impl Seat {
     pub(crate) fn give_back(&mut self, block: BlockRef) -> Result<(), Deaf> {
         self.returns.push_back(block);
         self.flush()
+    }
+
+    /// Whether an answer about the state still waits here: then it cannot have been waited for.
+    pub(crate) fn owes_answer(&self) -> bool {
+        self.backlog.iter().any(|(descriptor, _)| descriptor.kind() & record::KIND == record::ANSWER)
     }
 
     /// Records that wait.

@@ -127,6 +127,19 @@ impl Process {
         let op =
             StateOp::from_wire(descriptor.tag()).ok_or(Violation("a question about the state that there is not"))?;
         let (question, expected) = (descriptor.id(), descriptor.aux());
+        if self.shared.is_some() && matches!(op, StateOp::Get | StateOp::Keys) {
+            return Err(Violation("a question that it can answer itself"));
+        }
+        let Some(seat) = &mut self.seats[usize::from(worker)] else { return Ok(()) };
+        if seat.owes_answer() {
+            // Each may have to be copied for it: with a flood of them we would run out of memory.
+            return Err(Violation("asked about the state before it had read the last answer"));
+        }
+        if let (Some(text), Some(arena)) = (seat.text.take(), &mut self.store.arena) {
+            // It has been read, and may have been released.
+            let me = ParticipantId::new(worker).expect("workers have participant numbers");
+            let _ = arena.release(me, text.index, text.generation);
+        }
         let bytes = match (descriptor.body(), heap) {
             (Body::Block(block), _) => {
                 let own = ParticipantId::new(worker).expect("workers have participant numbers");
@@ -166,8 +179,11 @@ impl Process {
                 }
             }
             StateOp::Get => {
+                let mut key = [0; KEY_BYTES_MAX];
+                let key =
+                    copy_key(bytes.as_ref(), &mut key).ok_or(Violation("a key of no length that a key may have"))?;
                 let arena = arena_of(&mut self.objects.arena, &mut self.store.arena);
-                let looked = self.objects.state.look(bytes.as_ref(), arena);
+                let looked = self.objects.state.look(key, arena);
                 let fetched = looked.map_or((0, Vec::new()), |looked| {
                     let mut fetched = Vec::with_capacity(FETCHED_HEAD_BYTES + looked.bytes.len());
                     fetched.extend_from_slice(&looked.written_us.to_le_bytes());
@@ -227,6 +243,9 @@ impl Process {
         };
         let me = ParticipantId::new(worker).expect("workers have participant numbers");
         let (body, heap) = self.body_of_bytes(&bytes, me);
+        if let (Body::Block(block), Some(seat)) = (body, &mut self.seats[usize::from(worker)]) {
+            seat.text = Some(block);
+        }
         self.answer_question(worker, question, code, version, body, heap);
     }
 
@@ -235,6 +254,9 @@ impl Process {
         let owner =
             u8::try_from(tag).ok().and_then(ParticipantId::new).filter(|owner| *owner != ParticipantId::CONTROLLER);
         let owner = owner.ok_or(Violation("asked for a segment that there is not"))?;
+        if self.objects.isolate {
+            return Err(Violation("asked for a segment, when nobody reads another's"));
+        }
         let incarnation = self.incarnation.saturating_add(life);
         let lives = self.seats[owner.index()].as_ref().is_some_and(|seat| seat.incarnation == incarnation);
         let estate = u32::try_from(life).ok().and_then(|life| self.objects.estates.get_mut(&life));
