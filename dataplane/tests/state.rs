@@ -300,10 +300,36 @@ fn g4_a_busy_worker_is_not_killed_when_others_delete_what_it_wrote() {
         let busy = client.submit("put_many_and_sleep", Outgoing::from_args(&[b"6000", b"3000"])).unwrap();
         wait_until("all are written", PATIENCE, || get(&mut client, b"written").is_some());
         assert_eq!(ask(&mut client, "delete_many", &[b"6000"]), "6000", "{mode:?}");
-        let slept = client.wait(busy).unwrap_or_else(|error| panic!("{mode:?}: an innocent worker was harmed: {error}"));
+        let slept =
+            client.wait(busy).unwrap_or_else(|error| panic!("{mode:?}: an innocent worker was harmed: {error}"));
         assert_eq!(&*slept, b"slept");
         assert_eq!(support::children(process.pid()).len(), 2);
     });
+}
+
+/// X3: without a descriptor to hand a segment over the reader asked again for ever; and a dead worker's objects were lost to everybody.
+#[test]
+fn x3_s7_without_descriptors_a_reader_is_told_and_a_dead_workers_objects_stay() {
+    let (process, mut client) = Mode(Ipc::Ring, false).start(2, &["--deadline-ms=5000"]);
+    let asleep = client.submit("sleep", b"200").unwrap();
+    ask(&mut client, "put", &[b"k", &[7; 5000]]);
+    client.wait(asleep).unwrap();
+    let maximum = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    let limit = |count: u64| {
+        use rustix::process::{Pid, Resource, Rlimit, prlimit};
+        let pid = Pid::from_raw(i32::try_from(process.pid()).unwrap());
+        prlimit(pid, Resource::Nofile, Rlimit { current: Some(count), maximum }).unwrap().current.unwrap()
+    };
+    let many = limit(3);
+    let told = client.invoke("get", b"k").unwrap_err().to_string();
+    assert!(told.contains("no descriptors"), "{told}");
+    limit(many);
+    assert_eq!(get(&mut client, b"k"), Some(vec![7; 5000]));
+    limit(3);
+    support::children(process.pid()).into_iter().for_each(|pid| signal(pid, 9));
+    wait_until("they are buried", PATIENCE, || support::children(process.pid()).is_empty());
+    limit(many);
+    assert_eq!(get(&mut client, b"k"), Some(vec![7; 5000]), "after its worker's death");
 }
 
 /// S11, X1: at every bound the writer is told, and nothing is lost.

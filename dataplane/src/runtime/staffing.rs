@@ -182,7 +182,6 @@ impl Process {
         }
         self.seated.retain(|seated| *seated != worker);
         self.outlive(now, worker, cause, seat.connection());
-        self.keep_estate(now, worker, &seat);
         let begun = seat.had_begun();
         let me = ParticipantId::new(worker).expect("workers have participant numbers");
         self.outlive_mail(worker, &mut seat);
@@ -223,7 +222,7 @@ impl Process {
             self.start_error.get_or_insert(ProcessError::WorkerSilent { program: self.program(), how });
         }
         self.controller.died(now, worker, cause, begun, requests, mourners);
-        drop(seat);
+        self.keep_estate(now, worker, seat);
         self.strays_due_ns = now;
     }
 

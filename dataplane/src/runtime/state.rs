@@ -284,8 +284,8 @@ impl Process {
         Ok(())
     }
 
-    /// A worker is dead: what it left in its segment stays readable until it is moved.
-    pub(super) fn keep_estate(&mut self, now: u64, worker: WorkerId, seat: &Seat) {
+    /// A worker is dead: what it left in its segment stays readable until it is moved. No descriptor is needed for that: there may be none.
+    pub(super) fn keep_estate(&mut self, now: u64, worker: WorkerId, seat: Seat) {
         for estate in self.objects.estates.values_mut() {
             estate.known &= !(1 << worker);
         }
@@ -293,20 +293,9 @@ impl Process {
         if !self.objects.state.ended(life) {
             return;
         }
-        let Channel::Ring { file, segment, .. } = &seat.channel else { return };
-        let kept = file.try_clone().map(|file| Estate {
-            participant: worker,
-            incarnation: seat.incarnation,
-            file,
-            segment: Arc::clone(segment),
-            known: 0,
-        });
-        match kept {
-            Ok(estate) => drop(self.objects.estates.insert(life, estate)),
-            Err(error) => {
-                tracing::error!(worker, %error, "no descriptor to keep the state that it wrote readable for others")
-            }
-        }
+        let Channel::Ring { file, segment, .. } = seat.channel else { return };
+        let estate = Estate { participant: worker, incarnation: seat.incarnation, file, segment, known: 0 };
+        self.objects.estates.insert(life, estate);
         self.objects.adopt_due_ns = now;
     }
 

@@ -84,6 +84,7 @@ impl Session {
         if self.state.is_none() {
             return self.state_fetch(key);
         }
+        let mut missing = None;
         loop {
             let shared = self.state.as_ref().expect("checked above");
             let found = shared.index.get(&shared.pins, key).map_err(|PinsInUse| StateError::TooManyHeld)?;
@@ -102,12 +103,17 @@ impl Session {
                     return Err(StateError::Protocol { text: bad.to_string() });
                 }
                 None => {
-                    // Moved, when the segment is not there any more: then the index says so by now.
-                    let found = self.map_segment(place);
+                    // Moved, when the segment is not there any more: then the index says so by now. If it names the same one again,
+                    // the controller could not hand it over.
+                    let whose = Some((place.participant, place.life));
+                    let no_descriptors =
+                        || StateError::NoSpace { text: "no descriptors to map the memory it lies in".into() };
+                    let mapped = if missing == whose { Err(no_descriptors()) } else { self.map_segment(place) };
+                    missing = whose;
                     if let Some(shared) = &self.state {
                         shared.pins.unpin(pin);
                     }
-                    found?;
+                    mapped?;
                 }
             }
         }
