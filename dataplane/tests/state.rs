@@ -380,6 +380,15 @@ fn g8_a_full_arena_is_told_and_comes_back() {
     }
 }
 
+/// The old object's memory came back with the answer after the next one: three of 3 MB did not fit 8 MiB, two do.
+#[test]
+fn s4_an_object_of_a_third_of_the_arena_is_overwritten_again_and_again() {
+    over_rings(|mode| {
+        let (_process, mut client) = mode.start(1, &["--arena-bytes=8388608"]);
+        ask(&mut client, "overwrite", &[b"k", b"50", b"2700000"]);
+    });
+}
+
 /// The million objects of the issue are the bench's; here, that a table that grows and shrinks in use loses nobody.
 #[test]
 fn s1_thousands_of_objects_come_and_go() {

@@ -51,6 +51,15 @@ impl PinPage {
         self.pins[..extent].iter().any(|pin| pin.load(Ordering::Acquire) == version)
     }
 
+    /// Adds all versions that its owner reads, each word looked at once: however fast a liar changes them, no more than [`PINS_MAX`].
+    #[cfg_attr(loom, allow(dead_code, reason = "models look at single pins"))]
+    pub(crate) fn read(&self, versions: &mut Vec<u64>) {
+        // unpinned (acquire), as in `holds`.
+        let extent = usize::try_from(self.extent.load(Ordering::Acquire)).unwrap_or(PINS_MAX).min(PINS_MAX);
+        versions
+            .extend(self.pins[..extent].iter().map(|pin| pin.load(Ordering::Acquire)).filter(|version| *version != 0));
+    }
+
     #[cfg(test)]
     pub(crate) fn blank() -> Self {
         Self { extent: AtomicU64::new(0), pins: std::array::from_fn(|_| AtomicU64::new(0)) }
@@ -156,5 +165,8 @@ mod tests {
         page.extent.store(u64::MAX, Ordering::Relaxed);
         page.pins[PINS_MAX - 1].store(7, Ordering::Relaxed);
         assert!(page.holds(7) && !page.holds(8));
+        let mut versions = vec![1];
+        page.read(&mut versions);
+        assert_eq!(versions, [1, 7]);
     }
 }

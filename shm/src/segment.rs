@@ -677,6 +677,11 @@ impl PeerSegment {
         self.pins.holds(version)
     }
 
+    /// Adds the versions of all objects that its owner reads at this moment. A claim, and to be asked for as [`PeerSegment::pins`] is.
+    pub fn read_pins(&self, versions: &mut Vec<u64>) {
+        self.pins.read(versions);
+    }
+
     /// The bytes of a block that the owner lent us.
     ///
     /// They do not change until we hand the block back: that is the owner's promise, and the one thing about a peer that

@@ -33,6 +33,8 @@ pub(super) struct Objects {
     adopt_due_ns: u64,
     look_due_ns: u64,
     look_pause_ns: u64,
+    /// Empty between turns: versions that are read.
+    pinned: Vec<u64>,
     isolate: bool,
 }
 
@@ -73,6 +75,7 @@ impl Objects {
             adopt_due_ns: u64::MAX,
             look_due_ns: u64::MAX,
             look_pause_ns: LOOK_NS,
+            pinned: Vec::new(),
             isolate: config.isolate,
         })
     }
@@ -162,10 +165,8 @@ impl Process {
                     // Copied: its owner has it back.
                     self.send(worker, Descriptor::new(record::RELEASE, 0, 0, 0, Body::Block(*view.block())), None);
                 }
+                self.sweep_after_writing(now);
                 self.answer_state(worker, question, put.map(|version| (version, Vec::new())));
-                if self.objects.state.has_retired() {
-                    self.objects.look_due_ns = now;
-                }
             }
             StateOp::Delete => {
                 let mut key = [0; KEY_BYTES_MAX];
@@ -173,10 +174,8 @@ impl Process {
                     copy_key(bytes.as_ref(), &mut key).ok_or(Violation("a key of no length that a key may have"))?;
                 let arena = arena_of(&mut self.objects.arena, &mut self.store.arena);
                 let deleted = self.objects.state.delete(key, expected, arena);
+                self.sweep_after_writing(now);
                 self.answer_state(worker, question, deleted.map(|existed| (u64::from(existed), Vec::new())));
-                if self.objects.state.has_retired() {
-                    self.objects.look_due_ns = now;
-                }
             }
             StateOp::Get => {
                 let mut key = [0; KEY_BYTES_MAX];
@@ -302,29 +301,46 @@ impl Process {
     /// Gives back what nobody reads any more, and moves what dead workers left. A little at a time.
     pub(super) fn tend_state(&mut self, now: u64) {
         if now >= self.objects.look_due_ns {
-            self.sweep_state(now);
+            self.sweep_state();
+            let still = self.objects.state.has_retired();
+            let objects = &mut self.objects;
+            objects.look_pause_ns = if still { (objects.look_pause_ns * 2).min(LOOK_MAX_NS) } else { LOOK_NS };
+            objects.look_due_ns = if still { now + objects.look_pause_ns } else { u64::MAX };
         }
         if now >= self.objects.adopt_due_ns {
             self.adopt(now);
         }
     }
 
-    fn sweep_state(&mut self, now: u64) {
-        let arena = arena_of(&mut self.objects.arena, &mut self.store.arena);
+    /// Before the answer, so that who overwrites a large object has the old one's memory when it writes the next.
+    fn sweep_after_writing(&mut self, now: u64) {
+        self.sweep_state();
+        if self.objects.state.has_retired() {
+            self.objects.look_pause_ns = LOOK_NS;
+            self.objects.look_due_ns = self.objects.look_due_ns.min(now + LOOK_NS);
+        }
+    }
+
+    /// Gives back what nobody reads any more.
+    fn sweep_state(&mut self) {
+        if !self.objects.state.has_retired() {
+            return;
+        }
         // Whoever pinned an object before we replaced it is seen to have done so after this.
         fence_before_looking();
-        let (seats, seated) = (&self.seats, &self.seated);
-        let is_read = |version| {
-            let mut segments =
-                seated.iter().filter_map(|worker| match &seats[usize::from(*worker)].as_ref()?.channel {
-                    Channel::Ring { segment, .. } => Some(segment),
-                    _ => None,
-                });
-            segments.any(|segment| segment.pins(version))
-        };
+        let mut pinned = std::mem::take(&mut self.objects.pinned);
+        for worker in &self.seated {
+            if let Some(Seat { channel: Channel::Ring { segment, .. }, .. }) = &self.seats[usize::from(*worker)] {
+                segment.read_pins(&mut pinned);
+            }
+        }
+        pinned.sort_unstable();
         let mut released = std::mem::take(&mut self.released);
+        let arena = arena_of(&mut self.objects.arena, &mut self.store.arena);
+        let is_read = |version| pinned.binary_search(&version).is_ok();
         self.objects.state.sweep(arena, is_read, |life, block| released.push((life, block)));
-        let still = self.objects.state.has_retired();
+        pinned.clear();
+        self.objects.pinned = pinned;
         for (life, block) in released.drain(..) {
             let worker = block.owner.get();
             if self.life_of(worker) == Some(life)
@@ -335,9 +351,6 @@ impl Process {
             }
         }
         self.released = released;
-        let objects = &mut self.objects;
-        objects.look_pause_ns = if still { (objects.look_pause_ns * 2).min(LOOK_MAX_NS) } else { LOOK_NS };
-        objects.look_due_ns = if still { now + objects.look_pause_ns } else { u64::MAX };
     }
 
     /// One step of moving what dead workers left into our arena.
