@@ -13,12 +13,15 @@
 //!
 //! Orphans are copied into our arena one after the other ([`State::next_orphan`]), while everybody reads on.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use praas_shm::{Arena, BlockRef, Current, IndexWriter, KEY_BYTES_MAX, ParticipantId, Place};
+use praas_shm::{Arena, Block, BlockRef, Current, IndexWriter, KEY_BYTES_MAX, ParticipantId, Place};
 
 use crate::object::HEADER_BYTES;
 use crate::wire::state::WHATEVER;
+
+#[cfg(test)]
+mod tests;
 
 /// Entries looked at for an orphan before somebody else has a turn.
 const LOOKS_PER_TURN: u32 = 4096;
@@ -30,6 +33,8 @@ const ESTATES_MAX: usize = 64;
 pub(crate) struct Bounds {
     pub(crate) bytes_max: u64,
     pub(crate) object_bytes_max: u64,
+    /// Of our arena, for objects and keys: what is over is left for payloads, so that a full state stops no call.
+    pub(crate) own_bytes_max: u64,
 }
 
 /// Where the bytes of a new object are.
@@ -74,6 +79,7 @@ struct Held {
 /// Bytes that were current, and may still be read.
 #[derive(Debug, Clone, Copy)]
 struct Retired {
+    entry: u32,
     version: u64,
     object: Held,
     /// In our arena.
@@ -106,6 +112,8 @@ pub(crate) struct State {
     ledgers: Vec<(u32, u32)>,
     versions: u64,
     used_bytes: u64,
+    /// What objects and keys take of our arena, current or not.
+    own_bytes: u64,
     written_us: u64,
     retired: VecDeque<Retired>,
     /// Current objects of each life but our own.
@@ -123,6 +131,7 @@ impl State {
             ledgers: Vec::new(),
             versions: 0,
             used_bytes: 0,
+            own_bytes: 0,
             written_us: 0,
             retired: VecDeque::new(),
             objects: BTreeMap::new(),
@@ -163,7 +172,7 @@ impl State {
                 self.index.reserve().map_err(|full| Refused::NoSpace(full.to_string()))?;
                 // What is longer than an entry holds.
                 let long = put.key.len() > 24;
-                long.then(|| keep(put.key, arena)).transpose()?
+                long.then(|| self.keep(put.key, arena)).transpose()?
             }
         };
         let held = match put.source {
@@ -171,7 +180,7 @@ impl State {
             Source::Lent { .. } => Err(Refused::NoSpace(format!(
                 "objects of {ESTATES_MAX} workers that died are still to be moved, and there is no memory to move them to"
             ))),
-            Source::Copied(bytes) => keep(bytes, arena).map(|block| Held { life: 0, block }),
+            Source::Copied(bytes) => self.keep(bytes, arena).map(|block| Held { life: 0, block }),
         };
         let placed = held.and_then(|held| {
             let place = Place::new(held.block.owner, held.life.into(), held.block.offset);
@@ -183,7 +192,7 @@ impl State {
             Ok(placed) => placed,
             Err(refused) => {
                 if let Some(block) = key_block {
-                    free(block, arena);
+                    self.free(block, arena);
                 }
                 return Err(refused);
             }
@@ -252,7 +261,8 @@ impl State {
         !self.retired.is_empty()
     }
 
-    /// Lets go of what nobody reads: `is_read` is asked for a version, after a fence. Blocks of workers go to `release`, with the life they
+    /// Lets go of what nobody reads: `is_read` is asked for a version, after a fence. A long key stays as long as any version of its
+    /// entry that was current before is read. Blocks of workers go to `release`, with the life they
     /// belong to; ours are freed.
     pub(crate) fn sweep(
         &mut self,
@@ -260,17 +270,20 @@ impl State {
         is_read: impl Fn(u64) -> bool,
         mut release: impl FnMut(u32, BlockRef),
     ) {
+        // Entries of which something older is read: whoever has that pinned may be comparing the key.
+        let mut held = BTreeSet::new();
         for _ in 0..self.retired.len() {
             let Some(retired) = self.retired.pop_front() else { return };
-            if is_read(retired.version) {
+            if is_read(retired.version) || retired.key.is_some() && held.contains(&retired.entry) {
+                held.insert(retired.entry);
                 self.retired.push_back(retired);
                 continue;
             }
             if let Some(block) = retired.key {
-                free(block, arena);
+                self.free(block, arena);
             }
             match retired.object {
-                Held { life: 0, block } => free(block, arena),
+                Held { life: 0, block } => self.free(block, arena),
                 Held { life, block } => release(life, block),
             }
         }
@@ -318,19 +331,58 @@ impl State {
         self.index.current(orphan.entry).is_some_and(|current| current.version == orphan.version)
     }
 
-    /// An orphan has been copied into this block of ours, which from here on is where it lies. Gives the block back if it is not current any more.
-    pub(crate) fn adopt(&mut self, orphan: &Orphan, block: BlockRef) -> Result<(), BlockRef> {
+    /// An orphan has been copied into this block, which [`State::loan`] gave, and from here on lies there. If it is not current any more, the
+    /// block is free again.
+    pub(crate) fn adopt(&mut self, orphan: &Orphan, copy: Block, arena: &mut Arena) {
+        let bytes = copy.len();
+        let block = arena.lend(copy, bytes, ParticipantId::CONTROLLER);
         let place = Place::new(block.owner, 0, block.offset);
-        let (true, Some(place)) = (self.is_current(orphan), place) else { return Err(block) };
+        let (true, Some(place)) = (self.is_current(orphan), place) else { return self.free(block, arena) };
         self.index.relocate(orphan.entry, place);
         self.ledgers[orphan.entry as usize] = (block.index, block.generation);
         self.count_out(orphan.life);
-        Ok(())
+    }
+
+    /// Memory of ours for an object or a key, within what state may take of it.
+    pub(crate) fn loan(&mut self, bytes: usize, arena: &mut Arena) -> Result<Block, Refused> {
+        let (before, max) = (arena.stats().used_bytes, self.bounds.own_bytes_max);
+        if self.own_bytes.saturating_add(bytes as u64) > max {
+            let free = max.saturating_sub(self.own_bytes);
+            let text = format!(
+                "{bytes} bytes, and {free} of the {max} that state may take of the controller's arena are free; see --arena-bytes"
+            );
+            return Err(Refused::NoSpace(text));
+        }
+        let block = arena.loan(bytes).map_err(|full| Refused::NoSpace(full.to_string()))?;
+        self.own_bytes += arena.stats().used_bytes - before;
+        Ok(block)
+    }
+
+    /// Gives back what [`State::loan`] gave.
+    pub(crate) fn give_up(&mut self, block: Block, arena: &mut Arena) {
+        let before = arena.stats().used_bytes;
+        arena.free(block);
+        self.own_bytes -= before - arena.stats().used_bytes;
     }
 
     /// Bytes of all current objects.
     pub(crate) fn used_bytes(&self) -> u64 {
         self.used_bytes
+    }
+
+    /// Copies bytes into a block of ours that we lend ourselves.
+    fn keep(&mut self, bytes: &[u8], arena: &mut Arena) -> Result<BlockRef, Refused> {
+        let mut block = self.loan(bytes.len(), arena)?;
+        block.copy_from_slice(bytes);
+        Ok(arena.lend(block, bytes.len(), ParticipantId::CONTROLLER))
+    }
+
+    fn free(&mut self, block: BlockRef, arena: &mut Arena) {
+        let before = arena.stats().used_bytes;
+        arena
+            .release(ParticipantId::CONTROLLER, block.index, block.generation)
+            .expect("lent to ourselves, and released once");
+        self.own_bytes -= before - arena.stats().used_bytes;
     }
 
     fn use_bytes(&mut self, bytes: u64) {
@@ -346,7 +398,7 @@ impl State {
 
     fn retire(&mut self, entry: u32, current: &Current, key: Option<BlockRef>) {
         let object = self.held(entry, current);
-        self.retired.push_back(Retired { version: current.version, object, key });
+        self.retired.push_back(Retired { entry, version: current.version, object, key });
         if object.life != 0 {
             self.count_out(object.life);
         }
@@ -364,17 +416,4 @@ impl State {
 
 fn object_bytes(current: &Current) -> u64 {
     HEADER_BYTES as u64 + current.value_bytes + current.key_bytes
-}
-
-/// Copies bytes into a block of ours that we lend ourselves.
-fn keep(bytes: &[u8], arena: &mut Arena) -> Result<BlockRef, Refused> {
-    let mut block = arena.loan(bytes.len()).map_err(|full| Refused::NoSpace(full.to_string()))?;
-    block.copy_from_slice(bytes);
-    Ok(arena.lend(block, bytes.len(), ParticipantId::CONTROLLER))
-}
-
-fn free(block: BlockRef, arena: &mut Arena) {
-    arena
-        .release(ParticipantId::CONTROLLER, block.index, block.generation)
-        .expect("lent to ourselves, and released once");
 }

@@ -13,6 +13,8 @@ use crate::wire::state::{FETCHED_HEAD_BYTES, encode_keys};
 
 /// Of an orphan, copied before somebody else has a turn: about 30 us.
 const ADOPT_BYTES: usize = 256 << 10;
+/// Over rings objects that lie in our arena leave this part of it, a fourth, to payloads.
+const PAYLOADS_SHARE: u64 = 4;
 /// Pause before the next look when there is no memory to move an orphan to.
 const NO_ROOM_NS: u64 = 100_000_000;
 /// Pauses between two looks whether an old object is read still.
@@ -65,7 +67,12 @@ impl Objects {
             Ipc::Queue => Some(private_arena(config, identity)?),
         };
         let limits = limits(config);
-        let bounds = Bounds { bytes_max: limits.bytes_max, object_bytes_max: limits.object_bytes_max };
+        let own_bytes_max = match config.ipc {
+            Ipc::Ring => config.arena_bytes - config.arena_bytes / PAYLOADS_SHARE,
+            Ipc::Queue => config.arena_bytes,
+        };
+        let (bytes_max, object_bytes_max) = (limits.bytes_max, limits.object_bytes_max);
+        let bounds = Bounds { bytes_max, object_bytes_max, own_bytes_max };
         Ok(Objects {
             state: State::new(index, bounds),
             file,
@@ -366,17 +373,14 @@ impl Process {
                 if end < moving.view.len() {
                     *adoption = Some(moving);
                 } else {
-                    let lent = arena.lend(moving.block, end, ParticipantId::CONTROLLER);
-                    if let Err(block) = state.adopt(&moving.orphan, lent) {
-                        let _ = arena.release(ParticipantId::CONTROLLER, block.index, block.generation);
-                    }
+                    state.adopt(&moving.orphan, moving.block, arena);
                 }
             }
-            Some(moving) => arena.free(moving.block),
+            Some(moving) => state.give_up(moving.block, arena),
             None => {
                 if let Some(orphan) = state.next_orphan() {
                     let view = estates.get(&orphan.life).and_then(|estate| estate.segment.view(&orphan.block).ok());
-                    let loan = view.map(|view| (arena.loan(view.len()), view));
+                    let loan = view.map(|view| (state.loan(view.len(), arena), view));
                     match loan {
                         Some((Ok(block), view)) => *adoption = Some(Adoption { orphan, view, block, copied: 0 }),
                         _ => due_ns = now + NO_ROOM_NS,
