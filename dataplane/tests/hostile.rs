@@ -5,17 +5,24 @@
 mod support;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use praas_dataplane::client::Outgoing;
 use praas_dataplane::{Client, ClientConfig, InvokeError, Ipc, LaunchConfig, LocalProcess};
 use support::{
-    PATIENCE, children, connect, cpu_seconds, evil_worker, fds, launch_config, lives, on_both_channels, start_with,
-    wait_until,
+    PATIENCE, children, connect, content, cpu_seconds, evil_worker, fds, launch_config, lives, memory_kib,
+    on_both_channels, queues, start_with, wait_until,
 };
 
 fn start_evil(ipc: Ipc) -> (LocalProcess, Client) {
+    start_evil_with(ipc, &[])
+}
+
+fn start_evil_with(ipc: Ipc, args: &[&str]) -> (LocalProcess, Client) {
     let workers = 3;
-    start_with(&LaunchConfig { worker: vec![evil_worker()], workers, workers_max: workers, ..launch_config(ipc) })
+    let mut config = LaunchConfig { worker: vec![evil_worker()], workers, workers_max: workers, ..launch_config(ipc) };
+    config.args.extend(args.iter().map(|arg| (*arg).to_owned()));
+    start_with(&config)
 }
 
 /// What becomes of an attack.
@@ -28,33 +35,82 @@ struct Aftermath {
 
 /// Calls `evil ATTACK` on worker 1 while another client calls `echo` without a break, and looks who is left.
 fn attack(ipc: Ipc, name: &str) -> Aftermath {
-    let (process, mut client) = start_evil(ipc);
+    attack_beside(ipc, &[], name, |client, number| {
+        let call = client.submit_within("echo", &number.to_le_bytes(), Duration::from_secs(5))?;
+        assert_eq!(*client.wait(call)?, number.to_le_bytes());
+        Ok(())
+    })
+}
+
+/// The same, while another client writes and reads three keys: what was written is read.
+fn attack_state(ipc: Ipc, args: &[&str], name: &str) -> Aftermath {
+    let written = std::sync::Mutex::new([const { None }; 3]);
+    attack_beside(ipc, args, name, |client, number| {
+        let key = [b'h', (number % 3) as u8];
+        let value = content(number, [5, 60, 20_000][(number % 3) as usize]);
+        // Unknown, until this is acknowledged.
+        let mut written = written.lock().unwrap();
+        let last = written[number as usize % 3].take();
+        if let Some(last) = last {
+            let read = call(client, "get", key)?;
+            assert!(read == content(last, read.len()), "beside `{name}` key {} is not what was written", key[1]);
+        }
+        call_with(client, "put", || Outgoing::from_args(&[&key, &value]))?;
+        written[number as usize % 3] = Some(number);
+        Ok(())
+    })
+}
+
+/// A call of one of the honest workers' functions, which may be done twice: the attacker says who it is.
+fn call(client: &mut Client, function: &str, input: impl AsRef<[u8]>) -> Result<Vec<u8>, InvokeError> {
+    call_with(client, function, || Outgoing::from(input.as_ref()))
+}
+
+fn call_with(client: &mut Client, function: &str, input: impl Fn() -> Outgoing) -> Result<Vec<u8>, InvokeError> {
+    for calls in (0..100).map(|round| 1 + round.min(1)) {
+        let within = Duration::from_secs(5);
+        let calls: Vec<_> = (0..calls).map(|_| client.submit_within(function, input(), within)).collect();
+        let mut ended: Vec<_> = calls.into_iter().map(|call| client.wait(call?)).collect();
+        ended.retain(|ended| !matches!(ended, Err(InvokeError::Failed { text, .. }) if text == "evil"));
+        if let Some(ended) = ended.pop() {
+            return ended.map(|reply| reply.to_vec());
+        }
+    }
+    panic!("no honest worker was given `{function}`")
+}
+
+/// Calls `evil ATTACK` on worker 1 while another client does something else without a break, and looks who is left.
+fn attack_beside(
+    ipc: Ipc,
+    args: &[&str],
+    name: &str,
+    beside: impl Fn(&mut Client, u64) -> Result<(), InvokeError> + Sync,
+) -> Aftermath {
+    let (process, mut client) = start_evil_with(ipc, args);
     let before = children(process.pid());
     let stop = AtomicBool::new(false);
     // Everybody is idle, so worker 1 is asked, who is the attacker; only then do the others begin.
     let first: u32 = String::from_utf8_lossy(&client.invoke("pid", b"").unwrap()).parse().unwrap();
     let call = client.submit_within("evil", name, Duration::from_secs(6)).unwrap();
-    let (outcome, beside) = std::thread::scope(|scope| {
+    let (outcome, served) = std::thread::scope(|scope| {
         let neighbour = scope.spawn(|| {
             let mut client = connect(&process);
-            let mut answered = 0_u64;
-            while answered < 20 || !stop.load(Ordering::Relaxed) {
-                let call = client.submit_within("echo", &answered.to_le_bytes(), Duration::from_secs(5)).unwrap();
-                match client.wait(call) {
-                    Ok(reply) => assert_eq!(*reply, answered.to_le_bytes()),
+            let mut done = 0_u64;
+            while done < 20 || !stop.load(Ordering::Relaxed) {
+                match beside(&mut client, done) {
                     // Between its answer and its crime worker 1 may be given one of these, which dies with it.
-                    Err(InvokeError::WorkerLost { .. } | InvokeError::Timeout { .. }) => {}
+                    Ok(()) | Err(InvokeError::WorkerLost { .. } | InvokeError::Timeout { .. }) => {}
                     Err(error) => panic!("beside `{name}`: {error}"),
                 }
-                answered += 1;
+                done += 1;
             }
-            answered
+            done
         });
         let outcome = client.wait(call).map(|reply| reply.to_vec());
         stop.store(true, Ordering::Relaxed);
         (outcome, neighbour.join().expect("the neighbour is served"))
     });
-    assert!(beside > 0, "nobody was served beside `{name}`");
+    assert!(served > 0, "nobody was served beside `{name}`");
     // Everybody answers again, and nobody dead lies about.
     let mut died = Vec::new();
     wait_until("three workers live", PATIENCE, || {
@@ -65,7 +121,7 @@ fn attack(ipc: Ipc, name: &str) -> Aftermath {
     for n in 0..30_u8 {
         assert_eq!(&*client.invoke("echo", &[n]).unwrap(), [n], "after `{name}`");
     }
-    println!("{ipc} {name}: {outcome:?}, {} died, {beside} answers beside it", died.len());
+    println!("{ipc} {name}: {outcome:?}, {} died, {served} answers beside it", died.len());
     Aftermath { outcome, only_it_died: died == [first], nobody_died: died.is_empty() }
 }
 
@@ -219,4 +275,159 @@ fn r7_a_storm_of_wake_ups_leaves_others_served() {
     let _ = evil;
     drop(other);
     wait_until("descriptors are back", PATIENCE, || fds(process.pid()) <= open);
+}
+
+// ---- the state --------------------------------------------------------------------------------------------------
+
+const ISOLATE: &str = "--isolate";
+
+#[test]
+fn r1_w11_who_breaks_the_protocol_of_the_state_is_killed_and_only_it() {
+    let mut attacks: Vec<(Ipc, &[&str], &str)> = Vec::new();
+    for name in ["an unknown question", "delete a key of 1025 bytes", "delete no key", "delete a key of a megabyte"] {
+        attacks.extend([(Ipc::Ring, &[] as &[&str], name), (Ipc::Queue, &[], name)]);
+    }
+    for name in ["map the controller", "map nobody", "map a number too large", "a flood of puts"] {
+        attacks.extend([(Ipc::Ring, &[] as &[&str], name), (Ipc::Queue, &[], name)]);
+    }
+    for name in [
+        "a block far away",
+        "a block too long",
+        "a block unaligned",
+        "a neighbour's block",
+        "the controller's block",
+        "nobody's block",
+        "get over rings",
+        "keys over rings",
+        "a flood of puts",
+    ] {
+        attacks.extend([(Ipc::Ring, &[] as &[&str], name), (Ipc::Ring, &[ISOLATE], name)]);
+    }
+    attacks.push((Ipc::Ring, &[ISOLATE], "maps that lead nowhere"));
+    let _alone = queues();
+    for (ipc, args, name) in attacks {
+        let after = attack_state(ipc, args, &format!("state: {name}"));
+        let told = matches!(&after.outcome, Err(InvokeError::WorkerLost { text }) if text.contains("protocol"));
+        assert!(told, "{ipc} {args:?} {name}: {:?}", after.outcome);
+        assert!(after.only_it_died, "{ipc} {args:?} {name}");
+    }
+}
+
+/// Answers to questions nobody waited for piled up in the controller, a copy of the object each: 4000 of 8 MB.
+#[test]
+fn g4_g8_a_flood_of_reads_takes_no_memory() {
+    let _alone = queues();
+    let (process, mut client) = start_evil(Ipc::Queue);
+    let evil = client.submit_within("evil", "state: a flood of gets", Duration::from_secs(10)).unwrap();
+    let mut most = 0;
+    while client.poll().is_none_or(|(call, ended)| {
+        assert!(call == evil && matches!(ended, Err(InvokeError::WorkerLost { .. })), "it is killed");
+        false
+    }) {
+        most = most.max(memory_kib(process.pid()));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(most < 150_000, "{most} KiB");
+}
+
+/// What is written may be no object, or be everybody's at once, or change while it is looked at: it is an answer, or the writer's own loss.
+#[test]
+fn r3_r4_objects_that_are_none_hurt_their_writer_only() {
+    let over_queues: &[&str] = &["objects that are none", "a flood of maps"];
+    let over_rings: &[&str] =
+        &["objects that are none", "one block under many keys", "a header that flips", "maps that lead nowhere"];
+    let _alone = queues();
+    for (ipc, args, names) in [
+        (Ipc::Ring, &[] as &[&str], over_rings),
+        (Ipc::Ring, &[ISOLATE], &over_rings[..3]),
+        (Ipc::Queue, &[], &over_queues[..1]),
+    ] {
+        for name in names {
+            let after = attack_state(ipc, args, &format!("state: {name}"));
+            assert_eq!(after.outcome, Ok(b"done".to_vec()), "{ipc} {args:?} {name}");
+            assert!(after.nobody_died, "{ipc} {args:?} {name}");
+        }
+    }
+    for ipc in [Ipc::Ring, Ipc::Queue] {
+        let after = attack_state(ipc, &[], "state: a flood of maps");
+        assert!(after.only_it_died || after.nobody_died, "{ipc}");
+    }
+}
+
+/// The text of each refusal stayed lent to who never gave one back: enough of them, and no call's input found room.
+#[test]
+fn g4_texts_that_are_never_given_back_take_no_memory() {
+    let args = ["--state-bytes-max=1000", "--arena-bytes=2097152"];
+    let (_process, mut client) = start_evil_with(Ipc::Ring, &args);
+    let evil = client.submit_within("evil", "state: texts never given back", Duration::from_secs(20)).unwrap();
+    assert_eq!(&*client.wait(evil).unwrap(), b"done");
+    let input = content(1, 1_000_000);
+    assert_eq!(call(&mut client, "copy", &input), Ok(input));
+}
+
+/// A worker filled the state, and with `--isolate` (or by dying) the memory that calls need.
+#[test]
+fn g4_g8_a_full_state_stops_no_call() {
+    for args in [&["--arena-bytes=8388608"] as &[&str], &["--arena-bytes=8388608", ISOLATE]] {
+        let (process, mut client) = start_evil_with(Ipc::Ring, args);
+        let input = content(1, 1_000_000);
+        for round in 0..4 {
+            let evil = client.submit_within("evil", "state: fill it", Duration::from_secs(10)).unwrap();
+            assert_eq!(&*client.wait(evil).unwrap(), b"done");
+            assert!(call(&mut client, "copy", &input).unwrap() == input, "{args:?} round {round}");
+            // What it wrote is still there, and is moved to us as far as there is room.
+            for pid in children(process.pid()) {
+                support::signal(pid, 9);
+            }
+            for _ in 0..10 {
+                assert!(call(&mut client, "copy", &input).unwrap() == input, "{args:?} round {round}");
+            }
+        }
+        let keys: u32 = String::from_utf8_lossy(&call(&mut client, "keys", b"").unwrap()).parse().unwrap();
+        assert!(keys >= 25, "{args:?}: {keys} objects");
+    }
+}
+
+/// Who says that it reads everything keeps 255 objects from being freed, and nobody from writing.
+#[test]
+fn g4_g8_pins_that_lie_keep_a_bounded_amount_of_memory() {
+    for args in [&[] as &[&str], &[ISOLATE]] {
+        let (process, mut client) = start_evil_with(Ipc::Ring, args);
+        let evil = client.submit_within("evil", "state: pins that lie", Duration::from_secs(10)).unwrap();
+        let mut other = connect(&process);
+        let (mut most, mut longest, mut written) = (0, Duration::ZERO, 0);
+        loop {
+            let begun = Instant::now();
+            assert_eq!(call(&mut other, "overwrite", b"40"), Ok(b"40".to_vec()), "{args:?}");
+            longest = longest.max(begun.elapsed());
+            written += 40;
+            most =
+                most.max(memory_kib(process.pid()) + children(process.pid()).into_iter().map(memory_kib).sum::<u64>());
+            if let Some((call, ended)) = client.poll() {
+                assert!(call == evil && ended.is_ok_and(|reply| *reply == *b"done"), "{args:?}");
+                break;
+            }
+        }
+        println!("{args:?}: {written} written, {most} KiB at most, 40 in {longest:?} at most");
+        // 255 of 100 kB are 25 MB; what a process of four takes without any is 10.
+        assert!(written > 500 && most < 80_000, "{args:?}: {most} KiB");
+        assert!(longest < Duration::from_secs(2), "{args:?}: {longest:?}");
+    }
+}
+
+/// R4, S5: with `--isolate` a reader's object is nobody's to change. Without, its writer can show it wrong bytes.
+#[test]
+fn r4_s5_an_object_that_its_writer_scribbles_over_stays_as_it_was_with_isolate() {
+    let reads = std::sync::atomic::AtomicU64::new(0);
+    let after = attack_beside(Ipc::Ring, &[ISOLATE], "state: scribble over an object", |client, _| {
+        // Empty, as long as it is not there.
+        let reply = call(client, "model", b"typed")?;
+        reads.fetch_add(String::from_utf8_lossy(&reply).parse().unwrap_or(0), Ordering::Relaxed);
+        Ok(())
+    });
+    assert_eq!(after.outcome, Ok(b"done".to_vec()));
+    assert!(after.nobody_died && reads.into_inner() > 20);
+    // Without it the controller and the others are served all the same.
+    let after = attack_state(Ipc::Ring, &[], "state: scribble over an object");
+    assert!(after.nobody_died, "{:?}", after.outcome);
 }

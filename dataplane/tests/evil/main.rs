@@ -1,6 +1,9 @@
 //! A worker program whose worker 1 is an attacker (faults.md W11, R1-R3, G4): it speaks the protocol by hand, up to the
-//! moment it is called with `evil NAME`, and then does what NAME says. Every other worker is an honest one.
+//! moment it is called with `evil NAME`, and then does what NAME says. Every other worker is an honest one. What it does to the state stands in
+//! `state.rs`.
 #![allow(clippy::cast_possible_truncation, reason = "dice and patterns are cut to size on purpose")]
+
+mod state;
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
@@ -11,13 +14,13 @@ use std::time::{Duration, Instant};
 
 use praas_dataplane::{Context, Failure, Input, Output, Worker};
 use praas_shm::{
-    BlockRef, Body, Descriptor, Identity, Inline, Link, OwnSegment, ParticipantId, PeerSegment, SegmentConfig,
+    Arena, BlockRef, Body, Descriptor, Identity, Inline, Link, OwnSegment, ParticipantId, PeerSegment, SegmentConfig,
     SegmentFile, child, handover,
 };
 use praas_transport::queue::{Buffer, Message, Queue, Receiver, Sender};
 use serde_json::Value;
 
-const FUNCTIONS: [&str; 4] = ["echo", "evil", "pid", "sleep"];
+const FUNCTIONS: [&str; 10] = ["echo", "evil", "pid", "sleep", "put", "get", "overwrite", "keys", "model", "copy"];
 
 // Kinds of records, as numbers: an attacker has no use for our constants.
 const REQUEST: u8 = 1;
@@ -39,12 +42,12 @@ fn main() -> ExitCode {
     }
     // It stays where it is, for `serve` to find.
     let _ = control.into_raw_fd();
-    Worker::new()
+    let worker = Worker::new()
         .function("echo", |_, input| Ok(input.into()))
         .function("evil", |_, _| Ok(Output::from(b"honest")))
         .function("pid", |_, _| Ok(std::process::id().to_string().into()))
-        .function("sleep", sleep)
-        .serve()
+        .function("sleep", sleep);
+    state::honest(worker).serve()
 }
 
 fn sleep(_: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
@@ -54,7 +57,7 @@ fn sleep(_: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
 }
 
 enum Wire {
-    Ring { link: Box<Link>, _own: OwnSegment },
+    Ring { link: Box<Link>, _own: OwnSegment, arena: Arena },
     Queue { sender: Box<Sender>, receiver: Box<Receiver> },
 }
 
@@ -62,6 +65,8 @@ struct Evil {
     control: OwnedFd,
     wire: Wire,
     me: ParticipantId,
+    /// Over rings: counted from the controller's.
+    life: u64,
 }
 
 impl Evil {
@@ -75,6 +80,7 @@ impl Evil {
             *byte = value.as_u64().expect("a byte") as u8;
         }
         let mut fd = || fds.next().expect("a descriptor");
+        let mut base = 0;
         let wire = if welcome["ipc"] == "ring" {
             let config = SegmentConfig { ring_slots: number("ring_slots") as u32, arena_bytes: number("arena_bytes") };
             let identity = Identity { participant: me, incarnation: number("incarnation"), process };
@@ -88,18 +94,26 @@ impl Evil {
             let file = SegmentFile::from_fd(fds.next().expect("the controller's segment"));
             let controller = PeerSegment::attach(&file, &identity, &config).expect("the controller's segment");
             let link = Link::establish(&own, Arc::clone(&controller), bell).expect("a link");
-            Wire::Ring { link: Box::new(link), _own: own }
+            base = incarnation;
+            let arena = own.arena().expect("our arena");
+            Wire::Ring { link: Box::new(link), _own: own, arena }
         } else {
             let receiver = Receiver::new(Queue::from_fd(fd()).expect("a queue"), 64 << 20);
             let sender = Sender::new(Queue::from_fd(fd()).expect("a queue"));
             Wire::Queue { sender: Box::new(sender), receiver: Box::new(receiver) }
         };
         say(&control, &serde_json::json!({ "Ready": { "version": 1, "functions": FUNCTIONS } }));
-        Evil { control, wire, me }
+        let life = number("incarnation") - base;
+        Evil { control, wire, me, life }
     }
 
     /// Sends a record; gives up after a second of a full ring.
     fn send(&mut self, descriptor: Descriptor) {
+        self.send_with(descriptor, Buffer::with_len(0));
+    }
+
+    /// The same, with a body where it travels in a queue.
+    fn send_with(&mut self, descriptor: Descriptor, body: Buffer) {
         match &mut self.wire {
             Wire::Ring { link, .. } => {
                 let until = Instant::now() + Duration::from_secs(1);
@@ -110,7 +124,7 @@ impl Evil {
                 link.bell.ring();
             }
             Wire::Queue { sender, .. } => {
-                let message = Message { head: descriptor.to_bytes(), body: Buffer::with_len(0) };
+                let message = Message { head: descriptor.to_bytes(), body };
                 let _ = sender.queue(message);
                 let _ = sender.flush();
             }
@@ -141,6 +155,13 @@ impl Evil {
         loop {
             let record = self.poll();
             if record.kind() & 0x7f != REQUEST {
+                continue;
+            }
+            if record.tag() > 3 {
+                // Those of honest workers: it says who it is, and not too soon, so that the next is given to another.
+                std::thread::sleep(Duration::from_millis(3));
+                let body = Body::Inline(Inline::new(b"evil").expect("short"));
+                self.send(Descriptor::new(REPLY, 1, record.id(), 1, body));
                 continue;
             }
             let Body::Inline(inline) = record.body() else {
@@ -265,7 +286,7 @@ impl Evil {
                     }
                 }
             }
-            _ => {}
+            _ => self.attack_state(name),
         }
     }
 }
