@@ -13,17 +13,9 @@ use std::time::{Duration, Instant};
 
 use praas_dataplane::{Client, ClientConfig, Delivery, InvokeError, Ipc, LaunchConfig, LocalProcess};
 use support::{
-    Dice, PATIENCE, children, connect, connect_with, content, cpu_seconds, fds, launch_config, lives, on_both_channels,
-    signal, start_with, start_workers, state, test_worker, wait_until,
+    Dice, PATIENCE, children, connect, connect_with, content, cpu_seconds, fds, kill_workers, kills, launch_config,
+    lives, on_both_channels, seed, signal, start_with, start_workers, state, test_worker, wait_until,
 };
-
-fn kills() -> u64 {
-    std::env::var("PRAAS_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(150)
-}
-
-fn seed() -> u64 {
-    std::env::var("PRAAS_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
-}
 
 /// Waits until the process has its workers, all of them answer, and nobody dead is left unburied (W9).
 fn settle(process: &LocalProcess, client: &mut Client, workers: usize) {
@@ -45,21 +37,6 @@ fn settle(process: &LocalProcess, client: &mut Client, workers: usize) {
 fn pid_of_a_worker(client: &mut Client) -> u32 {
     let reply = client.invoke("pid", b"").unwrap();
     String::from_utf8_lossy(&reply).split(' ').nth(1).unwrap().parse().unwrap()
-}
-
-/// Kills random workers until `kills` are dead. Returns how many were.
-fn kill_workers(process: &LocalProcess, seed: u64, kills: u64, stop: &AtomicBool) -> u64 {
-    let mut dice = Dice(seed);
-    let mut killed = 0;
-    while killed < kills && !stop.load(Ordering::Relaxed) {
-        std::thread::sleep(Duration::from_micros(dice.below(12_000)));
-        let victims: Vec<u32> = children(process.pid()).into_iter().filter(|pid| lives(*pid)).collect();
-        if !victims.is_empty() {
-            signal(victims[dice.below(victims.len() as u64) as usize], 9);
-            killed += 1;
-        }
-    }
-    killed
 }
 
 #[test]

@@ -2,11 +2,15 @@
 
 mod support;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use praas_dataplane::client::Outgoing;
 use praas_dataplane::{Client, InvokeError, Ipc, LaunchConfig, LocalProcess};
-use support::{PATIENCE, launch_config, memory_kib, queues, signal, start_with, wait_until};
+use support::{
+    Dice, PATIENCE, content, kill_workers, kills, launch_config, memory_kib, queues, seed, signal, start_with,
+    wait_until,
+};
 
 /// A channel, and whether the controller copies.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -330,6 +334,207 @@ fn x3_s7_without_descriptors_a_reader_is_told_and_a_dead_workers_objects_stay() 
     wait_until("they are buried", PATIENCE, || support::children(process.pid()).is_empty());
     limit(many);
     assert_eq!(get(&mut client, b"k"), Some(vec![7; 5000]), "after its worker's death");
+}
+
+/// What a key's object may be, by what its only writer knows: `None` is no object, a number that of a write.
+struct Known {
+    key: &'static str,
+    /// More than one: a worker died with a write, which is done or never will be.
+    candidates: Vec<Option<u64>>,
+    /// As last acknowledged, when its version is known.
+    version: Option<String>,
+    /// Acknowledged.
+    writes: u64,
+}
+
+impl Known {
+    fn new(key: &'static str) -> Known {
+        Known { key, candidates: vec![None], version: None, writes: 0 }
+    }
+
+    /// Short, long, and too long for one step of moving.
+    fn value(number: u64) -> Vec<u8> {
+        [&number.to_le_bytes()[..], &content(number, [0, 33, 5000, 60_000, 700_000][number as usize % 5])].concat()
+    }
+
+    fn wrote(&mut self, what: Option<u64>, ended: &Result<String, InvokeError>) {
+        match ended {
+            Ok(version) => {
+                self.candidates = vec![what];
+                self.version = what.map(|_| version.clone());
+                self.writes += 1;
+            }
+            // It may have been done.
+            Err(InvokeError::WorkerLost { .. }) => {
+                self.candidates.push(what);
+                self.version = None;
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn read(&mut self, what: Option<u64>) {
+        let Known { key, candidates, .. } = self;
+        assert!(candidates.contains(&what), "`{key}` is {what:?}, and may be one of {candidates:?}");
+        self.candidates = vec![what];
+    }
+}
+
+/// The answer, if the call was not lost with its worker, or refused since too many were.
+fn try_call(client: &mut Client, function: &str, arguments: &[&[u8]]) -> Result<(i32, Vec<u8>), InvokeError> {
+    let call = client.submit_within(function, Outgoing::from_args(arguments), Duration::from_secs(10))?;
+    let ended = client.wait(call);
+    match &ended {
+        Ok(_) | Err(InvokeError::WorkerLost { .. }) => {}
+        Err(InvokeError::FunctionBroken { .. }) => std::thread::sleep(Duration::from_millis(20)),
+        Err(error) => panic!("{function}: {error}"),
+    }
+    ended.map(|reply| (reply.status(), reply.to_vec()))
+}
+
+fn text((status, bytes): (i32, Vec<u8>)) -> String {
+    assert_eq!(status, 0, "{}", String::from_utf8_lossy(&bytes));
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn number_of(value: &[u8]) -> u64 {
+    let number = u64::from_le_bytes(*value.first_chunk().expect("a whole value"));
+    assert!(value == Known::value(number), "a torn object of write {number}");
+    number
+}
+
+/// One step of a key's only writer.
+fn write_or_read(client: &mut Client, known: &mut Known, number: u64, dice: &mut Dice) {
+    let (key, value) = (known.key.as_bytes(), Known::value(number));
+    match (known.key, dice.below(6)) {
+        ("typed", 0..4) => {
+            let layers = number % 60;
+            let ended = try_call(client, "put_model", &[key, layers.to_string().as_bytes()]).map(text);
+            known.wrote(Some(layers), &ended);
+        }
+        ("typed", _) => {
+            if let Ok((status, bytes)) = try_call(client, "which_model", &[key]) {
+                known.read((status == 0).then(|| String::from_utf8_lossy(&bytes).parse().unwrap()));
+            }
+        }
+        ("conditional", 0..4) => {
+            let Some(version) = known.version.clone() else {
+                // Which of what may have been done was.
+                if let (Ok((_, version)), [_]) = (try_call(client, "version", &[key]), &known.candidates[..]) {
+                    let version = String::from_utf8_lossy(&version).into_owned();
+                    known.version = Some(if version == "0" { "none".into() } else { version });
+                } else if let Ok((status, bytes)) = try_call(client, "get", &[key]) {
+                    known.read((status == 0).then(|| number_of(&bytes)));
+                }
+                return;
+            };
+            let ended = try_call(client, "put_if", &[key, version.as_bytes(), &value]).map(text);
+            known.wrote(Some(number), &ended);
+            // Of another version it must not be done.
+            if let Ok(version) = &ended {
+                let stale = (version.parse::<u64>().unwrap() + 1).to_string();
+                if let Ok((status, _)) = try_call(client, "put_if", &[key, stale.as_bytes(), b"never"]) {
+                    assert_eq!(status, 1, "a put that expects another version is refused");
+                }
+            }
+        }
+        ("comes and goes", 0) => {
+            let ended = try_call(client, "delete", &[key]).map(text);
+            known.wrote(None, &ended);
+        }
+        (_, 0..4) => {
+            let ended = try_call(client, "put", &[key, &value]).map(text);
+            known.wrote(Some(number), &ended);
+        }
+        _ => {
+            if let Ok((status, bytes)) = try_call(client, "get", &[key]) {
+                known.read((status == 0).then(|| number_of(&bytes)));
+            }
+        }
+    }
+}
+
+/// S7, S3, S4, S5, W1, W2: workers are killed at random while others write, read, hold and delete. What was acknowledged is there, what
+/// was not is whole or not there at all, no call is stuck, and at the end nothing is left of the dead.
+#[test]
+fn s7_s3_s4_w2_kills_at_any_moment_lose_no_acknowledged_object_and_tear_none() {
+    in_all_modes(|mode| {
+        let (process, mut client) = mode.start(3, &[]);
+        let keys = ["plain", "conditional", "typed", "comes and goes"];
+        for key in keys {
+            ask(&mut client, "put", &[key.as_bytes(), b"first"]);
+            ask(&mut client, "delete", &[key.as_bytes()]);
+        }
+        let all_workers_live = || {
+            let workers = support::children(process.pid());
+            workers.len() == 3 && workers.iter().all(|pid| support::lives(*pid))
+        };
+        let open = support::fds(process.pid());
+        let stop = AtomicBool::new(false);
+        let writes: u64 = std::thread::scope(|threads| {
+            let mut writes = 0;
+            let writers: Vec<_> = (1..)
+                .zip(keys)
+                .map(|(lane, key)| {
+                    let mut client = support::connect(&process);
+                    let (stop, mut dice) = (&stop, Dice(seed() + lane));
+                    threads.spawn(move || {
+                        let (mut known, mut number) = (Known::new(key), 0);
+                        while !stop.load(Ordering::Relaxed) {
+                            number += 1;
+                            write_or_read(&mut client, &mut known, number, &mut dice);
+                        }
+                        known
+                    })
+                })
+                .collect();
+            // Readers that hold what they find while it is overwritten, and while its writer dies.
+            let mut holding = support::connect(&process);
+            let holder = threads.spawn({
+                let (stop, mut dice) = (&stop, Dice(seed()));
+                move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        let key = keys[dice.below(4) as usize].as_bytes();
+                        let (function, arguments) =
+                            [("get", key), ("hold_or_not", key), ("let_go", b"")][dice.below(3) as usize];
+                        let ended = try_call(&mut holding, function, &[arguments]);
+                        if let ("get", Ok((0, bytes)), false) = (function, ended, key == b"typed") {
+                            number_of(&bytes);
+                        }
+                    }
+                }
+            });
+            let killed = kill_workers(&process, seed(), kills(), &stop);
+            stop.store(true, Ordering::Relaxed);
+            holder.join().expect("the holder is served");
+            let known: Vec<_> = writers.into_iter().map(|writer| writer.join().expect("a writer is served")).collect();
+            assert_eq!(killed, kills(), "{mode:?}");
+            wait_until("all workers are back", PATIENCE, all_workers_live);
+            for mut known in known {
+                let key = known.key.as_bytes();
+                let function = if known.key == "typed" { "which_model" } else { "get" };
+                let reply = client.invoke(function, Outgoing::from_args(&[key])).unwrap();
+                known.read((reply.status() == 0).then(|| match known.key {
+                    "typed" => String::from_utf8_lossy(&reply).parse().unwrap(),
+                    _ => number_of(&reply),
+                }));
+                writes += known.writes;
+            }
+            writes
+        });
+        assert!(writes > kills() / 2, "{mode:?}: only {writes} writes were acknowledged");
+        println!("{mode:?}: {writes} writes acknowledged, {} workers killed", kills());
+        for key in keys {
+            client.invoke("delete", Outgoing::from_args(&[key.as_bytes()])).unwrap();
+        }
+        // Whoever still holds something.
+        let all: Vec<_> = (0..30).map(|_| client.submit("let_go", b"").unwrap()).collect();
+        for call in all {
+            client.wait(call).unwrap();
+        }
+        wait_until("descriptors are back", PATIENCE, || support::fds(process.pid()) <= open);
+        wait_until("memory is back", PATIENCE, || memory_kib(process.pid()) < 40_000);
+    });
 }
 
 /// S11, X1: at every bound the writer is told, and nothing is lost.

@@ -14,6 +14,7 @@ pub(crate) mod started;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 pub(crate) use dice::{Dice, content};
@@ -91,6 +92,27 @@ pub(crate) fn seed() -> u64 {
 /// How many connections the random tests break, `PRAAS_CUTS`.
 pub(crate) fn cuts() -> u64 {
     setting("PRAAS_CUTS", 400)
+}
+
+/// How many workers the random tests kill on each channel, `PRAAS_KILLS`.
+pub(crate) fn kills() -> u64 {
+    setting("PRAAS_KILLS", 150)
+}
+
+/// Kills random workers until `kills` are dead. Returns how many were.
+pub(crate) fn kill_workers(process: &LocalProcess, seed: u64, kills: u64, stop: &AtomicBool) -> u64 {
+    let mut dice = Dice(seed);
+    let mut killed = 0;
+    while killed < kills && !stop.load(Ordering::Relaxed) {
+        std::thread::sleep(Duration::from_micros(dice.below(12_000)));
+        let victims: Vec<u32> = children(process.pid()).into_iter().filter(|pid| lives(*pid)).collect();
+        if !victims.is_empty() {
+            let victim = usize::try_from(dice.below(victims.len() as u64)).expect("below their number");
+            signal(victims[victim], 9);
+            killed += 1;
+        }
+    }
+    killed
 }
 
 pub(crate) fn start(ipc: Ipc) -> (LocalProcess, Client) {

@@ -102,6 +102,14 @@ pub(crate) fn register(worker: Worker) -> Worker {
             HELD.with_borrow_mut(|all| all.push(held));
             Ok(std::process::id().to_string().into())
         })
+        .function("hold_or_not", |context, input| {
+            // Not more than a few.
+            HELD.with_borrow_mut(|all| {
+                all.truncate(20);
+                all.extend(context.state().get(key(&input)?)?);
+                Ok(Output::empty())
+            })
+        })
         .function("hold_all", |context, input| {
             // Until it is told that there are too many.
             let mut held = Vec::new();
@@ -147,6 +155,19 @@ pub(crate) fn register(worker: Worker) -> Worker {
             // Again: this time it is known to be one.
             let again = context.state().get_typed::<Model>(key)?.ok_or_else(|| Failure::new(-2, "gone"))?;
             Ok(again.name.as_str().to_owned().into())
+        })
+        .function("which_model", |context, input| {
+            // How many layers it has, once all of it is what a model of so many is.
+            let Some(found) = context.state().get_typed::<Model>(key(&input)?)? else {
+                return Ok(Output::empty().with_status(1));
+            };
+            let copy = rkyv::deserialize::<Model, rkyv::rancor::Error>(&*found)
+                .map_err(|error| Failure::new(-5, error.to_string()))?;
+            let layers = copy.layers.len() as u64;
+            if copy != model(layers) {
+                return Err(Failure::new(-6, "another model"));
+            }
+            Ok(layers.to_string().into())
         })
         .function("get_other", |context, input| {
             let found = context.state().get_typed::<Other>(key(&input)?);
