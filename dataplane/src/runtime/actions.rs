@@ -188,13 +188,20 @@ impl Process {
         self.send(worker, Descriptor::new(kind, code as u16, call, aux, body), heap);
     }
 
-    /// Bytes of ours for a worker, in our arena while it reads them; cut to what a record holds when there is no room.
+    /// Bytes of ours for a worker, in our arena while it reads them; cut to what a record holds when there is no room. Not for longer than it
+    /// can take to read them: who never gives one back would fill the arena.
     pub(super) fn lend_bytes(&mut self, bytes: &[u8], to: ParticipantId) -> Body {
         let arena = self.store.arena.as_mut().expect("checked by the caller");
         match arena.loan(bytes.len()) {
             Ok(mut block) => {
                 block.copy_from_slice(bytes);
-                Body::Block(arena.lend(block, bytes.len(), to))
+                let lent = arena.lend(block, bytes.len(), to);
+                let read = self.seats[to.index()].as_mut().and_then(|seat| seat.lent_text(lent));
+                if let Some(read) = read {
+                    // It may have been released.
+                    let _ = arena.release(to, read.index, read.generation);
+                }
+                Body::Block(lent)
             }
             Err(_) => Body::Inline(Inline::new(&bytes[..praas_shm::INLINE_BYTES_MAX]).expect("cut to fit")),
         }

@@ -19,6 +19,9 @@ use crate::wire::record;
 /// its own calls (at most 1024) and returns of blocks it lent us.
 const BACKLOG_MAX: usize = 4096;
 
+/// Texts that a worker may not have read: as many as it may have calls open, one question about the state, and as many again to be sure.
+const TEXTS_MAX: usize = 2 * (crate::worker::NESTED_MAX + 2);
+
 #[derive(Debug)]
 pub(crate) struct Seat {
     pub(crate) incarnation: u64,
@@ -33,8 +36,8 @@ pub(crate) struct Seat {
     backlog: VecDeque<(Descriptor, Option<Heap>)>,
     /// Blocks of objects that are its own again, to be said when there is room. As many as it wrote objects: its own memory bounds them.
     returns: VecDeque<BlockRef>,
-    /// The text of the last answer about the state, lent to it until it asks again.
-    pub(crate) text: Option<BlockRef>,
+    /// The last texts of errors that were lent to it, given back or not.
+    texts: VecDeque<BlockRef>,
     /// Ring: something was sent since the bell was last rung.
     unrung: bool,
     /// Queue channel: the kernel said that there is something, and we have not seen the end of it.
@@ -107,7 +110,7 @@ impl Seat {
             given: VecDeque::new(),
             backlog: VecDeque::new(),
             returns: VecDeque::new(),
-            text: None,
+            texts: VecDeque::new(),
             unrung: false,
             readable: true,
             key: None,
@@ -145,6 +148,12 @@ impl Seat {
     pub(crate) fn give_back(&mut self, block: BlockRef) -> Result<(), Deaf> {
         self.returns.push_back(block);
         self.flush()
+    }
+
+    /// A text was lent to it. Gives the one that it must have read by now, or never will: to be taken back.
+    pub(crate) fn lent_text(&mut self, text: BlockRef) -> Option<BlockRef> {
+        self.texts.push_back(text);
+        if self.texts.len() > TEXTS_MAX { self.texts.pop_front() } else { None }
     }
 
     /// Whether an answer about the state still waits here: then it cannot have been waited for.

@@ -140,15 +140,10 @@ impl Process {
         if self.shared.is_some() && matches!(op, StateOp::Get | StateOp::Keys) {
             return Err(Violation("a question that it can answer itself"));
         }
-        let Some(seat) = &mut self.seats[usize::from(worker)] else { return Ok(()) };
+        let Some(seat) = &self.seats[usize::from(worker)] else { return Ok(()) };
         if seat.owes_answer() {
             // Each may have to be copied for it: with a flood of them we would run out of memory.
             return Err(Violation("asked about the state before it had read the last answer"));
-        }
-        if let (Some(text), Some(arena)) = (seat.text.take(), &mut self.store.arena) {
-            // It has been read, and may have been released.
-            let me = ParticipantId::new(worker).expect("workers have participant numbers");
-            let _ = arena.release(me, text.index, text.generation);
         }
         let bytes = match (descriptor.body(), heap) {
             (Body::Block(block), _) => {
@@ -249,9 +244,6 @@ impl Process {
         };
         let me = ParticipantId::new(worker).expect("workers have participant numbers");
         let (body, heap) = self.body_of_bytes(&bytes, me);
-        if let (Body::Block(block), Some(seat)) = (body, &mut self.seats[usize::from(worker)]) {
-            seat.text = Some(block);
-        }
         self.answer_question(worker, question, code, version, body, heap);
     }
 

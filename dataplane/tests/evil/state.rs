@@ -270,9 +270,16 @@ impl Evil {
             }
             "state: texts never given back" => {
                 // Each refusal comes with a text in the controller's arena.
-                for _ in 0..30_000 {
+                for _ in 0..14_000 {
                     let code = self.asked(PUT, &true_object(b"evil", &[0; 2000]));
                     self.expect(6, "no space", code);
+                }
+            }
+            "texts of calls never given back" => {
+                for id in 0..30_000 {
+                    self.tell(REQUEST, 999, id, u64::MAX);
+                    let answer = self.answer(REPLY);
+                    assert!(matches!(answer.body(), Body::Block(_)), "a text longer than a record");
                 }
             }
             "state: fill it" => {
