@@ -594,6 +594,17 @@ fn s4_an_object_of_a_third_of_the_arena_is_overwritten_again_and_again() {
     });
 }
 
+/// A worker whose memory is full of objects that others have deleted meanwhile was told that it is full.
+#[test]
+fn g8_what_others_deleted_is_room_for_the_next_object() {
+    let (_process, mut client) = Mode(Ipc::Ring, false).start(2, &["--arena-bytes=8388608"]);
+    let twice = client.submit("put_large_and_again", Outgoing::from_args(&[b"7", b"2000"])).unwrap();
+    wait_until("all are written", PATIENCE, || get(&mut client, b"written").is_some());
+    client.invoke("delete_large", b"7").unwrap();
+    let twice = client.wait(twice).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(&*twice, b"twice");
+}
+
 /// The million objects of the issue are the bench's; here, that a table that grows and shrinks in use loses nobody.
 #[test]
 fn s1_thousands_of_objects_come_and_go() {

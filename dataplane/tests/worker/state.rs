@@ -88,6 +88,30 @@ pub(crate) fn register(worker: Worker) -> Worker {
             std::thread::sleep(Duration::from_millis(number(ms)?));
             Ok(b"slept".into())
         })
+        .function("put_large_and_again", |context, input| {
+            // As many megabytes as there is room for, and for so many milliseconds no look at what the controller says; then the same again.
+            let [count, ms] = arguments(&input)?;
+            for round in 0..2_u8 {
+                for at in 0..number(count)? {
+                    context.state().put([round, u8::try_from(at).unwrap_or(0)], vec![round; 900_000])?;
+                }
+                for at in 0..1000_u64 {
+                    context.state().put((1000 * u64::from(round) + at).to_le_bytes(), b"small")?;
+                }
+                context.state().put("written", [round])?;
+                std::thread::sleep(Duration::from_millis(number(ms)?));
+            }
+            Ok(b"twice".into())
+        })
+        .function("delete_large", |context, input| {
+            for at in 0..1000_u64 {
+                context.state().delete(at.to_le_bytes())?;
+            }
+            for at in 0..number(key(&input)?)? {
+                context.state().delete([0, u8::try_from(at).unwrap_or(0)])?;
+            }
+            Ok(Output::empty())
+        })
         .function("delete_many", |context, input| {
             let mut deleted = 0_u64;
             for key in 0..number(key(&input)?)? {

@@ -169,7 +169,7 @@ impl Session {
     }
 
     /// Memory for an object, with its header and its key in place, and a value of `value_bytes` to be written.
-    pub(crate) fn state_draft(&self, key: &[u8], value_bytes: usize) -> Result<Loan, StateError> {
+    pub(crate) fn state_draft(&mut self, key: &[u8], value_bytes: usize) -> Result<Loan, StateError> {
         if !(1..=KEY_BYTES_MAX).contains(&key.len()) {
             return Err(StateError::KeyLength { bytes: key.len() });
         }
@@ -186,10 +186,34 @@ impl Session {
                 return Err(StateError::NoSpace { text });
             }
         }
-        let mut loan = self.memory.object(bytes).map_err(|full| StateError::NoSpace { text: full.to_string() })?;
+        let mut loan = loop {
+            match self.memory.object(bytes) {
+                Ok(loan) => break loan,
+                Err(full) if !self.take_returns() => return Err(StateError::NoSpace { text: full.to_string() }),
+                Err(_) => {}
+            }
+        };
         loan[..HEADER_BYTES].copy_from_slice(&Header::raw(key.len(), value_bytes).to_bytes());
         loan[HEADER_BYTES + value_bytes..].copy_from_slice(key);
         Ok(loan)
+    }
+
+    /// Takes the blocks back that the controller has returned to us, or would if there were room: objects of ours that others have deleted while
+    /// we were busy. Whether anything came.
+    #[cold]
+    fn take_returns(&mut self) -> bool {
+        let (Some(shared), Some(arena)) = (&self.state, &self.memory.arena) else { return false };
+        let (base, before) = (shared.base, arena.borrow().stats().used_bytes);
+        // A question without consequences, asked once our ring has room: what waits for that comes with the answer.
+        let mut ask = || -> Result<(), Fatal> {
+            while self.poll_controller()? {}
+            self.questions.mapped = None;
+            self.tell_controller(record::MAP, self.me.get().into(), self.welcome.incarnation - base, 0)
+        };
+        ask().unwrap_or_else(|Fatal(text)| die(&text));
+        self.await_controller(|session| session.questions.mapped.is_some());
+        while self.poll_controller().unwrap_or_else(|Fatal(text)| die(&text)) {}
+        self.memory.arena.as_ref().is_some_and(|arena| arena.borrow().stats().used_bytes < before)
     }
 
     /// Makes an object current, and says which version it is.
