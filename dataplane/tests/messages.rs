@@ -37,6 +37,16 @@ fn got(text: &str) -> (i32, String) {
     (0, text.to_owned())
 }
 
+/// Kills all workers, and waits until there are others: a call in between may be given to one that is dead and not known to be.
+fn kill_workers(process: &LocalProcess) {
+    let before = support::children(process.pid());
+    before.iter().for_each(|pid| signal(*pid, 9));
+    wait_until("they are replaced", PATIENCE, || {
+        let now = support::children(process.pid());
+        now.len() == before.len() && now.iter().all(|pid| !before.contains(pid))
+    });
+}
+
 const NONE: (i32, String) = (1, String::new());
 
 #[test]
@@ -85,6 +95,22 @@ fn m1_a_receive_ends_in_time_when_nobody_answers() {
         // A message that comes after it waits for the next.
         ask(&mut client, "send", &[b"", b"k", b"v"]);
         assert_eq!(ask(&mut client, "recv", &[b"*", b"k"]), got("me k v"));
+    });
+}
+
+/// P12: who is called off does not go on waiting.
+#[test]
+fn p12_a_receive_ends_when_its_invocation_is_called_off() {
+    in_all_modes(|start| {
+        let (_process, mut client) = start(1, &[]);
+        let waiting = client.submit("recv", Outgoing::from_args(&[b"*", b"k"])).unwrap();
+        std::thread::sleep(Duration::from_millis(30));
+        let begun = Instant::now();
+        client.cancel(waiting).unwrap();
+        // Its only worker is free again.
+        ask(&mut client, "send", &[b"", b"k", b"v"]);
+        assert_eq!(ask(&mut client, "recv", &[b"*", b"k"]), got("me k v"));
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     });
 }
 
@@ -160,9 +186,7 @@ fn w2_a_stored_message_survives_its_sender_and_a_receiver_that_dies_waiting() {
             let payload = vec![b'x'; bytes];
             ask(&mut client, "send", &[b"", b"k", &payload]);
             ask(&mut client, "send_loan", &[b"", b"loan", bytes.to_string().as_bytes(), b"7"]);
-            for pid in support::children(process.pid()) {
-                signal(pid, 9);
-            }
+            kill_workers(&process);
             let reply = client.invoke("recv_payload", Outgoing::from_args(&[b"*", b"k"])).unwrap();
             assert!(*reply == *payload, "{bytes}");
             let reply = client.invoke("recv_payload", Outgoing::from_args(&[b"*", b"loan"])).unwrap();
@@ -170,9 +194,7 @@ fn w2_a_stored_message_survives_its_sender_and_a_receiver_that_dies_waiting() {
             // Who waits is killed; what comes then is for the next.
             let waiting = client.submit("recv", Outgoing::from_args(&[b"*", b"k"])).unwrap();
             std::thread::sleep(Duration::from_millis(30));
-            for pid in support::children(process.pid()) {
-                signal(pid, 9);
-            }
+            kill_workers(&process);
             let error = client.wait(waiting).unwrap_err();
             assert!(matches!(error, InvokeError::WorkerLost { .. }), "{error}");
             ask(&mut client, "send", &[b"", b"k", &payload]);
@@ -199,13 +221,8 @@ fn g3_w2_receivers_that_are_killed_lose_no_message_but_the_one_they_had() {
             let waiting = client.submit("recv_payload", Outgoing::from_args(&[b"*", b"k"])).unwrap();
             if dice.below(2) == 0 {
                 std::thread::sleep(Duration::from_micros(dice.below(300)));
-                let before = support::children(process.pid());
-                before.iter().for_each(|pid| signal(*pid, 9));
+                kill_workers(&process);
                 killed += 1;
-                wait_until("they are replaced", PATIENCE, || {
-                    let now = support::children(process.pid());
-                    now.len() == before.len() && now.iter().all(|pid| !before.contains(pid))
-                });
             }
             if let Ok(reply) = client.wait(waiting) {
                 seen.push(u64::from_le_bytes((*reply).try_into().unwrap()));

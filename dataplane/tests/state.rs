@@ -1,5 +1,7 @@
 //! State (conformance S1-S7, faults S5, S11, W2): over rings, over rings with `--isolate`, and over queues.
 
+#![allow(clippy::cast_possible_truncation, reason = "dice and patterns are cut to size on purpose")]
+
 mod support;
 
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -207,7 +207,7 @@ mod table {
         }
 
         pub(super) fn word(self) -> u64 {
-            self.offset / UNIT_BYTES
+            (self.offset / UNIT_BYTES)
                 | u64::from(self.participant.get()) << UNITS_BITS
                 | u64::from(self.life) << (UNITS_BITS + 6)
         }

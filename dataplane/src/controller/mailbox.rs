@@ -141,6 +141,7 @@ pub(crate) struct Bounds {
 }
 
 /// How much a mailbox holds.
+#[cfg(test)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Stats {
     pub(crate) messages: usize,
@@ -380,6 +381,7 @@ impl<P: Keep> Mailbox<P> {
         self.messages.values_mut().map(|message| &mut message.payload)
     }
 
+    #[cfg(test)]
     pub(crate) fn stats(&self) -> Stats {
         Stats {
             messages: self.messages.len(),
@@ -390,6 +392,7 @@ impl<P: Keep> Mailbox<P> {
     }
 
     /// All messages, the oldest first.
+    #[cfg(test)]
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Message<P>> {
         self.messages.values()
     }

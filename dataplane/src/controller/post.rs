@@ -491,6 +491,7 @@ impl Inbox {
     }
 
     /// Verdicts that are remembered.
+    #[cfg(test)]
     pub(crate) fn remembers(&self) -> usize {
         self.verdicts.len()
     }

@@ -366,6 +366,7 @@ impl State {
     }
 
     /// Bytes of all current objects.
+    #[cfg(test)]
     pub(crate) fn used_bytes(&self) -> u64 {
         self.used_bytes
     }

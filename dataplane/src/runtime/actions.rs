@@ -36,7 +36,10 @@ impl Process {
                 }
                 Action::Discard(payload) => self.release(payload.bytes),
                 Action::Withdraw { worker } => self.withdraw(now, worker),
-                Action::TellCancelled { worker, call } => self.tell(worker, record::CANCEL, 0, call, 0),
+                Action::TellCancelled { worker, call } => {
+                    self.tell(worker, record::CANCEL, 0, call, 0);
+                    self.end_receive(worker, call);
+                }
                 // A start takes a millisecond or more: answers go out first.
                 Action::Spawn { worker } => starts.push(worker),
                 Action::Signal { worker, signal } => {

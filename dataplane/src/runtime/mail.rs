@@ -247,9 +247,25 @@ impl Process {
         let wanted = Wanted { from, key: (!key.is_empty()).then_some(key) };
         match self.mailbox.receive(now, by, wanted, deadline_ns) {
             Received::Message(message) => self.hand(by, message),
-            Received::Waits => self.now_waits(worker),
+            Received::Waits => {
+                if let Some(seat) = &mut self.seats[usize::from(worker)] {
+                    seat.receives = Some(question);
+                }
+                self.now_waits(worker);
+            }
             Received::Nothing => self.answer_text(worker, question, Code::Timeout, ""),
             Received::Refused(refusal) => self.answer_text(worker, question, refusal.code(), &refusal.to_string()),
+        }
+    }
+
+    /// Nobody waits for this call any more: then its function does not wait for a message either.
+    pub(super) fn end_receive(&mut self, worker: WorkerId, call: CallKey) {
+        let Some(seat) = &self.seats[usize::from(worker)] else { return };
+        let (true, Some(question)) = (seat.given.front().is_some_and(|given| given.call == call), seat.receives) else {
+            return;
+        };
+        if self.mailbox.withdraw(Receiver { worker, call: question }) {
+            self.answer_text(worker, question, Code::Cancelled, "");
         }
     }
 
@@ -390,7 +406,10 @@ impl Process {
         body: Body,
         heap: Option<Heap>,
     ) {
-        let waited = self.seats[usize::from(worker)].as_mut().is_some_and(|seat| std::mem::take(&mut seat.waits));
+        let waited = self.seats[usize::from(worker)].as_mut().is_some_and(|seat| {
+            seat.receives = None;
+            std::mem::take(&mut seat.waits)
+        });
         if waited {
             self.controller.waited(worker);
         }

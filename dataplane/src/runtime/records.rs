@@ -72,6 +72,10 @@ impl Process {
         if matches!(kind & record::KIND, record::REQUEST | record::REPLY | record::STATE | record::MAIL)
             && let Some(seat) = &mut self.seats[usize::from(worker)]
         {
+            if matches!(kind & record::KIND, record::STATE | record::MAIL) && (seat.waits || seat.owes_answer()) {
+                // Each may have to be copied for it, or kept: with a flood of them we would run out of memory.
+                return Err(Violation("asked something before it had read the last answer"));
+            }
             // It has gone on since.
             seat.handed = None;
         }

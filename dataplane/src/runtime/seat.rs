@@ -48,6 +48,8 @@ pub(crate) struct Seat {
     pub(crate) wants_key: bool,
     /// The function on it waits for a message or for another process.
     pub(crate) waits: bool,
+    /// The question with which it waits for a message.
+    pub(crate) receives: Option<u64>,
     /// The message it was handed last.
     pub(crate) handed: Option<Handed>,
     /// Why we killed it, if we did.
@@ -116,6 +118,7 @@ impl Seat {
             key: None,
             wants_key: false,
             waits: false,
+            receives: None,
             handed: None,
             verdict: None,
         }
@@ -156,7 +159,7 @@ impl Seat {
         if self.texts.len() > TEXTS_MAX { self.texts.pop_front() } else { None }
     }
 
-    /// Whether an answer about the state still waits here: then it cannot have been waited for.
+    /// Whether an answer to a question still waits here: then it cannot have been waited for.
     pub(crate) fn owes_answer(&self) -> bool {
         self.backlog.iter().any(|(descriptor, _)| descriptor.kind() & record::KIND == record::ANSWER)
     }

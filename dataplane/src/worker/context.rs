@@ -6,7 +6,7 @@ use super::session::{Origin, Session};
 use crate::clock::now_ns;
 use crate::error::InvokeError;
 use crate::payload::{Loan, Payload, Reply};
-use crate::worker::messages::{Key, Message, MessageError, Source};
+use crate::worker::messages::{Broadcast, Key, Message, MessageError, Source};
 use crate::worker::state::State;
 
 /// A function by its number, looked up once with [`Context::function_id`].
@@ -198,6 +198,28 @@ impl<'a> Context<'a> {
         payload: impl Into<Payload<'p>>,
     ) -> Result<(), MessageError> {
         self.session.send_message(to.as_ref(), key.as_ref(), payload.into(), self.deadline_ns)
+    }
+
+    /// Sends a message to every other process that can be reached now, one after the other. The names of those that have it, and why the
+    /// others have not.
+    ///
+    /// # Errors
+    /// `TooLarge`, `KeyLength`: nobody has it.
+    pub fn broadcast(&mut self, key: impl AsRef<[u8]>, payload: impl AsRef<[u8]>) -> Result<Broadcast, MessageError> {
+        let (key, payload) = (key.as_ref(), payload.as_ref());
+        let mut told = Broadcast::default();
+        for name in self.active_processes()?.into_iter().skip(1) {
+            match self.send(&name, key, payload) {
+                Ok(()) => told.reached.push(name),
+                Err(error @ (MessageError::TooLarge { .. } | MessageError::KeyLength { .. }))
+                    if told.reached.is_empty() =>
+                {
+                    return Err(error);
+                }
+                Err(error) => told.missed.push((name, error)),
+            }
+        }
+        Ok(told)
     }
 
     /// Receives the oldest message that matches, and waits for one as long as this invocation may take. It is this function's alone.

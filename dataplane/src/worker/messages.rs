@@ -89,6 +89,9 @@ pub enum MessageError {
         /// What did not happen.
         text: String,
     },
+    /// Nobody waits for this invocation any more: it does not wait for a message either.
+    #[error("cancelled: nobody waits for this invocation any more")]
+    Cancelled,
     /// The other side broke the protocol.
     #[error("protocol error: {text}")]
     Protocol {
@@ -106,6 +109,7 @@ impl MessageError {
             Some(Code::Busy) => MessageError::Busy { text },
             Some(Code::UnknownProcess) => MessageError::UnknownProcess { name: text },
             Some(Code::PeerLost) => MessageError::ProcessLost { text },
+            Some(Code::Cancelled) => MessageError::Cancelled,
             Some(Code::Timeout) => MessageError::Timeout { text },
             _ => MessageError::Protocol { text },
         }
@@ -116,6 +120,15 @@ impl From<MessageError> for Failure {
     fn from(error: MessageError) -> Self {
         Failure::new(-1, error.to_string())
     }
+}
+
+/// Who has a message that was sent to everybody.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Broadcast {
+    /// Names of the processes whose mailbox it is in.
+    pub reached: Vec<String>,
+    /// Names of those that may not have it, and why.
+    pub missed: Vec<(String, MessageError)>,
 }
 
 /// A message that was received: nobody else gets it. Reads as a byte slice, where the sender wrote it (rings, same process).

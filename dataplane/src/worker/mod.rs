@@ -31,7 +31,7 @@ use crate::error::{Failure, InvokeError};
 use crate::payload::{BlockKey, Bytes, Input, Output, Payload, Place};
 use crate::wire::{Code, FromWorker, PROTOCOL_VERSION, ToWorker, WorkerWelcome, record};
 pub use context::{Context, FunctionId, Lease, Pending};
-pub use messages::{Key, Message, MessageError, SELF, Source};
+pub use messages::{Broadcast, Key, Message, MessageError, SELF, Source};
 pub(crate) use session::{ACTIVITY_WAITING, NESTED_MAX};
 use session::{Channel, Fatal, Incoming, Origin, Session, SharedState, fatal};
 pub use state::{Draft, KeyInfo, Object, State, StateError};

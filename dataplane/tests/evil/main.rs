@@ -57,7 +57,7 @@ fn sleep(_: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
 }
 
 enum Wire {
-    Ring { link: Box<Link>, _own: OwnSegment, arena: Arena },
+    Ring { link: Box<Link>, _own: OwnSegment, arena: Box<Arena> },
     Queue { sender: Box<Sender>, receiver: Box<Receiver> },
 }
 
@@ -96,7 +96,7 @@ impl Evil {
             let link = Link::establish(&own, Arc::clone(&controller), bell).expect("a link");
             base = incarnation;
             let arena = own.arena().expect("our arena");
-            Wire::Ring { link: Box::new(link), _own: own, arena }
+            Wire::Ring { link: Box::new(link), _own: own, arena: Box::new(arena) }
         } else {
             let receiver = Receiver::new(Queue::from_fd(fd()).expect("a queue"), 64 << 20);
             let sender = Sender::new(Queue::from_fd(fd()).expect("a queue"));

@@ -58,7 +58,7 @@ pub(crate) fn honest(worker: Worker) -> Worker {
             for round in 0..count {
                 let value = vec![round.to_le_bytes()[0]; 100_000];
                 context.state().put("hot", &value)?;
-                if round % 16 == 0 && !context.state().get("hot")?.is_some_and(|read| *read == *value) {
+                if round % 16 == 0 && context.state().get("hot")?.is_none_or(|read| *read != *value) {
                     return Err(Failure::new(-3, "another object than was written"));
                 }
             }

@@ -32,6 +32,12 @@ pub(crate) fn register(worker: Worker) -> Worker {
             }
             Ok(Output::empty())
         })
+        .function("broadcast", |context, input| {
+            let [key, payload] = arguments(&input)?;
+            let told = context.broadcast(key, payload)?;
+            let missed: Vec<_> = told.missed.iter().map(|(name, error)| format!("{name} {error}")).collect();
+            Ok(format!("{}, missed {}", told.reached.join(" "), missed.join(" ")).into())
+        })
         .function("recv", |context, input| receive(context, &input, None))
         .function("recv_for", |context, input| {
             let [_, _, ms] = arguments(&input)?;

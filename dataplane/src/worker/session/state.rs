@@ -211,7 +211,7 @@ impl Session {
             self.tell_controller(record::MAP, self.me.get().into(), self.welcome.incarnation - base, 0)
         };
         ask().unwrap_or_else(|Fatal(text)| die(&text));
-        self.await_controller(|session| session.questions.mapped.is_some());
+        self.await_controller(false, |session| session.questions.mapped.is_some());
         while self.poll_controller().unwrap_or_else(|Fatal(text)| die(&text)) {}
         self.memory.arena.as_ref().is_some_and(|arena| arena.borrow().stats().used_bytes < before)
     }
