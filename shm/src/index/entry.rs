@@ -126,7 +126,7 @@ impl Entry {
         (stamp, words)
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, loom))]
     pub(crate) fn blank() -> Self {
         Self { stamp: AtomicU64::new(0), words: std::array::from_fn(|_| AtomicU64::new(0)) }
     }
