@@ -108,6 +108,20 @@ fn p6_matrix_multiplies_right_whatever_the_size_and_the_workers() {
 }
 
 #[test]
+fn s2_notes_are_remembered_by_every_worker_and_heard_of_once() {
+    let process = start(env!("CARGO_BIN_EXE_notes-worker"), 3, 3);
+    let (client, address) = (env!("CARGO_BIN_EXE_notes-client"), process.addr().to_string());
+    let notes: Vec<String> = (0..40).map(|note| format!("note {note:02}")).collect();
+    let printed =
+        run(client, &[&[address.as_str()][..], &notes.iter().map(String::as_str).collect::<Vec<_>>()].concat());
+    let mut kept: Vec<&str> = printed.lines().skip(1).collect();
+    assert!(printed.starts_with("40 heard of, and kept:\n"), "{printed}");
+    kept.sort_unstable();
+    assert_eq!(kept, notes, "written at once by three workers, none lost");
+    assert_eq!(run(client, &[&address]).lines().count(), 41, "and still there");
+}
+
+#[test]
 fn event_loop_serves_two_processes_from_one_thread() {
     let processes = [1, 2].map(|workers| start(env!("CARGO_BIN_EXE_echo-worker"), workers, workers));
     let addresses = processes.each_ref().map(|process| process.addr().to_string());
