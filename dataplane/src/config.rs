@@ -201,7 +201,8 @@ pub struct ProcessConfig {
     /// payloads take of the controller's heap. Default 256 MiB.
     pub arena_bytes: u64,
     /// Memory of all state together, bytes: keys, values and 32 bytes an object, up to 1 TiB. Over rings an object lies in the payload memory of
-    /// the worker that wrote it, which bounds it, too. Default 1 GiB.
+    /// the worker that wrote it, which bounds it, too; what is copied, moved from a dead worker, or a long key, lies in the controller's, and takes
+    /// no more than three fourths of that. Default 1 GiB.
     pub state_bytes_max: u64,
     /// Largest object of the state, bytes, up to 64 GiB; over queues no larger than a payload. Default 1 GiB.
     pub state_object_bytes_max: u64,

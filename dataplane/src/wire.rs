@@ -114,7 +114,8 @@ pub(crate) mod record {
     /// To `STATE` or `MAIL`: tag = code, id = question, aux = version, number or (of a message) sender and bytes of the key at the end, body = what
     /// was asked for, or an error's text.
     pub(crate) const ANSWER: u8 = 20;
-    /// tag = participant, id = life: a worker wants to read that segment. Answered with `MAPPED`.
+    /// tag = participant, id = life: a worker wants to read that segment. Answered with `MAPPED`. Its own: it wants to have back what others
+    /// deleted of it, which comes before the answer.
     pub(crate) const MAP: u8 = 21;
     /// tag = participant, id = life, aux = 1: that segment is not there any more, and nothing current lies in it.
     pub(crate) const MAPPED: u8 = 22;

@@ -254,7 +254,10 @@ impl Process {
         let lives = self.seats[owner.index()].as_ref().is_some_and(|seat| seat.incarnation == incarnation);
         let estate = u32::try_from(life).ok().and_then(|life| self.objects.estates.get_mut(&life));
         let mut gone = 0;
-        if lives {
+        if let (true, Some(seat)) = (owner.get() == worker, &mut self.seats[usize::from(worker)]) {
+            // It is out of memory: blocks of its own that wait for room go before the answer. Who is deaf is found out by that.
+            let _ = seat.flush();
+        } else if lives {
             self.introduce(worker, owner);
         } else if let Some(estate) = estate.filter(|estate| estate.participant == owner.get()) {
             if estate.known & (1 << worker) == 0 {

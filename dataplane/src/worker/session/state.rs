@@ -204,7 +204,7 @@ impl Session {
     fn take_returns(&mut self) -> bool {
         let (Some(shared), Some(arena)) = (&self.state, &self.memory.arena) else { return false };
         let (base, before) = (shared.base, arena.borrow().stats().used_bytes);
-        // A question without consequences, asked once our ring has room: what waits for that comes with the answer.
+        // Asked once our ring has room: what waits for that comes before the answer.
         let mut ask = || -> Result<(), Fatal> {
             while self.poll_controller()? {}
             self.questions.mapped = None;
