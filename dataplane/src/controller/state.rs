@@ -27,6 +27,8 @@ mod tests;
 const LOOKS_PER_TURN: u32 = 4096;
 /// Lives that may leave orphans behind at once: each keeps a whole segment from going.
 const ESTATES_MAX: usize = 64;
+/// The same, while there is no room to move the orphans to, so that they will stay.
+const STUCK_ESTATES_MAX: usize = 8;
 
 /// Bounds of the state, bytes.
 #[derive(Debug, Clone, Copy)]
@@ -120,6 +122,8 @@ pub(crate) struct State {
     objects: BTreeMap<u32, u64>,
     /// Lives that are over and have objects, and where to look for the next of them.
     estates: Vec<u32>,
+    /// The last orphan that was found could not be moved.
+    is_stuck: bool,
     cursor: u32,
 }
 
@@ -136,6 +140,7 @@ impl State {
             retired: VecDeque::new(),
             objects: BTreeMap::new(),
             estates: Vec::new(),
+            is_stuck: false,
             cursor: 0,
         }
     }
@@ -175,10 +180,11 @@ impl State {
                 long.then(|| self.keep(put.key, arena)).transpose()?
             }
         };
+        let estates_max = if self.is_stuck { STUCK_ESTATES_MAX } else { ESTATES_MAX };
         let held = match put.source {
-            Source::Lent { life, block } if self.estates.len() < ESTATES_MAX => Ok(Held { life, block }),
+            Source::Lent { life, block } if self.estates.len() < estates_max => Ok(Held { life, block }),
             Source::Lent { .. } => Err(Refused::NoSpace(format!(
-                "objects of {ESTATES_MAX} workers that died are still to be moved, and there is no memory to move them to"
+                "objects of {estates_max} workers that died are still to be moved, and there is no memory to move them to"
             ))),
             Source::Copied(bytes) => self.keep(bytes, arena).map(|block| Held { life: 0, block }),
         };
@@ -331,7 +337,7 @@ impl State {
         self.index.current(orphan.entry).is_some_and(|current| current.version == orphan.version)
     }
 
-    /// An orphan has been copied into this block, which [`State::loan`] gave, and from here on lies there. If it is not current any more, the
+    /// An orphan has been copied into this block, which [`State::loan_for`] gave, and from here on lies there. If it is not current any more, the
     /// block is free again.
     pub(crate) fn adopt(&mut self, orphan: &Orphan, copy: Block, arena: &mut Arena) {
         let bytes = copy.len();
@@ -344,7 +350,7 @@ impl State {
     }
 
     /// Memory of ours for an object or a key, within what state may take of it.
-    pub(crate) fn loan(&mut self, bytes: usize, arena: &mut Arena) -> Result<Block, Refused> {
+    fn loan(&mut self, bytes: usize, arena: &mut Arena) -> Result<Block, Refused> {
         let (before, max) = (arena.stats().used_bytes, self.bounds.own_bytes_max);
         if self.own_bytes.saturating_add(bytes as u64) > max {
             let free = max.saturating_sub(self.own_bytes);
@@ -358,7 +364,15 @@ impl State {
         Ok(block)
     }
 
-    /// Gives back what [`State::loan`] gave.
+    /// Memory for the copy of an orphan; remembers whether there was some.
+    pub(crate) fn loan_for(&mut self, orphan: &Orphan, arena: &mut Arena) -> Option<Block> {
+        let bytes = usize::try_from(orphan.block.len).ok()?;
+        let copy = self.loan(bytes, arena).ok();
+        self.is_stuck = copy.is_none();
+        copy
+    }
+
+    /// Gives back what [`State::loan_for`] gave.
     pub(crate) fn give_up(&mut self, block: Block, arena: &mut Arena) {
         let before = arena.stats().used_bytes;
         arena.free(block);
@@ -410,6 +424,7 @@ impl State {
         *count -= 1;
         if *count == 0 {
             self.objects.remove(&life);
+            self.is_stuck &= !self.estates.contains(&life);
             self.estates.retain(|estate| *estate != life);
         }
     }

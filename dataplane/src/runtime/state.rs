@@ -370,10 +370,9 @@ impl Process {
             None => {
                 if let Some(orphan) = state.next_orphan() {
                     let view = estates.get(&orphan.life).and_then(|estate| estate.segment.view(&orphan.block).ok());
-                    let loan = view.map(|view| (state.loan(view.len(), arena), view));
-                    match loan {
-                        Some((Ok(block), view)) => *adoption = Some(Adoption { orphan, view, block, copied: 0 }),
-                        _ => due_ns = now + NO_ROOM_NS,
+                    match view.and_then(|view| Some((state.loan_for(&orphan, arena)?, view))) {
+                        Some((block, view)) => *adoption = Some(Adoption { orphan, view, block, copied: 0 }),
+                        None => due_ns = now + NO_ROOM_NS,
                     }
                 }
             }

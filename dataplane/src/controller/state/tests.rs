@@ -204,7 +204,7 @@ impl Bench {
             return;
         };
         let bytes = self.estates[&orphan.life].bytes(&orphan.block).unwrap();
-        if let Ok(mut copy) = self.state.loan(bytes.len(), &mut self.arena) {
+        if let Some(mut copy) = self.state.loan_for(&orphan, &mut self.arena) {
             copy.copy_from_slice(bytes);
             self.moving.push((orphan, copy));
         }
@@ -411,4 +411,13 @@ fn g8_so_many_dead_workers_leave_objects_and_no_more() {
     let mut arena = life(0, 0).arena;
     assert_eq!(state.delete(&7_u32.to_le_bytes(), WHATEVER, &mut arena), Ok(true));
     assert!(state.is_settled(7) && !state.is_settled(8));
+    // Nowhere to move them to: then fewer.
+    let orphan = state.next_orphan().unwrap();
+    let mut full = life(0, 0).arena;
+    while full.loan(1 << 19).is_ok() {}
+    assert!(state.loan_for(&orphan, &mut full).is_none());
+    assert!(matches!(put(&mut state, 65), Err(Refused::NoSpace(text)) if text.contains("8 workers that died")));
+    let copy = state.loan_for(&orphan, &mut arena).unwrap();
+    state.adopt(&orphan, copy, &mut arena);
+    put(&mut state, 65).unwrap();
 }
