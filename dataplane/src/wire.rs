@@ -97,7 +97,7 @@ pub(crate) mod record {
     pub(crate) const OVERRUN: u8 = 12;
     /// Finish and exit.
     pub(crate) const SHUTDOWN: u8 = 13;
-    /// id = call: nobody waits for it any more; the function may ask.
+    /// id = call: nobody waits for it any more. To a worker: the function may ask. To the controller: a nested call of the worker's.
     pub(crate) const CANCEL: u8 = 14;
     /// id = call, aux = position of its request in the controller's ring: it was withdrawn as we took it, and does not run.
     pub(crate) const VOID: u8 = 15;

@@ -67,6 +67,24 @@ fn p10_recursion_ends_with_enough_workers_and_with_fewer() {
 }
 
 #[test]
+fn p12_functions_wait_for_whichever_call_ends_first_and_call_others_off() {
+    on_both_channels(|ipc| {
+        let (process, mut client) = start_with(&LaunchConfig { workers: 4, workers_max: 4, ..launch_config(ipc) });
+        let text = |reply: &[u8]| String::from_utf8_lossy(reply).into_owned();
+        let ended = text(&client.invoke("any", "120 10 60").unwrap());
+        assert_eq!(ended, "slept slept slept", "{ipc}");
+        drop(process);
+        let begun = Instant::now();
+        // What was called off has not run: the one that was not is the first that its worker counts, or one of few.
+        let (_process, mut client) = start_with(&LaunchConfig { workers: 2, workers_max: 2, ..launch_config(ipc) });
+        let counted: u32 = text(&client.invoke("call_off", "30").unwrap()).parse().unwrap();
+        let after: u32 = text(&client.invoke("call_off", "1").unwrap()).parse().unwrap();
+        assert!(counted <= 2 && after <= 4, "{ipc}: {counted}, {after}");
+        assert!(begun.elapsed() < Duration::from_secs(10), "{ipc}");
+    });
+}
+
+#[test]
 fn leased_calls_of_every_kind_answer_right() {
     on_both_channels(|ipc| {
         let (_process, mut client) = start(ipc);

@@ -624,16 +624,21 @@ impl<P: Keep> Controller<P> {
         Ok(answered)
     }
 
+    /// A function no longer waits for a call of its own.
+    pub(crate) fn cancel_nested(&mut self, worker: WorkerId, call: u64) {
+        self.call_off(|from| from == Waiter::Worker { worker, call });
+    }
+
     /// A client no longer waits for a call.
     pub(crate) fn cancel(&mut self, connection: u64, call: u64) {
         let by_session = self.dedupe.session_of(connection).map(|session| Waiter::Session { session, call });
         let waiters = [Some(Waiter::Client { connection, call }), by_session];
-        let found = self
-            .calls
-            .iter()
-            .find(|(_, open)| waiters.contains(&Some(open.from)) && !open.abandoned)
-            .map(|(index, open)| key(index, open.uses));
-        if let Some(key) = found {
+        self.call_off(|from| waiters.contains(&Some(from)));
+    }
+
+    fn call_off(&mut self, is_it: impl Fn(Waiter) -> bool) {
+        let found = self.calls.iter().find(|(_, open)| is_it(open.from) && !open.abandoned);
+        if let Some(key) = found.map(|(index, open)| key(index, open.uses)) {
             self.abandon(key, Some(CallError::new(Code::Cancelled, "cancelled by its caller")));
         }
     }

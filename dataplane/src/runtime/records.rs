@@ -133,6 +133,10 @@ impl Process {
                 }
                 Ok(())
             }
+            record::CANCEL => {
+                self.controller.cancel_nested(worker, id);
+                Ok(())
+            }
             record::STATE => self.on_state(now, worker, &descriptor, heap),
             record::MAP => self.on_map(worker, tag, id),
             record::MAIL => self.on_mail(now, worker, &descriptor, heap),

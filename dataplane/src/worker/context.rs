@@ -301,6 +301,46 @@ impl<'a> Context<'a> {
         self.session.collect(pending.0)
     }
 
+    /// Starts several calls of one function at once, in this order. All or none: at a bound those that were started are called off.
+    ///
+    /// # Errors
+    /// As [`Context::submit`].
+    pub fn submit_all<'p, P: Into<Payload<'p>>>(
+        &mut self,
+        callee: impl Callee,
+        payloads: impl IntoIterator<Item = P>,
+    ) -> Result<Vec<Pending>, InvokeError> {
+        let function = self.find(&callee)?;
+        let mut started = Vec::new();
+        for payload in payloads {
+            match self.session.submit(function, self.deadline_ns, payload.into()) {
+                Ok(number) => started.push(Pending(number)),
+                Err(error) => {
+                    started.into_iter().for_each(|pending| self.cancel(pending));
+                    return Err(error);
+                }
+            }
+        }
+        Ok(started)
+    }
+
+    /// Waits for whichever of these calls ends first, takes it out of the list, and says how it ended. `None`: the list is empty.
+    pub fn wait_any(&mut self, pending: &mut Vec<Pending>) -> Option<Result<Reply, InvokeError>> {
+        if pending.is_empty() {
+            return None;
+        }
+        let numbers: Vec<u64> = pending.iter().map(|pending| pending.0).collect();
+        let (at, outcome) = self.session.collect_any(&numbers);
+        let _ = pending.remove(at);
+        Some(outcome)
+    }
+
+    /// Calls a call off: it does not run if it has not begun; if it has, its function may ask ([`Context::is_cancelled`]), and its answer is
+    /// thrown away.
+    pub fn cancel(&mut self, pending: Pending) {
+        self.session.call_off(pending.0);
+    }
+
     /// The outcome of a call if it is there, else the handle back. Does not block.
     ///
     /// # Errors

@@ -21,7 +21,8 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some("nothing") {
         return Worker::new().serve();
     }
-    messages::register(state::register(Worker::new()))
+    // Some tests know functions by their numbers: these come first.
+    let worker = Worker::new()
         .function("echo", |_, input| Ok(input.into()))
         .function("tally", tally)
         .function("direct", direct)
@@ -104,6 +105,8 @@ fn main() -> ExitCode {
         .function("args", |_, input| {
             Ok(input.args().map(|arg| arg.len().to_string()).collect::<Vec<_>>().join(" ").into())
         })
+        .function("any", any)
+        .function("call_off", call_off)
         .function("context", context)
         .function("large", |context, input| {
             let bytes = usize::try_from(number(&input)).map_err(|_| Failure::new(-22, "below zero"))?;
@@ -116,8 +119,8 @@ fn main() -> ExitCode {
             let mut command = if input.is_empty() { Command::new("sleep") } else { Command::new("setsid") };
             let child = if input.is_empty() { command.arg("1000") } else { command.args(["sleep", "1000"]) }.spawn()?;
             Ok(child.id().to_string().into())
-        })
-        .serve()
+        });
+    messages::register(state::register(worker)).serve()
 }
 
 thread_local! {
@@ -408,6 +411,33 @@ fn nested(context: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
         }
     }
     Ok(format!("{:?} {:?}", context.lease_state(), context.leased_worker()).into())
+}
+
+/// Sleeps on other workers, so many ms each, and takes what ends first, first.
+fn any(context: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
+    let times: Vec<String> = String::from_utf8_lossy(&input).split(' ').map(str::to_owned).collect();
+    let mut open = context.submit_all("sleep", times.iter().map(|ms| ms.as_bytes()))?;
+    let mut ended = Vec::new();
+    while let Some(outcome) = context.wait_any(&mut open) {
+        ended.push(match outcome {
+            Ok(reply) => String::from_utf8_lossy(&reply).into_owned(),
+            Err(error) => error.to_string(),
+        });
+    }
+    Ok(ended.join(" ").into())
+}
+
+/// Starts calls of `count`, which are few enough to wait behind one that sleeps, and calls all but one off.
+fn call_off(context: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
+    let calls = usize::try_from(number(&input)).unwrap_or(0);
+    let slow = context.submit("sleep", b"100")?;
+    let mut open = context.submit_all("count", (0..calls).map(|_| b""))?;
+    for pending in open.drain(1..) {
+        context.cancel(pending);
+    }
+    context.wait(slow)?;
+    let Some(outcome) = context.wait_any(&mut open) else { return Err(Failure::new(-1, "one is left")) };
+    Ok(outcome?.into())
 }
 
 fn check(got: &[u8], expected: &[u8]) -> Result<(), Failure> {

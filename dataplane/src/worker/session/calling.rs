@@ -363,6 +363,57 @@ impl Session {
         }
     }
 
+    /// Waits until one of these calls has its outcome, and says which: a place among them.
+    pub(crate) fn collect_any(&mut self, numbers: &[u64]) -> (usize, Result<Reply, InvokeError>) {
+        loop {
+            self.take_callee();
+            self.take_controller();
+            for (at, number) in numbers.iter().enumerate() {
+                let outcome = match self.nested.get(*number).filter(|call| call.wanted) {
+                    Some(call) => call.outcome.take(),
+                    None => Some(Err(InvokeError::Protocol { text: format!("nested call {number} is not open") })),
+                };
+                if let Some(outcome) = outcome {
+                    self.dismiss(*number);
+                    return (at, outcome);
+                }
+            }
+            // The controller keeps the deadlines of what goes through it; under a lease they are ours to keep.
+            let mut leased = numbers.iter().enumerate().filter_map(|(at, number)| {
+                let call = self.nested.get(*number)?;
+                (call.route != Route::Controller).then_some((call.deadline_ns, at))
+            });
+            let first = leased.next().into_iter().chain(leased).min();
+            let patience = self.calling.as_ref().map_or(self.welcome.patience, |calling| calling.patience);
+            let deadline_ns = first.map_or(UNTIL_TOLD, |(deadline_ns, _)| deadline_ns);
+            let waited = self.wait(patience, deadline_ns, |session| {
+                session.calling.as_ref().is_some_and(|calling| session.ring_ready(calling.callee))
+                    || session.controller_ready()
+                    || numbers.iter().any(|number| session.nested.has_outcome(*number))
+            });
+            if let (false, Some((_, at))) = (waited.unwrap_or_else(|Fatal(text)| die(&text)), first) {
+                self.dismiss(numbers[at]);
+                return (at, Err(self.overran()));
+            }
+        }
+    }
+
+    /// Nobody waits for this call any more: it is not begun if it was not yet, and else told so.
+    pub(crate) fn call_off(&mut self, number: u64) {
+        let Some(call) = self.nested.get(number).filter(|call| !call.settled) else { return self.dismiss(number) };
+        match call.route {
+            Route::Controller => {
+                self.tell_controller(record::CANCEL, 0, number, 0).unwrap_or_else(|Fatal(text)| die(&text));
+            }
+            Route::Ring { .. } => {
+                if let Some(callee) = self.calling.as_ref().map(|calling| calling.callee) {
+                    self.link(callee).cancel(number);
+                }
+            }
+        }
+        self.dismiss(number);
+    }
+
     /// The outcome if it is there.
     pub(crate) fn try_collect(&mut self, number: u64) -> Option<Result<Reply, InvokeError>> {
         self.take_callee();

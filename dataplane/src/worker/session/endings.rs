@@ -118,6 +118,7 @@ impl Session {
                 poll.unwrap_or_else(|Fatal(text)| die(&text));
                 self.cancelled == call
             }
+            Origin::Ring(caller) if self.linked(caller).is_some_and(|link| link.peer_cancelled() == call) => true,
             Origin::Ring(caller) | Origin::Exchange(caller) => {
                 self.serving.as_ref().is_none_or(|serving| serving.caller != caller)
             }
