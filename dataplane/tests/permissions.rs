@@ -76,7 +76,7 @@ fn check_descriptors(pid: u32, kinds: &mut BTreeSet<&'static str>) {
             let seals = rustix::fs::fcntl_get_seals(&fd).expect("a memory file");
             let mut wanted = SealFlags::SHRINK | SealFlags::GROW;
             // An exchange page is written by both its ends, for as long as they have it.
-            if name.starts_with("praas-segment") {
+            if name.starts_with("praas-segment") || name.starts_with("praas-index") {
                 wanted |= SealFlags::FUTURE_WRITE | SealFlags::SEAL;
             }
             assert!(seals.contains(wanted), "{what} lacks {:?}", wanted - seals);

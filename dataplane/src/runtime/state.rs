@@ -103,6 +103,7 @@ fn private_arena(config: &ProcessConfig, identity: &praas_shm::Identity) -> Resu
     let segment = segment_config(config);
     let file = SegmentFile::create(&segment)?;
     let own = OwnSegment::map(&file, identity, &segment)?;
+    file.seal_future_write()?;
     Ok(own.arena()?)
 }
 
