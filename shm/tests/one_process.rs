@@ -252,6 +252,7 @@ fn the_segment_has_the_documented_bytes() {
     to_b.producer.try_send(&text(b"gold")).unwrap();
     to_b.mark_taken(0x11);
     to_b.mark_exchange_taken(0x12);
+    to_b.mark_received(0x17);
     to_b.close(0x13, 0x14);
     to_b.cancel(0x15);
     a.own.set_activity(0x16);
@@ -267,7 +268,7 @@ fn the_segment_has_the_documented_bytes() {
         bytes.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap())).collect()
     };
     let arena_offset = 2 << 20;
-    let mut header = vec![u64::from_le_bytes(*b"PRaaSseg"), 2, 2, 7];
+    let mut header = vec![u64::from_le_bytes(*b"PRaaSseg"), 3, 2, 7];
     header.extend([u64::from_le_bytes(*b"a proces"), u64::from_le_bytes(*b"s's name")]);
     header.extend([64, 4 << 20, arena_offset, arena_offset + (4 << 20)]);
     assert_eq!(words(0, 10), header);
@@ -278,7 +279,7 @@ fn the_segment_has_the_documented_bytes() {
     assert_eq!(words(384, 16), [2, 1, 2, 3, 4, 5, 6, 7, 1, 2, 3, 4, 5, 8, 7, 0], "the last two sayings");
     let line = words(4096 + 5 * 128, 16);
     assert_ne!(line[0], 0, "linked");
-    assert_eq!(line[1..], [0, 0x11, 0x12, 0, 0, 0, 0, 0x14, 0x13, 0x15, 0, 0, 0, 0, 0]);
+    assert_eq!(line[1..], [0, 0x11, 0x12, 0x17, 0, 0, 0, 0x14, 0x13, 0x15, 0, 0, 0, 0, 0]);
     let slot = words(16384 + 5 * 64 * 64, 8);
     assert_eq!(slot, [1 | 1 << 32 | 4 << 40 | 2 << 48, 3, 4, u64::from(u32::from_le_bytes(*b"gold")), 0, 0, 0, 0]);
 }
