@@ -295,3 +295,40 @@ fn a_message_waits_for_a_process_that_is_not_there_yet() {
         wait_until("nothing is left over", PATIENCE, || ask(&mut client, "active", &[b""]) == "a b");
     });
 }
+
+/// Two that reach each other by relays only.
+fn relayed(place: &Place, reactor: Reactor, args: &[&str]) -> ([Relay; 2], [(Node, Client); 2]) {
+    let relays = [Relay::to(place.address(0)), Relay::to(place.address(1))];
+    let through = |who: usize| {
+        let told = [(NAMES[1 - who], relays[1 - who].address)];
+        let node = place.start_with(reactor, who, &told, args);
+        node.wait_ready();
+        (node, place.client(who))
+    };
+    let nodes = [through(0), through(1)];
+    nodes[0].0.wait_up("b");
+    nodes[1].0.wait_up("a");
+    (relays, nodes)
+}
+
+/// G3, N9: a sender that was told `Timeout` had its memory back while the message was on its way, and wrote the next one over it.
+#[test]
+fn g3_n9_a_message_that_was_given_up_arrives_as_it_was_sent() {
+    on_both_reactors(|reactor| {
+        let place = Place::new();
+        let (relays, mut nodes) = relayed(&place, reactor, &["--workers=1", "--workers-max=1", "--plaintext"]);
+        relays.iter().for_each(Relay::hold);
+        let bytes = (16 << 20).to_string();
+        let arguments = |to: &'static [u8], byte: &'static [u8]| Outgoing::from_args(&[to, b"k", bytes.as_bytes(), byte]);
+        let gone = impatient(&place, 0, 400).invoke("send_loan", arguments(b"b", b"1")).unwrap_err();
+        assert!(gone.to_string().contains("timeout"), "{gone}");
+        // Memory of the same size, by the same worker.
+        for _ in 0..2 {
+            nodes[0].1.invoke("send_loan", arguments(b"", b"2")).unwrap();
+        }
+        relays.iter().for_each(Relay::release);
+        let reply = nodes[1].1.invoke("recv_payload", Outgoing::from_args(&[b"a", b"k"])).unwrap();
+        let wrong = reply.iter().filter(|byte| **byte != 1).count();
+        assert_eq!((reply.len(), wrong), (16 << 20, 0));
+    });
+}

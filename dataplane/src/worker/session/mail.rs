@@ -81,12 +81,12 @@ impl Session {
         let no_space = |error: InvokeError| MessageError::NoSpace { text: error.to_string() };
         let (body, carried, heap) = self.load(bytes, ParticipantId::CONTROLLER).map_err(no_space)?;
         let tag = op as u16 | u16::try_from(key_bytes).expect("at most 40") << 4;
-        // Messages stay where they are; what only asks is done with by the time it is answered.
+        // A message's memory comes back as a `RELEASE`, and not with the answer: one that may arrive yet is read until it has, or never will.
         let stays = op == MailOp::Send;
         let question = Descriptor::new(record::MAIL, tag, 0, deadline_ns, body);
         let (answer, bytes) = self.ask(&question, number, heap, matches!(op, MailOp::Send | MailOp::Receive));
         let code = Code::from_wire(answer.tag());
-        if !stays || code != Some(Code::Ok) {
+        if !stays {
             self.unload(carried, ParticipantId::CONTROLLER);
         }
         match code {
