@@ -141,7 +141,7 @@ impl Peers {
 
     /// When [`Peers::tick`] has to be called next.
     pub(super) fn wake_ns(&self) -> u64 {
-        if !self.unread.is_empty() {
+        if !self.unread.is_empty() || !self.arrivals.is_empty() {
             return 0;
         }
         let peering_ns = if self.is_on() { self.peering.wake_ns() } else { u64::MAX }.min(self.outboxes_due_ns);
@@ -311,7 +311,30 @@ impl Peers {
         frame: Frame<Landing>,
         store: &mut Store,
     ) -> Result<(), String> {
-        let header = frame.header;
+        let bytes = match frame.body {
+            Received::Whole(body) => Ok(body),
+            Received::Refused { why: tcp::Refusal::TooLarge, .. } => Err(Code::TooLarge),
+            Received::Refused { why: tcp::Refusal::NoSpace, .. } => Err(Code::NoSpace),
+        };
+        let new = self.judge_parcel(now, link, &frame.header);
+        if let Ok(Some((peer, due, kind))) = new {
+            let (key, bytes) = (frame.key.as_ref().to_vec(), bytes.map(Bytes::from));
+            self.arrivals.push_back(Arrival::Parcel { peer, due, kind, key, bytes });
+            return Ok(());
+        }
+        if let Ok(body) = bytes {
+            store.give_back(body);
+        }
+        new.map(drop)
+    }
+
+    /// What the header of a parcel or a verdict says, done or noted; something when it is a parcel that was not here before.
+    fn judge_parcel(
+        &mut self,
+        now: u64,
+        link: LinkNumber,
+        header: &Header,
+    ) -> Result<Option<(PeerNumber, Due, Kind)>, String> {
         let peer = self.peering.peer_of(link).filter(|peer| self.targets[*peer].up == Some(link));
         let peer = peer.ok_or("it sent a parcel before the link was agreed on")?;
         let target = &mut self.targets[peer];
@@ -322,27 +345,15 @@ impl Peers {
             };
             target.outbox.verdict(header.call, verdict).map_err(|violation| violation.to_string())?;
             self.note_ends(peer);
-            return Ok(());
+            return Ok(None);
         }
         let confirmed = header.call.checked_sub(header.function.into()).ok_or("it numbered a parcel below zero")?;
-        let bytes = match frame.body {
-            Received::Whole(body) => Ok(body),
-            Received::Refused { why: tcp::Refusal::TooLarge, .. } => Err(Code::TooLarge),
-            Received::Refused { why: tcp::Refusal::NoSpace, .. } => Err(Code::NoSpace),
-        };
+        // Before it has arrived: what has is owed a verdict.
+        let kind = kind_of(now, header).ok_or("it sent a parcel of a kind that there is not")?;
         match target.inbox.arrived(header.call, confirmed).map_err(|violation| violation.to_string())? {
-            Arrived::Again => {
-                if let Ok(body) = bytes {
-                    store.give_back(body);
-                }
-            }
-            Arrived::New(due) => {
-                let kind = kind_of(now, &header).ok_or("it sent a parcel of a kind that there is not")?;
-                let key = frame.key.as_ref().to_vec();
-                self.arrivals.push_back(Arrival::Parcel { peer, due, kind, key, bytes: bytes.map(Bytes::from) });
-            }
+            Arrived::Again => Ok(None),
+            Arrived::New(due) => Ok(Some((peer, due, kind))),
         }
-        Ok(())
     }
 
     // ---- what was decided -------------------------------------------------------------------------------------
@@ -612,7 +623,10 @@ fn kind_of(now: u64, header: &Header) -> Option<Kind> {
         }
         frame::ANSWER => {
             let (code, is_args) = (header.flags & !ANSWER_ARGS, header.flags & ANSWER_ARGS != 0);
-            Kind::Answer { call, code: Code::from_wire(code)?, status: header.status, is_args }
+            let code = Code::from_wire(code)?;
+            // What a function returned with a result is zero or above.
+            let status = if code == Code::Ok { header.status.max(0) } else { header.status };
+            Kind::Answer { call, code, status, is_args }
         }
         frame::CALL_OFF => Kind::Cancel { call },
         _ => return None,
