@@ -8,16 +8,24 @@
 //! Samples   `--repetitions` per run, `--runs` runs, each with a fresh Redis and processes, in turns with a fresh floor. A slow cell stops
 //!           at `--run-limit` seconds, with at least 100 samples.
 //! Checks    sequence number and last byte of every answer; the first of a block whole.
-//! Baseline  a raw TCP round trip of the same size, in the same wait mode, on the same cores.
+//! Baseline  a raw TCP round trip of the same size, in the same wait mode, on the same cores; of `self` two round trips in a row between two
+//!           plain processes: over cache lines, in `efficient` over futexes.
+//! Ours      `tcp`: two processes with one worker each, told of each other, over loopback. A function in one sends and receives and takes the time,
+//!           a function in the other hands each message back as it came. In `latency` and `balanced` each process has a core, which its
+//!           controller and its worker share; in `efficient` all are on one. `self`: the same two functions on two workers of one process, over rings.
+//!           A message is written where it is sent from; only its ends are written anew each time, as the floor's.
 //! Redis     `redis-poll`: as published, the receiver looks, and pauses for 1, 2, 3, ... ms between looks; most of a small message's time is
 //!           such a pause. `redis-block`: the receiver is told. Redis itself sleeps when it has nothing to do, in every wait mode; in
 //!           `latency` and `balanced` it may run on all cores, in `efficient` on the one that both ends are on.
 
 use std::fmt;
+use std::net::TcpListener;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use praas_dataplane::{Client, Secret};
 
 use crate::channel::{self, Pair};
 use crate::end::Block;
@@ -28,11 +36,19 @@ use crate::plan::{Plan, PlanArgs};
 use crate::redis::{self, Host, Pace, RedisArgs, RedisPair};
 use crate::remote::until_warm;
 use crate::row::Row;
-use crate::size::Size;
+use crate::size::{BYTES_MIN, Size};
+use crate::subject::{self, Setup, Subject, Told};
+use crate::worker::mail::{self, PING, PONG};
+use crate::worker::samples_in;
 
 /// How messages travel.
 #[derive(Copy, Clone, Debug, Eq, PartialEq, clap::ValueEnum)]
 pub(crate) enum Via {
+    /// Two processes, over TCP.
+    Tcp,
+    /// Two workers of one process, over rings.
+    #[value(name = "self")]
+    Own,
     /// SET and GET, with pauses of 1, 2, 3, ... ms between looks, as published.
     RedisPoll,
     /// RPUSH and BLPOP.
@@ -42,11 +58,17 @@ pub(crate) enum Via {
 impl fmt::Display for Via {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Via::Tcp => TCP,
+            Via::Own => "self",
             Via::RedisPoll => "redis-poll",
-            Via::RedisBlock => "redis-block",
+            Via::RedisBlock => REDIS_BLOCK,
         })
     }
 }
+
+/// How rows name the two ways that stand beside each other.
+pub(crate) const TCP: &str = "tcp";
+const REDIS_BLOCK: &str = "redis-block";
 
 /// The published sizes.
 const SIZES: &str = "10,1KiB,100KiB,1MiB,5MiB";
@@ -54,7 +76,7 @@ const SIZES: &str = "10,1KiB,100KiB,1MiB,5MiB";
 #[derive(Args, Debug)]
 pub(crate) struct IpcArgs {
     /// How messages travel.
-    #[arg(long, value_delimiter = ',', default_value = "redis-block,redis-poll")]
+    #[arg(long, value_delimiter = ',', default_value = "tcp,self,redis-block,redis-poll")]
     via: Vec<Via>,
     /// Wait modes.
     #[arg(long, value_delimiter = ',', default_value = "latency,efficient")]
@@ -87,6 +109,7 @@ impl fmt::Display for Way {
 
 /// Two processes ready to exchange messages, and what carries them. Dropping it ends all that it started.
 enum Exchange {
+    Praas(Praas),
     Redis { pair: RedisPair, host: Host },
 }
 
@@ -94,6 +117,8 @@ impl Exchange {
     /// Starts everything anew; `None` where something is not installed.
     fn open(way: Way, args: &IpcArgs) -> Result<Option<Self>> {
         match way.via {
+            Via::Tcp => Praas::two_processes(way).map(|ours| Some(Self::Praas(ours))),
+            Via::Own => Praas::one_process(way).map(|ours| Some(Self::Praas(ours))),
             Via::RedisPoll | Via::RedisBlock => {
                 let Some(host) = args.redis.host(way.wait)? else { return Ok(None) };
                 let pace = if way.via == Via::RedisPoll { Pace::Poll } else { Pace::Block };
@@ -106,6 +131,7 @@ impl Exchange {
     /// Appends the times of so many round trips, after some untimed ones. When it returns, nobody keeps a core busy any more.
     fn round_trips(&mut self, bytes: usize, warm_up: usize, samples: usize, samples_ns: &mut Vec<u64>) -> Result<()> {
         match self {
+            Self::Praas(ours) => ours.round_trips(bytes, warm_up, samples, samples_ns),
             Self::Redis { pair, .. } => {
                 pair.run(Block { bytes, samples: warm_up, trips_per_sample: 1 }, &mut Vec::new())?;
                 pair.run(Block { bytes, samples, trips_per_sample: 1 }, samples_ns)
@@ -115,12 +141,15 @@ impl Exchange {
 
     /// What rows say of it.
     fn row(&self, way: Way) -> Row {
-        let (ipc, placement) = match self {
-            Self::Redis { host, .. } => ("redis", host.placement(&way.placement.to_string())),
+        let ends = way.placement.to_string();
+        let (path, ipc, placement) = match self {
+            Self::Praas(Praas { other: Some(_), .. }) => ("processes", subject::Channel::Ring.name(), ends),
+            Self::Praas(_) => ("local", subject::Channel::Ring.name(), ends),
+            Self::Redis { host, .. } => ("processes", "redis", host.placement(&ends)),
         };
         Row {
             experiment: "ipc".into(),
-            path: "processes".into(),
+            path: path.into(),
             ipc: ipc.into(),
             wait: way.wait.to_string(),
             op: Some("send_recv".into()),
@@ -128,6 +157,73 @@ impl Exchange {
             placement,
             ..Row::default()
         }
+    }
+}
+
+/// Processes of ours with the two functions that exchange messages, and a client of each.
+struct Praas {
+    ping: Client,
+    pong: Client,
+    /// What each knows the other as; empty in one process.
+    names: [&'static str; 2],
+    /// Messages so far, so that no key is used twice.
+    sequence: u64,
+    subject: Subject,
+    other: Option<Subject>,
+}
+
+impl Praas {
+    fn two_processes(way: Way) -> Result<Self> {
+        let key = Arc::new(Secret::random()?);
+        // Free when we ask; each is told of the other before either listens.
+        let free = [TcpListener::bind(("127.0.0.1", 0))?, TcpListener::bind(("127.0.0.1", 0))?];
+        let [asks, answers] = [free[0].local_addr()?, free[1].local_addr()?];
+        drop(free);
+        let start = |name, listen, peer, peer_listen, core| {
+            let told = Some(Told { name, listen, peer, peer_listen, key: &key });
+            Setup { told, core: Some(core), ..Setup::new(subject::Channel::Ring, way.wait, 1) }.start()
+        };
+        let subject = start("asks", asks, "answers", answers, way.placement.ours)?;
+        let other = start("answers", answers, "asks", asks, way.placement.theirs)?;
+        let (ping, pong) = (subject.quiet_client()?, other.quiet_client()?);
+        Ok(Self { ping, pong, names: ["answers", "asks"], sequence: 0, subject, other: Some(other) })
+    }
+
+    fn one_process(way: Way) -> Result<Self> {
+        let subject = Setup::new(subject::Channel::Ring, way.wait, 2).start()?;
+        let (ping, pong) = (subject.quiet_client()?, subject.quiet_client()?);
+        Ok(Self { ping, pong, names: ["", ""], sequence: 0, subject, other: None })
+    }
+
+    fn round_trips(&mut self, bytes: usize, warm_up: usize, samples: usize, samples_ns: &mut Vec<u64>) -> Result<()> {
+        let first = self.sequence;
+        self.sequence += (warm_up + samples) as u64;
+        let [ping, pong] = self.names.map(|peer| {
+            let order = mail::Exchange { peer: peer.to_owned(), bytes, warm_up, samples, first };
+            serde_json::to_vec(&order)
+        });
+        let (ping, pong) = (ping?, pong?);
+        let answer = std::thread::scope(|scope| {
+            let other = &mut self.pong;
+            // Blocks until its last answer is sent.
+            let answering = scope.spawn(move || other.invoke(PONG, pong).map(drop));
+            let answer = self.ping.invoke(PING, ping).context("the function that asks");
+            let answered = answering.join().expect("it does not panic").context("the function that answers");
+            answer.and_then(|answer| answered.map(|()| answer))
+        })?;
+        samples_ns.extend(samples_in(&answer).context("the answer of the function that asks makes no sense")?);
+        self.subject.settle();
+        Ok(())
+    }
+}
+
+/// What a way stands on: channel, round trips per sample, and its name in rows.
+fn floor_of(way: Way) -> (channel::Channel, u32, &'static str) {
+    match (way.via, way.wait) {
+        // A line is only ever spun on; who sleeps stands on the price of a sleep and a wake each way.
+        (Via::Own, Wait::Efficient) => (channel::Channel::Futex, 2, "futex, 2 in a row"),
+        (Via::Own, _) => (channel::Channel::TwoLines, 2, "two_lines, 2 in a row"),
+        _ => (channel::Channel::Tcp, 1, "tcp"),
     }
 }
 
@@ -141,23 +237,28 @@ pub(crate) fn run(args: &IpcArgs) -> Result<()> {
 
 /// The rows of a way, a size each.
 fn measure(way: Way, args: &IpcArgs, plan: &Plan) -> Result<Measured> {
-    let bytes_max = args.sizes.iter().map(|size| size.0).max().unwrap_or(crate::size::BYTES_MIN);
+    let bytes_max = args.sizes.iter().map(|size| size.0).max().unwrap_or(BYTES_MIN);
     let mut cells: Vec<Paired> = Vec::new();
-    let mut common = Row::default();
+    let (mut common, mut floor_name) = (Row::default(), "");
     for _ in 0..plan.runs {
         let Some(mut exchange) = Exchange::open(way, args)? else { return Ok(Measured::Skipped(redis::NEEDED)) };
         common = exchange.row(way);
-        let mut floor = Pair::open(channel::Channel::Tcp, way.wait, way.placement, bytes_max)?;
+        let (channel, trips, name) = floor_of(way);
+        floor_name = name;
+        let is_line = channel == channel::Channel::TwoLines;
+        let floor_wait = if is_line { Wait::Latency } else { way.wait };
+        let mut floor = Pair::open(channel, floor_wait, way.placement, bytes_max)?;
         for (at, &Size(bytes)) in args.sizes.iter().enumerate() {
-            let floor_ns = warm_up(&mut floor, bytes, 1)?;
+            let floor_bytes = if channel.is_a_word() { BYTES_MIN } else { bytes };
+            let floor_ns = warm_up(&mut floor, floor_bytes, trips)?;
             let trip_ns = until_warm(|samples, samples_ns| exchange.round_trips(bytes, 1, samples, samples_ns))?;
             if cells.len() == at {
-                cells.push(Paired::new(bytes, 1, trip_ns, floor_ns, plan));
+                cells.push(Paired::new(bytes, trips, trip_ns, floor_ns, plan));
             }
             cells[at].run(&mut floor, |warm_up, samples, samples_ns| {
                 exchange.round_trips(bytes, warm_up, samples, samples_ns)
             })?;
         }
     }
-    Ok(Measured::Rows(cells.iter().map(|cell| cell.row(common.clone(), "tcp")).collect()))
+    Ok(Measured::Rows(cells.iter().map(|cell| cell.row(common.clone(), floor_name)).collect()))
 }

@@ -14,6 +14,7 @@ use crate::placement::{Placement, Wait, startup_cores};
 use crate::plan::{Plan, turn_warm_up};
 use crate::recorder::{Recorder, median};
 use crate::row::{Row, RowSink};
+use crate::size::BYTES_MIN;
 use crate::table;
 
 /// How often a run goes back and forth.
@@ -104,21 +105,34 @@ impl Paired {
         }
     }
 
-    /// One run. `take(warm_up, samples, samples_ns)` takes so many samples that do not count and appends so many that do; when it returns,
-    /// nobody may keep the floor's cores busy.
+    /// One run beside a floor of two plain processes. See [`Self::run_beside`]; the floor sends `trips_per_sample` messages of this length, or
+    /// of a word where its channel carries no more.
     pub(crate) fn run(
         &mut self,
         floor: &mut Pair,
+        take: impl FnMut(usize, usize, &mut Vec<u64>) -> Result<()>,
+    ) -> Result<()> {
+        let bytes = if floor.channel.is_a_word() { BYTES_MIN } else { self.bytes };
+        let trips_per_sample = self.trips_per_sample;
+        let take_floor = |warm_up, samples, samples_ns: &mut Vec<u64>| {
+            floor.run(Block { bytes, samples: warm_up, trips_per_sample }, &mut Vec::new())?;
+            floor.run(Block { bytes, samples, trips_per_sample }, samples_ns)
+        };
+        self.run_beside(take_floor, take)
+    }
+
+    /// One run. `take(warm_up, samples, samples_ns)` takes so many samples that do not count and appends so many that do; when it returns,
+    /// nobody may keep the floor's cores busy. `take_floor` is the same for the floor.
+    pub(crate) fn run_beside(
+        &mut self,
+        mut take_floor: impl FnMut(usize, usize, &mut Vec<u64>) -> Result<()>,
         mut take: impl FnMut(usize, usize, &mut Vec<u64>) -> Result<()>,
     ) -> Result<()> {
         let (mut samples_ns, mut floor_ns) = (Vec::new(), Vec::new());
-        let (bytes, trips_per_sample) = (self.bytes, self.trips_per_sample);
-        let of_floor = |samples: usize| Block { bytes, samples, trips_per_sample };
         for _ in 0..TURNS {
             let (floor_start, start) = (floor_ns.len(), samples_ns.len());
             // Where few samples are asked for, cold ones would be most of the floor's.
-            floor.run(of_floor(turn_warm_up(self.floor_ns, TURN_WARM_UP_MAX)), &mut Vec::new())?;
-            floor.run(of_floor(self.floor_samples), &mut floor_ns)?;
+            take_floor(turn_warm_up(self.floor_ns, TURN_WARM_UP_MAX), self.floor_samples, &mut floor_ns)?;
             take(turn_warm_up(self.sample_ns, TURN_WARM_UP_MAX), self.samples, &mut samples_ns)?;
             // Copies: the order of the samples is theirs.
             let floor_median_ns = median(&mut floor_ns[floor_start..].to_vec());

@@ -1,6 +1,7 @@
 //! The process under test: a `praas-process` of this machine with `praas-bench` as its worker program.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -118,6 +119,16 @@ pub(crate) fn pairs(ours: &[(Option<&str>, f64)]) -> Vec<(usize, usize, String)>
 /// How rows begin to name the reactor of a process that chose it.
 const AUTO: &str = "auto: ";
 
+/// Which other process this one is told of, and what both are called. The key is both's.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct Told<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) listen: SocketAddr,
+    pub(crate) peer: &'a str,
+    pub(crate) peer_listen: SocketAddr,
+    pub(crate) key: &'a Arc<Secret>,
+}
+
 /// What a process under test is started with.
 #[derive(Copy, Clone, Debug)]
 pub(crate) struct Setup<'a> {
@@ -137,6 +148,16 @@ pub(crate) struct Setup<'a> {
     pub(crate) connections_max: Option<u32>,
     /// `None` is loopback.
     pub(crate) network: Option<&'a Network>,
+    /// Another process to exchange messages with. Its clients need no credential then, as without one.
+    pub(crate) told: Option<Told<'a>>,
+    /// The core of everybody in this process. `None`: one for all in `efficient`, else as the process chooses.
+    pub(crate) core: Option<usize>,
+    /// Whether the controller copies what workers leave for each other. `None` says nothing about it to the process.
+    pub(crate) isolate: Option<bool>,
+    /// Payload memory of each participant, bytes. `None` leaves it to the process.
+    pub(crate) arena_bytes: Option<u64>,
+    /// Most objects of the state. `None` leaves it to the process.
+    pub(crate) state_objects_max: Option<u32>,
 }
 
 impl Setup<'_> {
@@ -152,6 +173,11 @@ impl Setup<'_> {
             checks: None,
             connections_max: None,
             network: None,
+            told: None,
+            core: None,
+            isolate: None,
+            arena_bytes: None,
+            state_objects_max: None,
         }
     }
 
@@ -180,11 +206,26 @@ impl Setup<'_> {
         if self.checks == Some(Checks::On) {
             args.extend(["--checks".to_owned(), "always".to_owned()]);
         }
+        if let Some(isolate) = self.isolate {
+            args.push(format!("--isolate={isolate}"));
+        }
+        if let Some(bytes) = self.arena_bytes {
+            args.extend(["--arena-bytes".to_owned(), bytes.to_string()]);
+        }
+        if let Some(objects) = self.state_objects_max {
+            args.extend(["--state-objects-max".to_owned(), objects.to_string()]);
+        }
+        if let Some(told) = self.told {
+            args.extend(["--process".to_owned(), told.name.to_owned(), "--plaintext".to_owned()]);
+            // The first of two does not find the second one yet, and would say so.
+            args.extend([format!("--listen={}", told.listen), "--log=error".to_owned()]);
+            args.push(format!("--peer={}={}", told.peer, told.peer_listen));
+        }
         // Who listens off loopback serves nobody without a key; one for this run only, known to this process and that one.
         let keyed = self.checks == Some(Checks::On) || self.network.map(Network::place) == Some(Place::Netns);
         let secret = keyed.then(Secret::random).transpose().context("a key for the process under test")?.map(Arc::new);
         let config = LaunchConfig {
-            key: secret.clone().map(LaunchKey::Pipe),
+            key: secret.as_ref().or(self.told.map(|told| told.key)).cloned().map(LaunchKey::Pipe),
             worker: vec![program.to_owned(), worker::SUBCOMMAND.to_owned()],
             workers: self.workers,
             args,
@@ -193,9 +234,10 @@ impl Setup<'_> {
                 Channel::Mq => Ipc::Queue,
             },
             wait: mode(self.wait),
-            pin: match self.wait {
-                Wait::Efficient => Pin::Cores(vec![Placement::of(self.wait, &cores)?.ours]),
-                Wait::Latency | Wait::Balanced => Pin::Auto,
+            pin: match (self.wait, self.core) {
+                (_, Some(core)) => Pin::Cores(vec![core]),
+                (Wait::Efficient, None) => Pin::Cores(vec![Placement::of(self.wait, &cores)?.ours]),
+                (Wait::Latency | Wait::Balanced, None) => Pin::Auto,
             },
             quiet: self.quiet,
             ..LaunchConfig::default()
@@ -235,7 +277,7 @@ impl Subject {
     }
 
     /// Where clients connect.
-    pub(crate) fn addr(&self) -> std::net::SocketAddr {
+    pub(crate) fn addr(&self) -> SocketAddr {
         self.process.addr()
     }
 

@@ -3,6 +3,9 @@
 //! `praas-bench` is its own worker binary: `praas-process` starts it with the hidden subcommand `worker`. The loop that
 //! is timed for local invocations runs here, in a function, because that is who makes local calls.
 
+pub(crate) mod mail;
+pub(crate) mod state;
+
 use std::collections::VecDeque;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -105,7 +108,26 @@ pub(crate) fn serve() -> ExitCode {
         .function(DRIVE, |context, input| drive(context, &input))
         .function(VICTIM, |_context, input| victim(&input))
         .function(REDUCE_REDIS, move |_context, input| Ok(Output::from(reducer.add(&input).map_err(refuse)?.to_vec())))
+        .function(mail::PING, |context, input| mail::ping(context, &input))
+        .function(mail::PONG, |context, input| mail::pong(context, &input))
+        .function(state::DRIVE, |context, input| state::drive(context, &input))
+        .function(state::WRITE, |context, input| state::write(context, &input))
+        .function(state::CHECK, |context, input| state::check(context, &input))
+        .function(state::OVERWRITE, |context, input| state::overwrite(context, &input))
+        .function(state::REDUCE, |context, input| state::reduce(context, &input))
+        .function(state::TAKE, |context, input| state::take(context, &input))
         .serve()
+}
+
+/// Samples as an answer: each as eight bytes.
+fn samples_out(samples_ns: &[u64]) -> Output {
+    Output::from(samples_ns.iter().flat_map(|sample| sample.to_le_bytes()).collect::<Vec<u8>>())
+}
+
+/// Samples out of such an answer; `None` when it is none.
+pub(crate) fn samples_in(answer: &[u8]) -> Option<impl Iterator<Item = u64>> {
+    let (samples, []) = answer.as_chunks::<8>() else { return None };
+    Some(samples.iter().map(|bytes| u64::from_le_bytes(*bytes)))
 }
 
 fn refuse(text: impl std::fmt::Display) -> Failure {
