@@ -229,9 +229,22 @@ fn floor_of(way: Way) -> (channel::Channel, u32, &'static str) {
 
 pub(crate) fn run(args: &IpcArgs) -> Result<()> {
     let plan = args.plan.plan()?;
+    let mut ours: Vec<Row> = Vec::new();
     paired::experiment(&args.via, &args.wait, args.json.as_deref(), |via, wait, placement| {
         let way = Way { via, wait, placement };
-        measure(way, args, &plan).with_context(|| way.to_string())
+        let mut measured = measure(way, args, &plan).with_context(|| way.to_string())?;
+        if let Measured::Rows(rows) = &mut measured {
+            match via {
+                Via::Tcp => ours.extend(rows.iter().cloned()),
+                // Both do all they can.
+                Via::RedisBlock => {
+                    let both: Vec<Row> = ours.iter().filter_map(|ours| redis::beside(ours, rows)).collect();
+                    rows.extend(both);
+                }
+                Via::Own | Via::RedisPoll => {}
+            }
+        }
+        Ok(measured)
     })
 }
 

@@ -18,7 +18,7 @@ use crate::size::BYTES_MIN;
 use crate::table;
 
 /// How often a run goes back and forth.
-const TURNS: usize = 8;
+pub(crate) const TURNS: usize = 8;
 
 /// Most samples taken, and not recorded, at the start of a turn.
 const TURN_WARM_UP_MAX: usize = 5_000;

@@ -14,9 +14,10 @@ use crate::recorder::Summary;
 pub(crate) struct Row {
     /// `floor`, `invocation`, `invocation_r100`, `invocation_r100_drop_first`, `throughput`, `death`, `idle_*`; `peer` and
     /// `beside_peer` of `peers`; `load`; `reactors` (io_uring beside epoll); `checks` (keys and checksums beside
-    /// plain text); `connections_idle_*`; `ipc` (messages between two processes); `state`.
+    /// plain text); `connections_idle_*`; `ipc` (messages between two processes); `state`, `state_memory`, `state_versions`; `isolation` (state with
+    /// beside without); `beside_redis` (what is ours beside the same over Redis).
     pub(crate) experiment: String,
-    /// `raw` (two plain processes), `local` or `remote`; `processes` of `ipc`.
+    /// `raw` (two plain processes), `local` or `remote`; `processes` of `ipc`, between two of them.
     pub(crate) path: String,
     /// A floor's channel, or the process' `ring` or `mq`; `redis` where no process of ours takes part.
     pub(crate) ipc: String,
@@ -31,17 +32,26 @@ pub(crate) struct Row {
     /// Quartiles of the ratio over the turns of this run, when `ratio_p50` is their median.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) ratio_quartiles: Option<(f64, f64)>,
-    /// `send_recv` of `ipc`; `get`, `put` or `reduce` of `state`.
+    /// `send_recv` of `ipc`; `get`, `put`, `get_typed`, `put_typed` or `reduce` of `state`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) op: Option<String>,
     /// Who keeps the state, when it is not a process of ours: `redis`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) peer: Option<String>,
+    /// Whether another worker overwrote the object meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) contended: Option<bool>,
+    /// `off` or `on`, where it was asked for: the controller copies what workers leave for each other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) isolate: Option<String>,
+    /// Objects there were, where that is what matters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) objects: Option<u32>,
     /// Invocations in a row that are one sample of a reduction; each carries a vector of `payload_bytes`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) invocations: Option<u32>,
-    /// `ring`, `exchange` or `controller`: how a local call reached its callee. `lent connection`: of a remote one. `redis-poll` or
-    /// `redis-block`: how a message reached another process.
+    /// `ring`, `exchange` or `controller`: how a local call reached its callee. `lent connection`: of a remote one. `tcp`, `self`,
+    /// `redis-poll` or `redis-block`: how a message reached its receiver.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) via: Option<String>,
     /// What the process waited with, as its ready line says: `uring` or `epoll`.

@@ -1,7 +1,9 @@
-//! `praas-bench state`: state kept by somebody else, and the paper's reduction over it.
+//! `praas-bench state`: state kept by a process of ours, or by somebody else, and the paper's reduction over it.
+//!
+//! Values in a process of ours: see `state/inside.rs`; a great many of them: `state/crowd.rs`. Here is the rest.
 //!
 //! Question  What does it cost to keep state: a value put, a value got, an accumulator that functions add to?
-//! Measures  `put`, `get`: in a client, from asking to having the answer. `reduce`: in a client, N invocations in a row of a function of a
+//! Measures  `put`, `get` of Redis: in a client, from asking to having the answer. `reduce`: in a client, N invocations in a row of a function of a
 //!           real process, each with a vector of E 64-bit numbers, which the function adds to the accumulator that is the state; a sample is
 //!           all N. One read of the clock a sample; nothing is halved.
 //! Load      closed loop, one command or invocation at a time, one connection each.
@@ -13,9 +15,13 @@
 //!           after each sample. The published function compared bytes with elements and zeroed its accumulator each time; this one adds.
 //! Baseline  a raw TCP round trip of the same size in the same wait mode, for `reduce` N of them in a row. An echo carries its bytes both
 //!           ways, a value put or got goes one way: long ones may take less than their floor.
+//! Ours      `reduce`: the function reads the accumulator where it lies and writes the sum into the memory of the next one.
 //! Redis     GET and SET of a client; of `reduce` GET, add, SET inside the function, which has a connection of its own. Redis sleeps when
 //!           it has nothing to do, in every wait mode. A reduction has four parties (client, controller, worker, Redis): where there are
 //!           fewer cores, `latency` measures how often a tick takes one from a spinner; look at `efficient`.
+
+mod crowd;
+mod inside;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -39,6 +45,7 @@ use crate::row::Row;
 use crate::size::{BYTES_MAX, BYTES_MIN, Size};
 use crate::subject::{Channel, Setup, Subject};
 use crate::worker::REDUCE_REDIS;
+use crate::worker::state::{REDUCE, TAKE, reduce_input};
 
 /// Sizes of values: the published ones of messages.
 const SIZES: &str = "10,1KiB,100KiB,1MiB,5MiB";
@@ -63,6 +70,10 @@ enum Op {
     Get,
     /// Writes a value, over the one before.
     Put,
+    /// Reads a list of `f64`.
+    GetTyped,
+    /// Writes one.
+    PutTyped,
     /// N invocations in a row, each adding a vector of E numbers to an accumulator.
     Reduce,
 }
@@ -72,6 +83,8 @@ impl fmt::Display for Op {
         f.write_str(match self {
             Op::Get => "get",
             Op::Put => "put",
+            Op::GetTyped => "get_typed",
+            Op::PutTyped => "put_typed",
             Op::Reduce => "reduce",
         })
     }
@@ -79,12 +92,24 @@ impl fmt::Display for Op {
 
 #[derive(Args, Debug)]
 pub(crate) struct StateArgs {
-    /// Who keeps the state.
+    /// Who keeps the state [default: a process of ours].
     #[arg(long)]
     peer: Option<Peer>,
-    /// What is done with it.
-    #[arg(long, value_delimiter = ',', default_value = "get,put,reduce")]
+    /// Also measure this one, and set ours beside it: what a function does in our process beside what a client does there.
+    #[arg(long, conflicts_with_all = ["peer", "contended", "objects"])]
+    beside: Option<Peer>,
+    /// What is done with it [default: get, put and reduce; of ours also get-typed and put-typed].
+    #[arg(long, value_delimiter = ',')]
     op: Vec<Op>,
+    /// For get: while another worker overwrites the object at full speed.
+    #[arg(long, conflicts_with_all = ["peer", "objects"])]
+    contended: bool,
+    /// For get and put: let the controller copy what workers leave for each other (on), or not. Both: one beside the other.
+    #[arg(long, value_delimiter = ',', conflicts_with_all = ["peer", "objects"])]
+    isolate: Vec<inside::Isolate>,
+    /// Instead: put so many objects of 64 B, and measure the memory of each, a get of any of them, and the memory of 100 000 versions of one.
+    #[arg(long, value_name = "N", conflicts_with = "peer", value_parser = clap::value_parser!(u32).range(2_000..=16_000_000))]
+    objects: Option<u32>,
     /// Wait modes.
     #[arg(long, value_delimiter = ',', default_value = "latency,efficient")]
     wait: Vec<Wait>,
@@ -138,7 +163,7 @@ struct Shape {
 impl Way {
     fn shapes(self, args: &StateArgs) -> Vec<Shape> {
         match self.op {
-            Op::Get | Op::Put => args.sizes.iter().map(|size| Shape { bytes: size.0, invocations: 1 }).collect(),
+            Op::Get | Op::Put | Op::GetTyped | Op::PutTyped => args.sizes.iter().map(|size| Shape { bytes: size.0, invocations: 1 }).collect(),
             Op::Reduce => {
                 let of = |&elements: &u32| {
                     let bytes = elements as usize * 8;
@@ -150,51 +175,62 @@ impl Way {
     }
 
     /// What all rows of it say.
-    fn row(self, store: &Store) -> Row {
-        let ends = self.placement.to_string();
-        let (ipc, peer, workers, placement) = match store {
-            Store::Redis { host, .. } => ("redis", Some("redis"), None, host.placement(&ends)),
-            Store::RedisOfAFunction { host, .. } => {
-                (Channel::Ring.name(), Some("redis"), Some(WORKERS.into()), host.placement(&ends))
-            }
-        };
+    fn row(self, ipc: &str, peer: Option<Peer>, placement: String) -> Row {
         Row {
             experiment: "state".into(),
             path: "remote".into(),
             ipc: ipc.into(),
             wait: self.wait.to_string(),
             op: Some(self.op.to_string()),
-            peer: peer.map(str::to_owned),
-            workers,
+            peer: peer.map(|Peer::Redis| "redis".to_owned()),
             placement,
             ..Row::default()
+        }
+    }
+
+    /// The same of a store.
+    fn row_of(self, store: &Store) -> Row {
+        let ends = self.placement.to_string();
+        match store {
+            Store::Redis { host, .. } => self.row("redis", self.peer, host.placement(&ends)),
+            Store::Function { host, .. } => {
+                let placement = host.as_ref().map_or(ends.clone(), |host| host.placement(&ends));
+                Row { workers: Some(WORKERS.into()), ..self.row(Channel::Ring.name(), self.peer, placement) }
+            }
         }
     }
 }
 
 /// Who keeps the state, and who asks for it. Dropping it ends all that it started; fields end in their order.
-///
-/// State that a process of ours keeps is a variant to come: `Store::start`, `samples` and `Way::row` are what it needs.
 enum Store {
     /// A client of Redis: `get` and `put`.
     Redis { values: Values, host: Host },
-    /// A client of a process whose function keeps its state in Redis: `reduce`.
-    RedisOfAFunction { reduction: Box<Reduction>, subject: Subject, host: Host },
+    /// A client of a process whose function keeps its state there, or, with a host, in Redis: `reduce`.
+    Function { reduction: Box<Reduction>, subject: Subject, host: Option<Host> },
 }
 
 impl Store {
     /// Starts everything anew; `None` where something is not installed.
     fn start(way: Way, redis: &RedisArgs) -> Result<Option<Self>> {
-        let Some(Peer::Redis) = way.peer else {
-            bail!("state in a process is not measured yet: write --peer redis");
+        let host = match way.peer {
+            None => None,
+            Some(Peer::Redis) => match redis.host(way.wait)? {
+                None => return Ok(None),
+                host => host,
+            },
         };
-        let Some(host) = redis.host(way.wait)? else { return Ok(None) };
+        let host = match (way.op, host) {
+            (Op::Get | Op::Put, Some(host)) => {
+                return Ok(Some(Self::Redis { values: Values::new(&host, way.wait)?, host }));
+            }
+            (_, host) => host,
+        };
         if way.op != Op::Reduce {
-            return Ok(Some(Self::Redis { values: Values::new(&host, way.wait)?, host }));
+            bail!("Redis has no {}: it knows nothing of types", way.op);
         }
         let subject = Setup::new(Channel::Ring, way.wait, WORKERS).start()?;
-        let reduction = Reduction::new(&host, &subject, way.wait)?.into();
-        Ok(Some(Self::RedisOfAFunction { reduction, subject, host }))
+        let reduction = Reduction::new(host.as_ref(), &subject, way.wait)?.into();
+        Ok(Some(Self::Function { reduction, subject, host }))
     }
 
     /// Appends the times of so many samples, after some untimed ones. When it returns, nobody keeps a core busy any more.
@@ -210,7 +246,7 @@ impl Store {
         match self {
             Self::Redis { values, .. } if way.op == Op::Put => values.put(shape.bytes, warm_up, samples, samples_ns),
             Self::Redis { values, .. } => values.get(shape.bytes, warm_up, samples, samples_ns),
-            Self::RedisOfAFunction { reduction, subject, .. } => {
+            Self::Function { reduction, subject, .. } => {
                 reduction.run(shape, warm_up, samples, samples_ns)?;
                 subject.settle();
                 Ok(())
@@ -299,24 +335,53 @@ impl Values {
     }
 }
 
-/// A client that has vectors added up by a function whose state is in Redis.
+/// A client that has vectors added up by a function.
 struct Reduction {
     client: Client,
     add: RemoteFunction,
-    order: ReduceOrder,
-    /// To look at the result.
-    redis: Connection,
+    /// Of the state in Redis: what the function is told, and a connection to look at the result.
+    redis: Option<(ReduceOrder, Connection)>,
     name: String,
     reductions: u64,
 }
 
 impl Reduction {
-    fn new(host: &Host, subject: &Subject, wait: Wait) -> Result<Self> {
+    /// With a host the function keeps its state there, else in its own process.
+    fn new(host: Option<&Host>, subject: &Subject, wait: Wait) -> Result<Self> {
         let client = subject.client()?;
-        let redis = Connection::open(host.address(), Wait::Efficient)
-            .with_context(|| format!("connect to Redis at {}", host.address()))?;
-        let order = ReduceOrder { redis: host.address(), wait, key: String::new() };
-        Ok(Self { add: client.function(REDUCE_REDIS)?, client, order, redis, name: unique_key()?, reductions: 0 })
+        let redis = host.map(|host| {
+            let connection = Connection::open(host.address(), Wait::Efficient)
+                .with_context(|| format!("connect to Redis at {}", host.address()))?;
+            anyhow::Ok((ReduceOrder { redis: host.address(), wait, key: String::new() }, connection))
+        });
+        let redis = redis.transpose()?;
+        let add = client.function(if redis.is_some() { REDUCE_REDIS } else { REDUCE })?;
+        Ok(Self { client, add, redis, name: unique_key()?, reductions: 0 })
+    }
+
+    /// What the function is called with.
+    fn input(&mut self, key: &str, vector: &[i64]) -> Result<Arc<[u8]>> {
+        Ok(match &mut self.redis {
+            Some((order, _)) => {
+                key.clone_into(&mut order.key);
+                order.with_vector(vector)?.into()
+            }
+            None => reduce_input(key.as_bytes(), vector).into(),
+        })
+    }
+
+    /// Reads the accumulator and takes it away.
+    fn take(&mut self, key: &str, sum: &mut [u8]) -> Result<Option<usize>> {
+        if let Some((_, redis)) = &mut self.redis {
+            let got = redis.get(key, sum)?;
+            redis.delete(key)?;
+            return Ok(got);
+        }
+        let found = self.client.invoke(TAKE, key.as_bytes())?;
+        if let Some(sum) = sum.get_mut(..found.len()) {
+            sum.copy_from_slice(&found);
+        }
+        Ok(Some(found.len()))
     }
 
     fn run(&mut self, shape: Shape, warm_up: usize, samples: usize, samples_ns: &mut Vec<u64>) -> Result<()> {
@@ -332,10 +397,10 @@ impl Reduction {
     /// One reduction, from an accumulator that is not there yet; how long it took, ns.
     fn once(&mut self, shape: Shape) -> Result<u64> {
         self.reductions += 1;
-        self.order.key = format!("{}:{}", self.name, self.reductions);
+        let key = format!("{}:{}", self.name, self.reductions);
         let vector = vector(shape.bytes / 8, self.reductions);
         let (first, last) = (vector[0], vector[vector.len() - 1]);
-        let input: Arc<[u8]> = self.order.with_vector(&vector)?.into();
+        let input = self.input(&key, &vector)?;
         let before = Instant::now();
         for added in 1..=i64::from(shape.invocations) {
             let answer = self.client.invoke(self.add, Arc::clone(&input))?;
@@ -348,7 +413,7 @@ impl Reduction {
         }
         let time_ns = nanoseconds(before, Instant::now());
         let mut sum = vec![0; shape.bytes];
-        let got = self.redis.get(&self.order.key, &mut sum)?;
+        let got = self.take(&key, &mut sum)?;
         let times = i64::from(shape.invocations);
         let is_sum =
             sum.as_chunks::<8>().0.iter().zip(&vector).all(|(sum, one)| i64::from_le_bytes(*sum) == one * times);
@@ -357,7 +422,6 @@ impl Reduction {
             "wrong result: the accumulator of {} B is not {times} times the vector",
             shape.bytes
         );
-        self.redis.delete(&self.order.key)?;
         Ok(time_ns)
     }
 }
@@ -374,10 +438,51 @@ fn vector(elements: usize, reduction: u64) -> Vec<i64> {
 
 pub(crate) fn run(args: &StateArgs) -> Result<()> {
     let plan = args.plan.plan()?;
-    paired::experiment(&args.op, &args.wait, args.json.as_deref(), |op, wait, placement| {
+    let typed: &[Op] = if args.peer.is_none() { &[Op::GetTyped, Op::PutTyped] } else { &[] };
+    let mut ops = args.op.clone();
+    if ops.is_empty() {
+        ops = [&[Op::Get, Op::Put], typed, &[Op::Reduce]].concat();
+    }
+    if args.contended || args.objects.is_some() {
+        ops = vec![Op::Get];
+    }
+    paired::experiment(&ops, &args.wait, args.json.as_deref(), |op, wait, placement| {
         let way = Way { peer: args.peer, op, wait, placement };
-        measure(way, args, &plan).with_context(|| way.to_string())
+        let measured = match (args.objects, way.op) {
+            (Some(objects), _) => crowd::measure(way, objects, &plan),
+            (None, Op::Get | Op::Put | Op::GetTyped | Op::PutTyped) if way.peer.is_none() => {
+                inside::measure(way, args, &plan)
+            }
+            _ => measure(way, args, &plan),
+        };
+        let ours = measured.with_context(|| way.to_string())?;
+        let has_peer = !matches!(op, Op::GetTyped | Op::PutTyped);
+        match (ours, args.beside) {
+            (Measured::Rows(ours), Some(peer)) if has_peer => {
+                let theirs = Way { peer: Some(peer), ..way };
+                beside(ours, measure(theirs, args, &plan).with_context(|| theirs.to_string())?)
+            }
+            (ours, _) => Ok(ours),
+        }
     })
+}
+
+/// The rows of ours and theirs, and ours beside theirs of the same shape; where there is no other, ours.
+fn beside(mut ours: Vec<Row>, theirs: Measured) -> Result<Measured> {
+    let theirs = match theirs {
+        Measured::Rows(theirs) => theirs,
+        Measured::Skipped(why) => {
+            eprintln!("skipped: Redis beside ours: {why}");
+            return Ok(Measured::Rows(ours));
+        }
+    };
+    let mut both = Vec::new();
+    for row in ours.iter().filter(|row| row.experiment == "state") {
+        both.extend(redis::beside(row, &theirs));
+    }
+    ours.extend(theirs);
+    ours.extend(both);
+    Ok(Measured::Rows(ours))
 }
 
 /// The rows of a way, a shape each.
@@ -388,7 +493,7 @@ fn measure(way: Way, args: &StateArgs, plan: &Plan) -> Result<Measured> {
     let mut common = Row::default();
     for _ in 0..plan.runs {
         let Some(mut store) = Store::start(way, &args.redis)? else { return Ok(Measured::Skipped(redis::NEEDED)) };
-        common = way.row(&store);
+        common = way.row_of(&store);
         let mut floor = Pair::open(channel::Channel::Tcp, way.wait, way.placement, bytes_max)?;
         for (at, &shape) in shapes.iter().enumerate() {
             if cells.len() == at {

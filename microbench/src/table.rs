@@ -180,7 +180,11 @@ pub(crate) fn what(row: &Row) -> String {
         ("invocation_r100", path) => format!("{path} {}, R=100", row.ipc),
         ("invocation_r100_drop_first", path) => format!("{path} {}, R=100, first dropped", row.ipc),
         ("ipc", _) => "message and answer".to_owned(),
-        ("state", _) => state(row),
+        ("state" | "isolation", _) => state(row),
+        ("beside_redis", _) if row.path == "processes" => "message and answer".to_owned(),
+        ("beside_redis", _) => state(row),
+        ("state_memory", _) => "state, memory besides key and value".to_owned(),
+        ("state_versions", _) => "state, memory of 100 000 versions beside two".to_owned(),
         (experiment, path) => format!("{experiment} {path} {}", row.ipc),
     };
     if let Some(reactor) = &row.reactor {
@@ -217,6 +221,15 @@ fn state(row: &Row) -> String {
     let mut text = format!("state {}", row.op.as_deref().unwrap_or_default());
     if let Some(peer) = &row.peer {
         text += &format!(", {peer}");
+    }
+    if row.contended == Some(true) {
+        text += ", overwritten meanwhile";
+    }
+    if let Some(isolate) = &row.isolate {
+        text += &format!(", isolation {isolate}");
+    }
+    if let Some(objects) = row.objects {
+        text += &format!(", any of {objects} objects");
     }
     if let Some(invocations) = row.invocations {
         text += &format!(", {invocations} x {} elements", row.payload_bytes / 8);

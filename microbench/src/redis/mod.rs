@@ -32,6 +32,7 @@ pub(crate) use reduce::{Order as ReduceOrder, Reducer};
 use server::Server;
 
 use crate::placement::{Placement, Wait, startup_cores};
+use crate::row::Row;
 
 /// What to print in place of figures where there is no Redis.
 pub(crate) const NEEDED: &str = "needs redis-server (install it, or name a running one with --redis HOST:PORT)";
@@ -85,6 +86,18 @@ impl Host {
             None => format!("{ends}; Redis where it was"),
         }
     }
+}
+
+/// One of our rows beside the one of Redis that did the same, if there is one: with its p50 as the floor.
+pub(crate) fn beside(ours: &Row, theirs: &[Row]) -> Option<Row> {
+    let same = |row: &&Row| {
+        (&row.op, &row.wait, row.payload_bytes, row.invocations)
+            == (&ours.op, &ours.wait, ours.payload_bytes, ours.invocations)
+    };
+    let redis = theirs.iter().find(same)?;
+    let name = redis.via.as_deref().or(redis.peer.as_deref()).unwrap_or("redis");
+    let row = Row { experiment: "beside_redis".into(), distribution: Vec::new(), ..ours.clone() };
+    Some(row.against(name, redis.times.p50_us))
 }
 
 /// A name that nobody else uses, so that a Redis may be shared: keys begin with it.
