@@ -122,6 +122,11 @@ impl Process {
         }
         self.send(worker, Descriptor::new(kind, function, call, deadline_ns, body), heap);
         self.apart.dispatched(worker);
+        self.hands_over(now, worker);
+    }
+
+    /// A worker has something to do from here on: who shares a core with it yields that rather than sleep.
+    pub(super) fn hands_over(&mut self, now: u64, worker: WorkerId) {
         self.handed_over = Some((worker, now));
         self.yields.count_wait();
     }

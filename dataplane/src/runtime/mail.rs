@@ -206,7 +206,7 @@ impl Process {
             return Err(Violation("a process of no number that it was told"));
         }
         if number == 0 {
-            match self.deliver(Sender::Own, &key, payload) {
+            match self.deliver(now, Sender::Own, &key, payload) {
                 Ok(()) => self.answer_question(worker, question, Code::Ok, 0, Body::Inline(Inline::empty()), None),
                 Err((code, text)) => self.answer_text(worker, question, code, &text),
             }
@@ -220,11 +220,11 @@ impl Process {
     ///
     /// # Errors
     /// It is not, and its bytes were given back.
-    pub(super) fn deliver(&mut self, from: Sender, key: &[u8], payload: Payload) -> Result<(), (Code, String)> {
+    pub(super) fn deliver(&mut self, now: u64, from: Sender, key: &[u8], payload: Payload) -> Result<(), (Code, String)> {
         match self.mailbox.deliver(from, key, payload) {
             Ok(Delivered::Stored) => Ok(()),
             Ok(Delivered::Handed { to, message }) => {
-                self.hand(to, message);
+                self.hand(now, to, message);
                 Ok(())
             }
             Err(refused) => {
@@ -246,7 +246,7 @@ impl Process {
         let by = Receiver { worker, call: question };
         let wanted = Wanted { from, key: (!key.is_empty()).then_some(key) };
         match self.mailbox.receive(now, by, wanted, deadline_ns) {
-            Received::Message(message) => self.hand(by, message),
+            Received::Message(message) => self.hand(now, by, message),
             Received::Waits => {
                 if let Some(seat) = &mut self.seats[usize::from(worker)] {
                     seat.receives = Some(question);
@@ -277,10 +277,10 @@ impl Process {
     }
 
     /// Gives a message to the worker that waits for it. What cannot be given goes back to its place, and the worker is told.
-    fn hand(&mut self, to: Receiver, message: Message<Payload>) {
+    fn hand(&mut self, now: u64, to: Receiver, message: Message<Payload>) {
         let Message { from, key, payload, number } = message;
         let (worker, me) = (to.worker, ParticipantId::new(to.worker).expect("workers have participant numbers"));
-        let Some(seat) = &self.seats[usize::from(worker)] else { return self.put_back(from, key, payload, number) };
+        let Some(seat) = &self.seats[usize::from(worker)] else { return self.put_back(now, from, key, payload, number) };
         let (incarnation, wants_key) = (seat.incarnation, seat.wants_key);
         let mut heap = None;
         let (body, bytes) = match payload.bytes {
@@ -339,6 +339,7 @@ impl Process {
             seat.handed = Some(Handed { question: to.call, position: None, message, bytes });
         }
         self.answer_question(worker, to.call, Code::Ok, about, body, heap);
+        self.hands_over(now, worker);
     }
 
     fn say_key(&mut self, worker: WorkerId, key: &[u8]) {
@@ -347,15 +348,15 @@ impl Process {
         self.send(worker, Descriptor::new(record::KEY_IS, 0, 0, 0, body), heap);
     }
 
-    fn put_back(&mut self, from: Sender, key: Arc<[u8]>, payload: Payload, number: u64) {
+    fn put_back(&mut self, now: u64, from: Sender, key: Arc<[u8]>, payload: Payload, number: u64) {
         if let Some((to, message)) = self.mailbox.restore(Message { from, key, payload, number }) {
-            self.hand(to, message);
+            self.hand(now, to, message);
         }
     }
 
     /// A worker is dead: a message that it was handed and had not taken goes back to its place, what it sent stays, and what it waited for it
     /// does not any more. Before its memory goes.
-    pub(super) fn outlive_mail(&mut self, worker: WorkerId, seat: &mut Seat) {
+    pub(super) fn outlive_mail(&mut self, now: u64, worker: WorkerId, seat: &mut Seat) {
         self.mailbox.worker_died(worker);
         let me = ParticipantId::new(worker).expect("workers have participant numbers");
         let Process { mailbox, store, .. } = self;
@@ -386,7 +387,7 @@ impl Process {
         };
         let Some(bytes) = bytes else { return };
         let Message { from, key, number, .. } = handed.message;
-        self.put_back(from, key, Payload { bytes, is_args: false, keeps: false }, number);
+        self.put_back(now, from, key, Payload { bytes, is_args: false, keeps: false }, number);
     }
 
     // ---- answers ----------------------------------------------------------------------------------------------

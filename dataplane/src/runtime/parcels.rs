@@ -278,7 +278,7 @@ impl Process {
         match kind {
             Kind::Message => {
                 let payload = Payload { bytes, is_args: false, keeps: false };
-                match self.deliver(From::Peer(peer), key, payload) {
+                match self.deliver(now, From::Peer(peer), key, payload) {
                     Ok(()) => Verdict::Stored,
                     Err((code, _)) => Verdict::Refused(code),
                 }
@@ -300,7 +300,7 @@ impl Process {
                     .filter(|remote| self.incarnation_of(remote.worker) == remote.incarnation)
                 {
                     None => self.release(bytes),
-                    Some(remote) => self.hand_answer(&remote, code, status, bytes),
+                    Some(remote) => self.hand_answer(now, &remote, code, status, bytes),
                 }
                 Verdict::Stored
             }
@@ -312,7 +312,7 @@ impl Process {
     }
 
     /// The answer of another process, to the worker that waits for it. Received into our memory.
-    fn hand_answer(&mut self, remote: &RemoteCall, code: Code, status: i32, bytes: Bytes) {
+    fn hand_answer(&mut self, now: u64, remote: &RemoteCall, code: Code, status: i32, bytes: Bytes) {
         let me = ParticipantId::new(remote.worker).expect("workers have participant numbers");
         let (body, heap) = match bytes {
             Bytes::Inline(inline) => (Body::Inline(inline), None),
@@ -329,6 +329,7 @@ impl Process {
             }
         };
         self.answer_question(remote.worker, remote.question, code, status.cast_unsigned().into(), body, heap);
+        self.hands_over(now, remote.worker);
     }
 }
 

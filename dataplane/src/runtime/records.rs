@@ -137,7 +137,12 @@ impl Process {
                 self.controller.cancel_nested(worker, id);
                 Ok(())
             }
-            record::STATE => self.on_state(now, worker, &descriptor, heap),
+            record::STATE => {
+                self.on_state(now, worker, &descriptor, heap)?;
+                // It asks again before long, or ends: a sleep in between would cost more than the question.
+                self.hands_over(now, worker);
+                Ok(())
+            }
             record::MAP => self.on_map(worker, tag, id),
             record::MAIL => self.on_mail(now, worker, &descriptor, heap),
             record::FORWARDED => self.on_forwarded(now, worker, &descriptor),

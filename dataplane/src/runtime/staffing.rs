@@ -184,7 +184,7 @@ impl Process {
         self.outlive(now, worker, cause, seat.connection());
         let begun = seat.had_begun();
         let me = ParticipantId::new(worker).expect("workers have participant numbers");
-        self.outlive_mail(worker, &mut seat);
+        self.outlive_mail(now, worker, &mut seat);
         let requests = self.take_requests_back(worker, std::mem::take(&mut seat.given));
         if let Some(arena) = &mut self.store.arena {
             arena.reclaim(me);
