@@ -471,7 +471,13 @@ impl Process {
 
     /// Whether a worker that shares our core has something to do: then we do not spin in its way.
     fn core_is_wanted(&self) -> bool {
-        self.seated.iter().any(|worker| self.shares_core(*worker) && self.controller.is_busy(*worker))
+        let has_something = |worker| self.controller.is_busy(worker) && !self.is_waiting(worker);
+        self.seated.iter().any(|worker| self.shares_core(*worker) && has_something(*worker))
+    }
+
+    /// Whether its function waits for a message or for another process.
+    fn is_waiting(&self, worker: WorkerId) -> bool {
+        self.seats[usize::from(worker)].as_ref().is_some_and(|seat| seat.waits)
     }
 
     /// Pinned to our core, or not pinned at all.
@@ -486,7 +492,9 @@ impl Process {
         self.yields.allowed()
             && now.saturating_sub(at_ns) < Patience::YIELDING.linger_ns
             && self.shares_core(worker)
-            && self.seated.iter().all(|other| self.controller.is_running(*other) == (*other == worker))
+            && self.seated.iter().all(|other| {
+                (self.controller.is_running(*other) && !self.is_waiting(*other)) == (*other == worker)
+            })
     }
 
     fn on_event(&mut self, now: u64, event: reactor::Event) -> Result<(), ProcessError> {
