@@ -4,11 +4,11 @@
 
 mod support;
 
-
+use std::time::{Duration, Instant};
 
 use praas_dataplane::client::Outgoing;
 use praas_dataplane::clock::unix_s;
-use praas_dataplane::wire::{VERSIONS, frame};
+use praas_dataplane::wire::{Code, VERSIONS, frame};
 use praas_dataplane::{Client, Credential, Role, Secret};
 use praas_transport::Header;
 use praas_transport::hello::{Initiator, InitiatorConfig, Purpose};
@@ -31,6 +31,8 @@ struct False {
     life: u64,
     /// The last parcel we sent.
     number: u64,
+    /// The lowest without a verdict.
+    confirmed: u64,
 }
 
 impl False {
@@ -49,7 +51,7 @@ impl False {
         };
         let mut raw = Raw::connect(place.address(0));
         raw.say_hello(Initiator::new(config, Some(&credential)).expect("random numbers")).expect("it has the key");
-        let mut joined = False { raw, life, number: 0 };
+        let mut joined = False { raw, life, number: 0, confirmed: 1 };
         assert_eq!((joined.next().0.kind, joined.next().0.kind), (frame::WELCOME, frame::CONFIRM));
         wait_until("it is up", PATIENCE, || node.said(&format!("peer={} state=up", NAMES[who])) > ups);
         joined
@@ -68,23 +70,36 @@ impl False {
         let _ = std::io::Write::write_all(&mut self.raw.0, &[&header[..], key, payload].concat());
     }
 
-    /// Sends the next parcel, all before it confirmed.
+    /// Sends the next parcel.
     fn parcel(&mut self, header: &Header, key: &[u8], payload: &[u8]) {
         self.number += 1;
-        let call = self.number;
-        self.send(&Header { call, function: 0, ..*header }, key, payload);
+        let (call, behind) = (self.number, (self.number - self.confirmed) as u16);
+        self.send(&Header { call, function: behind, ..*header }, key, payload);
     }
 
-    /// The next frame that is no question, with its key in front of its payload.
+    /// The next frame that is no question.
     fn next(&mut self) -> (Header, Vec<u8>) {
         loop {
             let (header, mut bytes) = self.raw.receive();
-            if header.kind != frame::PING {
-                return (header, bytes);
+            match header.kind {
+                frame::PING => bytes.clear(),
+                frame::VERDICT => {
+                    self.confirmed = header.call + 1;
+                    return (header, bytes);
+                }
+                _ => return (header, bytes),
             }
-            bytes.clear();
             self.send(&Header { kind: frame::PONG, ..Header::default() }, &[], &[]);
         }
+    }
+
+    /// Whether nothing comes for a moment but questions.
+    fn next_is_silence(&mut self) -> bool {
+        self.raw.0.set_nonblocking(true).expect("a socket");
+        std::thread::sleep(Duration::from_millis(20));
+        let came = self.raw.0.peek(&mut [0; 64]);
+        self.raw.0.set_nonblocking(false).expect("a socket");
+        came.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
     }
 
     fn is_closed(&mut self) -> bool {
@@ -147,5 +162,102 @@ fn n5_g8_parcels_that_are_none_close_their_link_and_cost_nothing() {
         good.parcel(&message(), b"k", &body);
         assert_eq!((good.next().0.kind, ask(&mut client, "recv", &[b"b", b"k"]).len()), (frame::VERDICT, 500_004));
         assert_eq!(client.invoke("echo", vec![1; 1 << 20]).expect("there is room").len(), 1 << 20);
+    });
+}
+
+/// The next call that comes, with its number among calls; it gets a verdict.
+fn take_call(peer: &mut False) -> u64 {
+    let (call, _) = peer.next();
+    assert_eq!(call.kind, frame::CALL);
+    peer.send(&Header { kind: frame::VERDICT, call: call.call, ..Header::default() }, &[], &[]);
+    call.aux
+}
+
+fn answer(call: u64) -> Header {
+    Header { kind: frame::ANSWER, aux: call, ..Header::default() }
+}
+
+/// Calls are numbered for all processes together, and any of them could answer a call to any other.
+#[test]
+fn g4_an_answer_counts_from_the_process_that_was_called_only() {
+    on_both_reactors(|reactor| {
+        let place = Place::new();
+        let (node, mut client) = start(&place, reactor, &[1, 2]);
+        let (mut b, mut c) = (False::join(&place, &node, 1, 5), False::join(&place, &node, 2, 5));
+        let waiting = client.submit("call_at", Outgoing::from_args(&[b"c", b"f", b"x"])).unwrap();
+        let call = take_call(&mut c);
+        for number in [call, call - 1, call + 1, 0, u64::MAX] {
+            b.parcel(&answer(number), &[], b"false");
+            assert_eq!(b.next().0.kind, frame::VERDICT);
+            b.parcel(&Header { kind: frame::CALL_OFF, aux: number, ..Header::default() }, &[], &[]);
+            assert_eq!(b.next().0.kind, frame::VERDICT);
+        }
+        c.parcel(&answer(call), &[], b"true");
+        assert_eq!(&*client.wait(waiting).unwrap(), b"true");
+        // A second answer is nobody's.
+        c.parcel(&answer(call), &[], b"again");
+        assert_eq!((c.next().0.kind, c.next().0.kind), (frame::VERDICT, frame::VERDICT));
+    });
+}
+
+/// An answer to a call of an earlier life, sent when the next one was there, was taken for the answer to that one's call of the same number.
+#[test]
+fn g3_calls_of_two_lives_have_different_numbers() {
+    on_both_reactors(|reactor| {
+        let place = Place::new();
+        let mut calls = Vec::new();
+        for life in [5, 6] {
+            let (node, mut client) = start(&place, reactor, &[1]);
+            let mut b = False::join(&place, &node, 1, life);
+            let waiting = client.submit("call_at", Outgoing::from_args(&[b"b", b"f", b"x"])).unwrap();
+            let call = take_call(&mut b);
+            for earlier in &calls {
+                b.parcel(&answer(*earlier), &[], b"false");
+            }
+            b.parcel(&answer(call), &[], b"true");
+            assert_eq!(&*client.wait(waiting).unwrap(), b"true");
+            calls.push(call);
+        }
+    });
+}
+
+/// `invoke_at` said `PeerLost` only of calls that were on their way: one that was taken waited for its deadline.
+#[test]
+fn g1_a_call_ends_with_the_life_that_has_it() {
+    on_both_reactors(|reactor| {
+        let place = Place::new();
+        let (node, mut client) = start(&place, reactor, &[1, 2]);
+        let (mut b, mut c) = (False::join(&place, &node, 1, 5), False::join(&place, &node, 2, 5));
+        let to_b = client.submit("call_at", Outgoing::from_args(&[b"b", b"f", b"x"])).unwrap();
+        take_call(&mut b);
+        let to_c = client.submit("call_at", Outgoing::from_args(&[b"c", b"f", b"x"])).unwrap();
+        let call = take_call(&mut c);
+        let begun = Instant::now();
+        let mut again = False::join(&place, &node, 1, 6);
+        let lost = client.wait(to_b).unwrap_err();
+        assert!(lost.to_string().contains("was started anew"), "{lost}");
+        assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+        c.parcel(&answer(call), &[], b"true");
+        assert_eq!(&*client.wait(to_c).unwrap(), b"true", "not its");
+        assert!(again.next_is_silence(), "and not sent again");
+    });
+}
+
+/// An answer that found no room was refused, and its call waited for its deadline.
+#[test]
+fn g1_an_answer_that_is_too_long_or_finds_no_room_ends_its_call() {
+    on_both_reactors(|reactor| {
+        let place = Place::new();
+        let (node, mut client) = start(&place, reactor, &[1]);
+        let mut b = False::join(&place, &node, 1, 5);
+        let begun = Instant::now();
+        let waiting = client.submit("call_at", Outgoing::from_args(&[b"b", b"f", b"x"])).unwrap();
+        let call = take_call(&mut b);
+        b.parcel(&answer(call), &[], &vec![1; (1 << 20) + 1]);
+        let error = client.wait(waiting).unwrap_err();
+        assert!(error.to_string().contains("its answer did not fit: it is more than this process takes"), "{error}");
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        let (verdict, _) = b.next();
+        assert_eq!((verdict.kind, Code::from_wire(verdict.flags)), (frame::VERDICT, Some(Code::TooLarge)));
     });
 }

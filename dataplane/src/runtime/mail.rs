@@ -186,10 +186,7 @@ impl Process {
             self.answer_text(worker, question, Code::NoSpace, &text);
             return Ok(());
         }
-        // Of somebody else's block we hold what its owner lent to this worker, and no longer than that lives.
-        let passed_on = matches!(&bytes, Bytes::Foreign(foreign) if foreign.view.block().owner.get() != worker);
-        let bytes = if passed_on || self.config.isolate { self.copied(bytes) } else { Ok(bytes) };
-        let bytes = match bytes {
+        let bytes = match self.to_keep(bytes) {
             Ok(bytes) => bytes,
             Err(text) => {
                 self.answer_text(worker, question, Code::NoSpace, &text);
@@ -214,6 +211,18 @@ impl Process {
         }
         self.send_to_peer(now, worker, question, usize::from(number) - 1, deadline_ns, key, payload);
         Ok(())
+    }
+
+    /// Bytes of a worker that we may have for long, as they may be kept. Of somebody else's block we hold what its owner lent to that worker, and
+    /// no longer than it lives: such are copied.
+    ///
+    /// # Errors
+    /// There is no room; they were given back.
+    pub(super) fn to_keep(&mut self, bytes: Bytes) -> Result<Bytes, String> {
+        match &bytes {
+            Bytes::Foreign(foreign) if foreign.view.block().owner.get() != foreign.giver => self.copied(bytes),
+            _ => self.apart_from_workers(bytes),
+        }
     }
 
     /// A message has come. It is in the mailbox then, or on its way to who waited for it.

@@ -242,7 +242,7 @@ impl Process {
             objects: Objects::new(&config, &identity(process_id, incarnation))?,
             released: Vec::new(),
             mailbox: mail::mailbox(&config),
-            correspondence: Correspondence::default(),
+            correspondence: Correspondence::new(incarnation),
             lent_on: HashMap::new(),
             lease_ends: HashMap::new(),
             lent: HashMap::new(),

@@ -87,9 +87,19 @@ pub(super) struct Correspondence {
     remote: crate::numbered::NumberMap<RemoteCall>,
     /// Deadlines of those, and the calls.
     deadlines: std::collections::BTreeSet<(u64, u64)>,
+    /// When the log may be told again of answers that found no room.
+    loss_due_ns: u64,
 }
 
+/// How often the log is told of lost answers.
+const LOSSES_NS: u64 = 1_000_000_000;
+
 impl Correspondence {
+    /// Of a life of ours. Calls are numbered from it on, as no earlier life came so far: what is still answered to one of those finds none of ours.
+    pub(super) fn new(incarnation: u64) -> Correspondence {
+        Correspondence { calls: incarnation, ..Correspondence::default() }
+    }
+
     /// When [`Process::expire_remote_calls`] has to be called next.
     pub(super) fn wake_ns(&self) -> u64 {
         self.deadlines.first().map_or(u64::MAX, |(deadline_ns, _)| *deadline_ns)
@@ -99,6 +109,17 @@ impl Correspondence {
         let ended = self.remote.remove(&call)?;
         self.deadlines.remove(&(ended.deadline_ns, call));
         Some(ended)
+    }
+
+    /// The same, if it is a call to this peer: no other has a say in it.
+    fn end_of(&mut self, peer: PeerNumber, call: u64) -> Option<RemoteCall> {
+        self.remote.get(&call).is_some_and(|remote| remote.peer == peer).then(|| self.end(call))?
+    }
+
+    /// Calls that this peer has in its queue, or runs. Those on their way have a parcel whose end is to come.
+    fn taken_by(&self, peer: PeerNumber) -> Vec<u64> {
+        let taken = |remote: &RemoteCall| remote.peer == peer && !self.posted.contains_key(&remote.ticket);
+        self.remote.iter().filter(|(_, remote)| taken(remote)).map(|(call, _)| *call).collect()
     }
 }
 
@@ -190,10 +211,21 @@ impl Process {
     pub(super) fn answer_peer(&mut self, now: u64, connection: u64, call: u64, outcome: Outcome<Payload>) {
         let peer = usize::try_from(connection & !PEER).unwrap_or(usize::MAX);
         let (code, status, payload) = spread(outcome);
-        let kind = Kind::Answer { call, code, status, is_args: payload.is_args };
-        let parcel = Parcel { kind, key: Arc::from(&[][..]), bytes: Arc::new(payload.bytes) };
-        if let Err((code, text)) = self.post(now, peer, parcel, u64::MAX, Posted::Nobody) {
-            tracing::warn!(?code, "an answer to another process is lost, which finds that at its deadline: {text}");
+        let post = |process: &mut Process, code, status, is_args, bytes| {
+            let kind = Kind::Answer { call, code, status, is_args };
+            let parcel = Parcel { kind, key: Arc::from(&[][..]), bytes: Arc::new(bytes) };
+            process.post(now, peer, parcel, u64::MAX, Posted::Nobody).map(drop).map_err(|(_, text)| text)
+        };
+        let posted =
+            self.to_keep(payload.bytes).and_then(|bytes| post(self, code, status, payload.is_args, bytes));
+        let Err(why) = posted else { return };
+        let text = answer_did_not_fit(why);
+        if let Err(text) = post(self, Code::Failed, -1, false, Bytes::Text(text)) {
+            let at_ns = &mut self.correspondence.loss_due_ns;
+            if now >= *at_ns {
+                *at_ns = now + LOSSES_NS;
+                tracing::warn!("answers to another process are lost, which finds that at their deadlines: {text}");
+            }
         }
     }
 
@@ -214,6 +246,15 @@ impl Process {
         }
     }
 
+    /// The life of a peer is over that had these calls: nobody will answer them.
+    fn end_calls_taken_by(&mut self, peer: PeerNumber) {
+        for call in self.correspondence.taken_by(peer) {
+            if let Some(remote) = self.correspondence.end(call) {
+                self.end_remote(&remote, Code::PeerLost, 0, LIFE_IS_OVER.as_bytes());
+            }
+        }
+    }
+
     fn end_remote(&mut self, remote: &RemoteCall, code: Code, status: i32, text: &[u8]) {
         if self.incarnation_of(remote.worker) != remote.incarnation {
             return;
@@ -230,7 +271,10 @@ impl Process {
                 Arrival::Done(Bytes::Shared(bytes)) => self.release_shared(bytes),
                 Arrival::Done(bytes) => self.release(bytes),
                 Arrival::End { ticket, end } => self.on_end(ticket, end),
-                Arrival::Reborn(peer) => self.controller.disconnected(PEER | peer as u64),
+                Arrival::Reborn(peer) => {
+                    self.controller.disconnected(PEER | peer as u64);
+                    self.end_calls_taken_by(peer);
+                }
                 Arrival::Parcel { peer, due, kind, key, bytes } => {
                     let verdict = self.on_parcel(now, peer, kind, &key, bytes);
                     self.peers.settle(peer, due, verdict);
@@ -251,9 +295,7 @@ impl Process {
             End::TimedOut { sent: false } | End::Cancelled { sent: false } => {
                 (Code::Timeout, "the other process was not there in time; it was not sent".into())
             }
-            End::Lost => {
-                (Code::PeerLost, "the other process was started anew; its earlier life may have had it".into())
-            }
+            End::Lost => (Code::PeerLost, LIFE_IS_OVER.into()),
         };
         match posted {
             Posted::Message { worker, incarnation, question } if self.incarnation_of(worker) == incarnation => {
@@ -273,7 +315,16 @@ impl Process {
     fn on_parcel(&mut self, now: u64, peer: PeerNumber, kind: Kind, key: &[u8], bytes: Result<Bytes, Code>) -> Verdict {
         let bytes = match bytes {
             Ok(bytes) => bytes,
-            Err(code) => return Verdict::Refused(code),
+            Err(code) => {
+                if let Kind::Answer { call, .. } = kind
+                    && let Some(remote) = self.correspondence.end_of(peer, call)
+                {
+                    // `NoSpace` would say that it has not run.
+                    let text = answer_did_not_fit(no_room_here(code));
+                    self.end_remote(&remote, Code::Failed, -1, text.as_bytes());
+                }
+                return Verdict::Refused(code);
+            }
         };
         match kind {
             Kind::Message => {
@@ -296,7 +347,7 @@ impl Process {
             Kind::Answer { call, code, status, is_args: _ } => {
                 match self
                     .correspondence
-                    .end(call)
+                    .end_of(peer, call)
                     .filter(|remote| self.incarnation_of(remote.worker) == remote.incarnation)
                 {
                     None => self.release(bytes),
@@ -330,6 +381,16 @@ impl Process {
         };
         self.answer_question(remote.worker, remote.question, code, status.cast_unsigned().into(), body, heap);
         self.hands_over(now, remote.worker);
+    }
+}
+
+const LIFE_IS_OVER: &str = "the other process was started anew; its earlier life may have had it";
+
+/// Why we did not take what came.
+fn no_room_here(code: Code) -> &'static str {
+    match code {
+        Code::TooLarge => "it is more than this process takes",
+        _ => "this process has no payload memory for it now",
     }
 }
 
