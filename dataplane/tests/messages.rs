@@ -239,6 +239,32 @@ fn g3_w2_receivers_that_are_killed_lose_no_message_but_the_one_they_had() {
     });
 }
 
+/// G3: a message whose sender is dead lies on the heap while there is no room for it where functions read. A receive that could not be given it
+/// then took it away all the same.
+#[test]
+fn g3_a_message_that_cannot_be_given_now_is_not_lost() {
+    let mut config = LaunchConfig { workers: 1, workers_max: 1, ..launch_config(Ipc::Ring) };
+    config.args.push("--arena-bytes=2097152".into());
+    let (process, mut client) = start_with(&config);
+    ask(&mut client, "send_loan", &[b"", b"k", b"500000", b"7"]);
+    let killed = client.submit("sleep", b"10000").unwrap();
+    // Each call's input takes a part of that room until it is answered.
+    let input = vec![1; 600_000];
+    let submit = |client: &mut Client, input: &[u8]| {
+        client.submit("recv", Outgoing::from_args(&[b"*", b"k", input])).unwrap()
+    };
+    let waiting = [(); 2].map(|()| submit(&mut client, &input));
+    let last = client.submit("echo", input.clone()).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    kill_workers(&process);
+    client.wait(killed).unwrap_err();
+    let [first, second] = waiting.map(|call| client.wait(call));
+    let error = first.unwrap_err();
+    assert!(matches!(&error, InvokeError::Failed { text, .. } if text.contains("no memory for the message")), "{error}");
+    assert!(second.unwrap().ends_with(&[7; 500_000]));
+    client.wait(last).unwrap();
+}
+
 /// A payload is handed over where it lies, and its memory comes back: many times what the payload memory holds.
 #[test]
 fn messages_give_their_memory_back() {

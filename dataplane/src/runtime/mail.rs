@@ -75,6 +75,10 @@ impl Process {
             self.answer_text(worker, question, Code::Protocol, "the owner of these bytes has died");
             return Ok(());
         };
+        // Before any of it is copied.
+        if !matches!(op, MailOp::Send | MailOp::Call) && bytes.as_ref().len() > KEY_BYTES_MAX {
+            return Err(Violation("a key or a name that is longer than any"));
+        }
         match op {
             MailOp::Send | MailOp::Call => {
                 return self.on_send(
@@ -91,7 +95,7 @@ impl Process {
             }
             MailOp::Key => {
                 let key = bytes.as_ref().to_vec();
-                if !(1..=KEY_BYTES_MAX).contains(&key.len()) {
+                if key.is_empty() {
                     return Err(Violation("a key of no length that a key may have"));
                 }
                 if let Some(seat) = &mut self.seats[usize::from(worker)] {
@@ -287,10 +291,17 @@ impl Process {
 
     /// Gives a message to the worker that waits for it. What cannot be given goes back to its place, and the worker is told.
     fn hand(&mut self, now: u64, to: Receiver, message: Message<Payload>) {
-        let Message { from, key, payload, number } = message;
+        let Message { from, key, mut payload, number } = message;
         let (worker, me) = (to.worker, ParticipantId::new(to.worker).expect("workers have participant numbers"));
         let Some(seat) = &self.seats[usize::from(worker)] else { return self.put_back(now, from, key, payload, number) };
         let (incarnation, wants_key) = (seat.incarnation, seat.wants_key);
+        // First what needs memory of ours: there may be none now, and the message is everybody's until it is given away.
+        let long_key = wants_key && key.len() > praas_shm::INLINE_BYTES_MAX;
+        let found_room = self.move_to_arena(&mut payload.bytes);
+        if let Err(why) = found_room.and_then(|()| if long_key { self.say_key(worker, &key) } else { Ok(()) }) {
+            self.answer_text(worker, to.call, Code::NoSpace, &why);
+            return self.put_back(now, from, key, payload, number);
+        }
         let mut heap = None;
         let (body, bytes) = match payload.bytes {
             Bytes::Inline(inline) => (Body::Inline(inline), HandedBytes::Inline(inline)),
@@ -314,20 +325,13 @@ impl Process {
                 heap = Some(buffer);
                 (Body::Inline(Inline::empty()), HandedBytes::Copy(copy))
             }
-            bytes => match self.copied(bytes) {
-                Ok(Bytes::Own(block)) => {
-                    let (bytes, arena) = (block.len(), self.store.arena.as_mut().expect("where it was copied to"));
-                    let lent = arena.lend(block, bytes, me);
-                    (Body::Block(lent), HandedBytes::Lent(lent))
-                }
-                Ok(bytes) => {
-                    let copy: Arc<[u8]> = Arc::from(bytes.as_ref());
-                    heap = Some(self.store.heap.count(Buffer::from(&copy[..])));
-                    self.release(bytes);
-                    (Body::Inline(Inline::empty()), HandedBytes::Copy(copy))
-                }
-                Err(text) => return self.answer_text(worker, to.call, Code::NoSpace, &text),
-            },
+            // Over rings it has moved to the arena.
+            bytes => {
+                let copy: Arc<[u8]> = Arc::from(bytes.as_ref());
+                heap = Some(self.store.heap.count(Buffer::from(&copy[..])));
+                self.release(bytes);
+                (Body::Inline(Inline::empty()), HandedBytes::Copy(copy))
+            }
         };
         let about = u64::from(number_of(from));
         let (body, about) = match (body, wants_key) {
@@ -337,11 +341,11 @@ impl Process {
                 let both = [inline.as_slice(), &key].concat();
                 (Body::Inline(Inline::new(&both).expect("made to fit")), about | (key.len() as u64) << 16)
             }
-            (body, true) => {
-                self.say_key(worker, &key);
+            (body, true) if !long_key => {
+                self.say_key(worker, &key).expect("a short key needs no memory");
                 (body, about)
             }
-            (body, false) => (body, about),
+            (body, _) => (body, about),
         };
         if let Some(seat) = &mut self.seats[usize::from(worker)] {
             let message = Message { from, key, payload: (), number };
@@ -351,10 +355,31 @@ impl Process {
         self.hands_over(now, worker);
     }
 
-    fn say_key(&mut self, worker: WorkerId, key: &[u8]) {
+    /// What was kept on the heap goes to the arena, where workers can read it; over queues it stays.
+    ///
+    /// # Errors
+    /// There is no room, and nothing has changed.
+    fn move_to_arena(&mut self, bytes: &mut Bytes) -> Result<(), String> {
+        if let (Bytes::Kept(kept), Some(arena)) = (&*bytes, &mut self.store.arena) {
+            let mut block = arena.loan(kept.len()).map_err(|full| full.to_string())?;
+            block.copy_from_slice(kept);
+            *bytes = Bytes::Own(block);
+        }
+        Ok(())
+    }
+
+    /// Says the key of the message that comes next.
+    ///
+    /// # Errors
+    /// There is no room for it. None is said then, rather than a part of it.
+    fn say_key(&mut self, worker: WorkerId, key: &[u8]) -> Result<(), String> {
         let me = ParticipantId::new(worker).expect("workers have participant numbers");
         let (body, heap) = self.body_of_bytes(key, me);
+        if matches!(&body, Body::Inline(inline) if heap.is_none() && inline.as_slice().len() < key.len()) {
+            return Err("this process has no payload memory for the key of the message now".into());
+        }
         self.send(worker, Descriptor::new(record::KEY_IS, 0, 0, 0, body), heap);
+        Ok(())
     }
 
     fn put_back(&mut self, now: u64, from: Sender, key: Arc<[u8]>, payload: Payload, number: u64) {
