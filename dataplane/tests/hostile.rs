@@ -434,3 +434,83 @@ fn r4_s5_an_object_that_its_writer_scribbles_over_stays_as_it_was_with_isolate()
     let after = attack_state(Ipc::Ring, &[], "state: scribble over an object");
     assert!(after.nobody_died, "{:?}", after.outcome);
 }
+
+// ---- messages ---------------------------------------------------------------------------------------------------
+
+/// The same as `attack`, while another client has messages sent and received.
+fn attack_mail(ipc: Ipc, args: &[&str], name: &str) -> Aftermath {
+    attack_beside(ipc, args, name, |client, number| {
+        let key = [&b"honest"[..], &number.to_le_bytes()].concat();
+        let value = content(number, [5, 60, 20_000][(number % 3) as usize]);
+        let received = call_with(client, "mail", || Outgoing::from_args(&[&key, &value]))?;
+        assert!(received == value, "beside `{name}` a message is not what was sent");
+        Ok(())
+    })
+}
+
+#[test]
+fn r1_w11_who_breaks_the_protocol_of_messages_is_killed_and_only_it() {
+    let mut attacks: Vec<(Ipc, &[&str], &str)> = Vec::new();
+    for name in [
+        "an unknown question",
+        "a key of no bytes",
+        "a key of 1025 bytes",
+        "a key of a megabyte",
+        "a receive under a megabyte",
+        "a name of a megabyte",
+        "no key",
+        "a key that was used",
+        "a key longer than its message",
+        "the longest key there is",
+        "a key at the end of a long message",
+        "to nobody",
+        "to anybody",
+        "a call of itself",
+        "a call of nobody",
+        "two receives at once",
+        "a message while it receives",
+        "a flood",
+        "a flood of long ones",
+    ] {
+        attacks.extend([(Ipc::Ring, &[] as &[&str], name), (Ipc::Queue, &[], name)]);
+    }
+    for name in ["a block far away", "a block of the controller", "a block too long"] {
+        attacks.extend([(Ipc::Ring, &[] as &[&str], name), (Ipc::Ring, &[ISOLATE], name)]);
+    }
+    let _alone = queues();
+    for (ipc, args, name) in attacks {
+        let after = attack_mail(ipc, args, &format!("mail: {name}"));
+        let told = matches!(&after.outcome, Err(InvokeError::WorkerLost { text }) if text.contains("protocol"));
+        assert!(told, "{ipc} {args:?} {name}: {:?}", after.outcome);
+        assert!(after.only_it_died, "{ipc} {args:?} {name}");
+    }
+}
+
+/// Odd questions have answers, and what a worker forgets or shares is its own loss.
+#[test]
+fn g4_odd_questions_about_messages_are_answered_and_harm_nobody() {
+    let _alone = queues();
+    for (ipc, args, names) in [
+        (Ipc::Ring, &[] as &[&str], &["odd questions", "blocks that are nobody's", "one block for many"] as &[&str]),
+        (Ipc::Ring, &[ISOLATE], &["odd questions", "one block for many"]),
+        (Ipc::Queue, &[], &["odd questions"]),
+    ] {
+        for name in names {
+            let after = attack_mail(ipc, args, &format!("mail: {name}"));
+            assert_eq!(after.outcome, Ok(b"done".to_vec()), "{ipc} {args:?} {name}");
+            assert!(after.nobody_died, "{ipc} {args:?} {name}");
+        }
+        let after = attack_mail(ipc, args, "mail: a receive that it forgets");
+        assert_eq!(after.outcome, Ok(b"done".to_vec()), "{ipc} {args:?}");
+        assert!(after.only_it_died || after.nobody_died, "{ipc} {args:?}");
+    }
+}
+
+#[test]
+fn g4_keys_of_messages_that_are_never_given_back_take_no_memory() {
+    let (_process, mut client) = start_evil_with(Ipc::Ring, &["--arena-bytes=4194304"]);
+    let evil = client.submit_within("evil", "mail: texts never given back", Duration::from_secs(20)).unwrap();
+    assert_eq!(&*client.wait(evil).unwrap(), b"done");
+    let input = content(1, 700_000);
+    assert!(call(&mut client, "copy", &input).unwrap() == input);
+}

@@ -138,6 +138,17 @@ fn r2_calls_go_both_ways_at_once_with_the_same_numbers() {
         let mut nodes = joined(&place, reactor, 2, &[]);
         assert_eq!(ask(&mut nodes[0].1, "call_at", &[b"b", b"echo", b"hello"]), "hello");
         assert_eq!(ask(&mut nodes[0].1, "call_at", &[b"a", b"echo", b"here"]), "here", "ourselves, on another worker");
+        assert_eq!(ask(&mut nodes[0].1, "call_at", &[b"", b"echo", b"here"]), "here", "SELF, too");
+        // Names that nobody can have are errors, and no breach of the protocol for which a worker is killed.
+        let names: [(&[u8], &[u8], &str); 3] = [
+            (b"b", b"", "functions have names"),
+            (b"b", &[b'f'; 1025], "functions have names"),
+            (&[b'p'; 1025], b"echo", "unknown process"),
+        ];
+        for (process, function, what) in names {
+            let error = nodes[0].1.invoke("call_at", Outgoing::from_args(&[process, function, b"x"])).unwrap_err();
+            assert!(error.to_string().contains(what), "{error}");
+        }
         let reply = nodes[1].1.invoke("call_at", Outgoing::from_args(&[b"a", b"status", b"7"])).unwrap();
         assert_eq!((reply.status(), &*reply), (7, &b"status"[..]));
         for (function, what) in [("fail", "failed as asked"), ("nothing", "no function"), ("panic", "panicked")] {

@@ -6,7 +6,7 @@ use super::session::{Origin, Session};
 use crate::clock::now_ns;
 use crate::error::InvokeError;
 use crate::payload::{Loan, Payload, Reply};
-use crate::worker::messages::{Broadcast, Key, Message, MessageError, Source};
+use crate::worker::messages::{Broadcast, Key, Message, MessageError, SELF, Source};
 use crate::worker::state::State;
 
 /// A function by its number, looked up once with [`Context::function_id`].
@@ -179,7 +179,7 @@ impl<'a> Context<'a> {
         function: &str,
         payload: impl Into<Payload<'p>>,
     ) -> Result<Reply, InvokeError> {
-        if process.as_ref() == self.session.welcome.process {
+        if process.as_ref() == SELF || process.as_ref() == self.session.welcome.process {
             return self.invoke(function, payload);
         }
         self.session.invoke_at(process.as_ref(), function, payload.into(), self.deadline_ns)

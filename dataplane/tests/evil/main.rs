@@ -1,8 +1,9 @@
 //! A worker program whose worker 1 is an attacker (faults.md W11, R1-R3, G4): it speaks the protocol by hand, up to the
-//! moment it is called with `evil NAME`, and then does what NAME says. Every other worker is an honest one. What it does to the state stands in
-//! `state.rs`.
+//! moment it is called with `evil NAME`, and then does what NAME says. Every other worker is an honest one. What it does to the state
+//! stands in `state.rs`, what with messages in `mail.rs`.
 #![allow(clippy::cast_possible_truncation, reason = "dice and patterns are cut to size on purpose")]
 
+mod mail;
 mod state;
 
 use std::fs::File;
@@ -20,7 +21,8 @@ use praas_shm::{
 use praas_transport::queue::{Buffer, Message, Queue, Receiver, Sender};
 use serde_json::Value;
 
-const FUNCTIONS: [&str; 10] = ["echo", "evil", "pid", "sleep", "put", "get", "overwrite", "keys", "model", "copy"];
+const FUNCTIONS: [&str; 11] =
+    ["echo", "evil", "pid", "sleep", "put", "get", "overwrite", "keys", "model", "copy", "mail"];
 
 // Kinds of records, as numbers: an attacker has no use for our constants.
 const REQUEST: u8 = 1;
@@ -47,7 +49,7 @@ fn main() -> ExitCode {
         .function("evil", |_, _| Ok(Output::from(b"honest")))
         .function("pid", |_, _| Ok(std::process::id().to_string().into()))
         .function("sleep", sleep);
-    state::honest(worker).serve()
+    mail::honest(state::honest(worker)).serve()
 }
 
 fn sleep(_: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
@@ -286,6 +288,7 @@ impl Evil {
                     }
                 }
             }
+            _ if name.starts_with("mail:") => self.attack_mail(name),
             _ => self.attack_state(name),
         }
     }

@@ -102,7 +102,7 @@ fn true_object(key: &[u8], value: &[u8]) -> Vec<u8> {
 
 impl Evil {
     /// A block of ours with these bytes; over queues there are none.
-    fn block(&mut self, bytes: &[u8]) -> Option<BlockRef> {
+    pub(crate) fn block(&mut self, bytes: &[u8]) -> Option<BlockRef> {
         let Wire::Ring { arena, .. } = &mut self.wire else { return None };
         let mut block = arena.loan(bytes.len()).ok()?;
         block.copy_from_slice(bytes);
@@ -123,7 +123,7 @@ impl Evil {
         block
     }
 
-    fn answer(&mut self, kind: u8) -> Descriptor {
+    pub(crate) fn answer(&mut self, kind: u8) -> Descriptor {
         loop {
             let record = self.poll();
             if record.kind() & 0x7f == kind {
@@ -148,7 +148,7 @@ impl Evil {
     }
 
     /// Says to itself and to whoever reads the log what came of it, and hangs if an answer is not the one that should be.
-    fn expect(&mut self, code: u16, what: &str, found: u16) {
+    pub(crate) fn expect(&mut self, code: u16, what: &str, found: u16) {
         if code != found {
             eprintln!("evil: {what}: code {found} instead of {code}");
             std::process::exit(99);
@@ -344,7 +344,7 @@ impl Evil {
         from + (to - from - arena_bytes) + block.offset
     }
 
-    fn overwrite(&self, block: &BlockRef, bytes: &[u8]) {
+    pub(crate) fn overwrite(&self, block: &BlockRef, bytes: &[u8]) {
         own_memory().write_all_at(bytes, self.place(block)).expect("our own memory");
     }
 }

@@ -45,6 +45,9 @@ impl Session {
         if let Some(number) = self.names.number(name) {
             return Ok(number);
         }
+        if name.len() > KEY_BYTES_MAX {
+            return Err(MessageError::UnknownProcess { name: name.to_owned() });
+        }
         let (number, _) = self.ask_mail(MailOp::Resolve, 0, 0, name.as_bytes().into(), 0)?;
         let number = u16::try_from(number).map_err(|e| MessageError::Protocol { text: e.to_string() })?;
         self.names.learn(number, name);
@@ -152,9 +155,17 @@ impl Session {
             return Err(InvokeError::TooLarge { text });
         }
         self.return_or_die();
+        if checked(function.as_bytes()).is_err() {
+            let text = format!("a name of {} bytes; functions have names of 1 to {KEY_BYTES_MAX}", function.len());
+            return Err(InvokeError::UnknownFunction { text });
+        }
         let number = self.process_number(process).map_err(failed)?;
-        let carried = self.say_key(function.as_bytes()).map_err(failed)?;
-        let (body, _, heap) = self.load(payload.bytes, ParticipantId::CONTROLLER)?;
+        // Before the key: once that is said, the call has to follow.
+        let (body, loaded, heap) = self.load(payload.bytes, ParticipantId::CONTROLLER)?;
+        let carried = self.say_key(function.as_bytes()).map_err(|error| {
+            self.unload(loaded, ParticipantId::CONTROLLER);
+            failed(error)
+        })?;
         let kind = record::MAIL | if payload.is_args { record::ARGS } else { 0 };
         let question = Descriptor::new(kind, MailOp::Call as u16, 0, deadline_ns, body);
         let (answer, bytes) = self.ask(&question, number, heap, true);
