@@ -14,7 +14,7 @@ use praas_transport::Header;
 use praas_transport::hello::{Initiator, InitiatorConfig, Purpose};
 use support::nodes::{NAMES, Node, Place};
 use support::raw::Raw;
-use support::{PATIENCE, Reactor, on_both_reactors, wait_until};
+use support::{PATIENCE, Reactor, memory_kib, on_both_reactors, wait_until};
 
 const SMALL: [&str; 6] = [
     "--workers=2",
@@ -259,5 +259,67 @@ fn g1_an_answer_that_is_too_long_or_finds_no_room_ends_its_call() {
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
         let (verdict, _) = b.next();
         assert_eq!((verdict.kind, Code::from_wire(verdict.flags)), (frame::VERDICT, Some(Code::TooLarge)));
+    });
+}
+
+/// A8, N9: as many parcels as may be under way, of every kind, with the largest numbers and the same ones, and none of the answers read.
+#[test]
+fn a8_n9_a_process_that_floods_and_never_reads_stops_nobody() {
+    on_both_reactors(|reactor| {
+        let place = Place::new();
+        let (node, mut client) = start(&place, reactor, &[1, 2]);
+        let (mut b, mut c) = (False::join(&place, &node, 1, 5), False::join(&place, &node, 2, 5));
+        let before_kib = memory_kib(node.pid());
+        let call = |aux: u64| Header { kind: frame::CALL, aux, budget_ns: 5_000_000_000, ..Header::default() };
+        let flood = std::thread::spawn(move || {
+            let body = vec![7; 1000];
+            for round in 0..16_000_u64 {
+                match round % 8 {
+                    0 | 1 => b.parcel(&message(), b"flood", &body),
+                    2 => b.parcel(&message(), b"", &body),
+                    3 => b.parcel(&call(u64::MAX - round % 3), b"echo", &body),
+                    4 => b.parcel(&call(round % 3), b"nothing", &body),
+                    5 => b.parcel(&call(1 << 62), &[b'f'; 1024], &body),
+                    6 => b.parcel(&Header { kind: frame::CALL_OFF, aux: u64::MAX, ..Header::default() }, b"k", &body),
+                    _ => b.parcel(&answer(round), b"k", &body),
+                }
+            }
+            b
+        });
+        let (mut most_kib, mut longest, mut round) = (0, Duration::ZERO, 0);
+        let flooded = loop {
+            let begun = Instant::now();
+            c.parcel(&call(round), b"echo", &round.to_le_bytes());
+            let (mut answered, mut settled) = (false, false);
+            while !(answered && settled) {
+                let (header, body) = c.next();
+                settled |= header.kind == frame::VERDICT;
+                if header.kind == frame::ANSWER {
+                    assert_eq!((header.aux, &*body), (round, &round.to_le_bytes()[..]));
+                    let verdict = Header { kind: frame::VERDICT, call: header.call, ..Header::default() };
+                    c.send(&verdict, &[], &[]);
+                    answered = true;
+                }
+            }
+            assert_eq!(&*client.invoke("echo", b"here").unwrap(), b"here");
+            longest = longest.max(begun.elapsed());
+            most_kib = most_kib.max(memory_kib(node.pid()));
+            round += 1;
+            if flood.is_finished() && round > 100 {
+                break flood.join().unwrap();
+            }
+        };
+        println!("{round} calls beside it, {longest:?} at most, {before_kib} to {most_kib} KiB");
+        // Mailbox and payload memory are 12 MiB, and a few hundred bytes go with each of 16 000.
+        assert!(most_kib < before_kib + 40_000, "{before_kib} to {most_kib} KiB");
+        assert!(longest < Duration::from_secs(2), "{longest:?}");
+        assert_eq!((node.said("peer=b state=down"), node.said("peer=c state=down")), (0, 0));
+        // One more than may be under way.
+        let mut b = flooded;
+        for _ in 0..400 {
+            b.parcel(&message(), b"flood", b"more");
+        }
+        wait_until("its link is closed", PATIENCE, || node.said("peer=b state=down") == 1);
+        assert_eq!(node.said("may be on their way"), 1, "and that is said once");
     });
 }
