@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use praas_dataplane::client::Outgoing;
 use praas_dataplane::clock::unix_s;
 use praas_dataplane::wire::{Code, VERSIONS, frame};
-use praas_dataplane::{Client, Credential, Role, Secret};
+use praas_dataplane::{Client, ClientConfig, Credential, Role, Secret};
 use praas_transport::Header;
 use praas_transport::hello::{Initiator, InitiatorConfig, Purpose};
 use support::nodes::{NAMES, Node, Place};
@@ -321,5 +321,35 @@ fn a8_n9_a_process_that_floods_and_never_reads_stops_nobody() {
         }
         wait_until("its link is closed", PATIENCE, || node.said("peer=b state=down") == 1);
         assert_eq!(node.said("may be on their way"), 1, "and that is said once");
+    });
+}
+
+/// What was sent and given up stayed in its sender's memory until the process it was for came back, which may be never.
+#[test]
+fn g8_what_was_given_up_takes_no_memory_while_its_process_is_away() {
+    on_both_reactors(|reactor| {
+        let place = Place::new();
+        let (node, mut client) = start(&place, reactor, &[1]);
+        let config = ClientConfig { deadline: Duration::from_millis(150), ..ClientConfig::default() };
+        let mut impatient = Client::connect(place.address(0), &config).unwrap();
+        // Five times what may wait for a process.
+        for round in 0..20 {
+            let b = False::join(&place, &node, 1, 5);
+            let gone = impatient.invoke("send_loan", Outgoing::from_args(&[b"b", b"k", b"1000000", b"1"])).unwrap_err();
+            assert!(gone.to_string().contains("timeout"), "round {round}: {gone}");
+            drop(b);
+            wait_until("it is away", PATIENCE, || node.said("peer=b state=down") == round + 1);
+        }
+        // The numbers come, and nothing with them.
+        let mut b = False::join(&place, &node, 1, 5);
+        let sending = client.submit("send", Outgoing::from_args(&[b"b", b"k", b"new"])).unwrap();
+        let mut kinds = Vec::new();
+        while kinds.last() != Some(&frame::MESSAGE) {
+            let (parcel, _) = b.next();
+            b.send(&Header { kind: frame::VERDICT, call: parcel.call, ..Header::default() }, &[], &[]);
+            kinds.push(parcel.kind);
+        }
+        client.wait(sending).unwrap();
+        assert_eq!(kinds, [&[frame::CALL_OFF; 20][..], &[frame::MESSAGE]].concat());
     });
 }

@@ -12,6 +12,7 @@
 //! | a verdict arrives | is for the lowest number: that parcel is over | |
 //! | `confirmed` arrives with a parcel | | verdicts below it are forgotten |
 //! | the link is up again, same life | sends again from the lowest number without a verdict | keeps all |
+//! | the sender gives up what was sent, and no link is up | its number carries a blank from then on | is delivered, unless the number was there before |
 //! | the peer lives anew | what was sent is lost, or was delivered: nobody knows; the rest is numbered from 1 | expects 1 |
 //!
 //! So on one link parcels have consecutive numbers, beginning at the lowest without a verdict, and so have verdicts; anything
@@ -176,6 +177,8 @@ pub(crate) struct Outbox<P> {
     place_of: NumberMap<u64>,
     /// Deadlines and places of those whose end somebody waits for.
     deadlines: BTreeSet<(u64, u64)>,
+    /// Places of those that were sent, that nobody waits for any more, and that still have what they carry.
+    forsaken: BTreeSet<u64>,
     actions: VecDeque<Action<P>>,
 }
 
@@ -193,6 +196,7 @@ impl<P: Keep> Outbox<P> {
             cursor: 0,
             place_of: NumberMap::default(),
             deadlines: BTreeSet::new(),
+            forsaken: BTreeSet::new(),
             actions: VecDeque::new(),
         }
     }
@@ -297,6 +301,20 @@ impl<P: Keep> Outbox<P> {
         }
     }
 
+    /// While no link is up: what was sent and nobody waits for gives its memory back, as the peer may never return. Its number is sent again with
+    /// a blank, which is delivered instead if it has not been.
+    pub(crate) fn forsake(&mut self, blank: impl Fn() -> P) {
+        if self.is_up {
+            return;
+        }
+        for place in std::mem::take(&mut self.forsaken) {
+            let outgoing = self.parcels.get_mut(&place).expect("what is over is not forsaken");
+            let parcel = std::mem::replace(&mut outgoing.parcel, blank());
+            self.bytes = self.bytes - parcel.len_bytes() + outgoing.parcel.len_bytes();
+            self.actions.push_back(Action::Discard(parcel));
+        }
+    }
+
     /// When [`Outbox::tick`] has to be called next, ns.
     pub(crate) fn wake_ns(&self) -> u64 {
         self.deadlines.first().map_or(u64::MAX, |(deadline_ns, _)| *deadline_ns)
@@ -331,7 +349,9 @@ impl<P: Keep> Outbox<P> {
     fn give_up(&mut self, place: u64, end: fn(bool) -> End) {
         let sent = self.parcels[&place].number.is_some();
         self.end(place, end(sent));
-        if !sent {
+        if sent {
+            self.forsaken.insert(place);
+        } else {
             self.discard(place);
         }
     }
@@ -348,6 +368,7 @@ impl<P: Keep> Outbox<P> {
 
     fn discard(&mut self, place: u64) {
         let outgoing = self.parcels.remove(&place).expect("found by the caller");
+        self.forsaken.remove(&place);
         self.bytes -= outgoing.parcel.len_bytes();
         self.actions.push_back(Action::Discard(outgoing.parcel));
     }

@@ -33,6 +33,14 @@ pub(super) struct Parcel {
     pub(super) bytes: Arc<Bytes>,
 }
 
+impl Parcel {
+    /// One that changes nothing: nobody's call has this number.
+    pub(super) fn blank() -> Parcel {
+        let bytes = Arc::new(Bytes::Inline(Inline::empty()));
+        Parcel { kind: Kind::Cancel { call: 0 }, key: Arc::from(&[][..]), bytes }
+    }
+}
+
 impl Keep for Parcel {
     fn len_bytes(&self) -> usize {
         self.key.len() + (*self.bytes).as_ref().len()
@@ -236,8 +244,7 @@ impl Process {
         {
             let Some(remote) = self.correspondence.end(call) else { return };
             self.peers.cancel(remote.peer, remote.ticket);
-            let kind = Kind::Cancel { call };
-            let parcel = Parcel { kind, key: Arc::from(&[][..]), bytes: Arc::new(Bytes::Inline(Inline::empty())) };
+            let parcel = Parcel { kind: Kind::Cancel { call }, ..Parcel::blank() };
             // If there is no room for it, the function goes on until its own deadline, which is the same.
             let _ = self.post(now, remote.peer, parcel, now + self.config.deadline_ms * 1_000_000, Posted::Nobody);
             let name = self.peers.name_of(remote.peer).unwrap_or("?").to_owned();

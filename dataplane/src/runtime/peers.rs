@@ -295,6 +295,7 @@ impl Peers {
 
     /// What an outbox is done with.
     fn note_ends(&mut self, peer: PeerNumber) {
+        self.targets[peer].outbox.forsake(Parcel::blank);
         while let Some(action) = self.targets[peer].outbox.action() {
             self.arrivals.push_back(match action {
                 post::Action::End { ticket, end } => Arrival::End { ticket, end },
@@ -396,6 +397,7 @@ impl Peers {
                     target.up = None;
                     target.outbox.down();
                     target.inbox.down();
+                    self.note_ends(peer);
                 }
                 Action::Failed { peer, loss } | Action::Refused { peer, loss } => {
                     let said = loss.to_string();

@@ -374,3 +374,31 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn what_is_given_up_and_sent_gives_its_memory_back_while_no_link_is_up_and_keeps_its_number() {
+    let mut outbox = roomy();
+    send(&mut outbox, 1..=4);
+    outbox.up(1);
+    assert_eq!(pump(&mut outbox).len(), 4);
+    outbox.cancel(2);
+    outbox.cancel(3);
+    let blank = || Parcel { name: (0, 0), bytes: 0 };
+    outbox.forsake(blank);
+    assert_eq!((ends(&mut outbox).1, outbox.holds()), (vec![], (4, 4)), "it may be read on the link");
+    outbox.verdict(1, STORED).unwrap();
+    outbox.verdict(2, STORED).unwrap();
+    outbox.down();
+    outbox.forsake(blank);
+    assert_eq!((ends(&mut outbox).1, outbox.holds()), (vec![1, 2, 3], (2, 1)));
+    // At once, when nothing is up anyway; and each once.
+    outbox.cancel(4);
+    outbox.forsake(blank);
+    outbox.forsake(blank);
+    assert_eq!((ends(&mut outbox).1, outbox.holds()), (vec![4], (2, 0)));
+    outbox.up(1);
+    assert_eq!(pump(&mut outbox), [(3, 3, 0), (4, 3, 0)]);
+    outbox.verdict(3, STORED).unwrap();
+    outbox.up(2);
+    assert_eq!((ends(&mut outbox).1, outbox.holds()), (vec![0, 0], (0, 0)));
+}
