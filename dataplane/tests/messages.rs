@@ -250,9 +250,8 @@ fn g3_a_message_that_cannot_be_given_now_is_not_lost() {
     let killed = client.submit("sleep", b"10000").unwrap();
     // Each call's input takes a part of that room until it is answered.
     let input = vec![1; 600_000];
-    let submit = |client: &mut Client, input: &[u8]| {
-        client.submit("recv", Outgoing::from_args(&[b"*", b"k", input])).unwrap()
-    };
+    let submit =
+        |client: &mut Client, input: &[u8]| client.submit("recv", Outgoing::from_args(&[b"*", b"k", input])).unwrap();
     let waiting = [(); 2].map(|()| submit(&mut client, &input));
     let last = client.submit("echo", input.clone()).unwrap();
     std::thread::sleep(Duration::from_millis(50));
@@ -260,7 +259,10 @@ fn g3_a_message_that_cannot_be_given_now_is_not_lost() {
     client.wait(killed).unwrap_err();
     let [first, second] = waiting.map(|call| client.wait(call));
     let error = first.unwrap_err();
-    assert!(matches!(&error, InvokeError::Failed { text, .. } if text.contains("no memory for the message")), "{error}");
+    assert!(
+        matches!(&error, InvokeError::Failed { text, .. } if text.contains("no memory for the message")),
+        "{error}"
+    );
     assert!(second.unwrap().ends_with(&[7; 500_000]));
     client.wait(last).unwrap();
 }

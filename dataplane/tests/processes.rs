@@ -333,7 +333,8 @@ fn g3_n9_a_message_that_was_given_up_arrives_as_it_was_sent() {
         let (relays, mut nodes) = relayed(&place, reactor, &["--workers=1", "--workers-max=1", "--plaintext"]);
         relays.iter().for_each(Relay::hold);
         let bytes = (16 << 20).to_string();
-        let arguments = |to: &'static [u8], byte: &'static [u8]| Outgoing::from_args(&[to, b"k", bytes.as_bytes(), byte]);
+        let arguments =
+            |to: &'static [u8], byte: &'static [u8]| Outgoing::from_args(&[to, b"k", bytes.as_bytes(), byte]);
         let gone = impatient(&place, 0, 400).invoke("send_loan", arguments(b"b", b"1")).unwrap_err();
         assert!(gone.to_string().contains("timeout"), "{gone}");
         // Memory of the same size, by the same worker.

@@ -163,7 +163,9 @@ struct Shape {
 impl Way {
     fn shapes(self, args: &StateArgs) -> Vec<Shape> {
         match self.op {
-            Op::Get | Op::Put | Op::GetTyped | Op::PutTyped => args.sizes.iter().map(|size| Shape { bytes: size.0, invocations: 1 }).collect(),
+            Op::Get | Op::Put | Op::GetTyped | Op::PutTyped => {
+                args.sizes.iter().map(|size| Shape { bytes: size.0, invocations: 1 }).collect()
+            }
             Op::Reduce => {
                 let of = |&elements: &u32| {
                     let bytes = elements as usize * 8;

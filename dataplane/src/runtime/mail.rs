@@ -190,7 +190,7 @@ impl Process {
             self.answer_text(worker, question, Code::NoSpace, &text);
             return Ok(());
         }
-        let bytes = match self.to_keep(bytes) {
+        let bytes = match self.keepable(bytes) {
             Ok(bytes) => bytes,
             Err(text) => {
                 self.answer_text(worker, question, Code::NoSpace, &text);
@@ -222,7 +222,7 @@ impl Process {
     ///
     /// # Errors
     /// There is no room; they were given back.
-    pub(super) fn to_keep(&mut self, bytes: Bytes) -> Result<Bytes, String> {
+    pub(super) fn keepable(&mut self, bytes: Bytes) -> Result<Bytes, String> {
         match &bytes {
             Bytes::Foreign(foreign) if foreign.view.block().owner.get() != foreign.giver => self.copied(bytes),
             _ => self.apart_from_workers(bytes),
@@ -233,7 +233,13 @@ impl Process {
     ///
     /// # Errors
     /// It is not, and its bytes were given back.
-    pub(super) fn deliver(&mut self, now: u64, from: Sender, key: &[u8], payload: Payload) -> Result<(), (Code, String)> {
+    pub(super) fn deliver(
+        &mut self,
+        now: u64,
+        from: Sender,
+        key: &[u8],
+        payload: Payload,
+    ) -> Result<(), (Code, String)> {
         match self.mailbox.deliver(from, key, payload) {
             Ok(Delivered::Stored) => Ok(()),
             Ok(Delivered::Handed { to, message }) => {
@@ -293,7 +299,9 @@ impl Process {
     fn hand(&mut self, now: u64, to: Receiver, message: Message<Payload>) {
         let Message { from, key, mut payload, number } = message;
         let (worker, me) = (to.worker, ParticipantId::new(to.worker).expect("workers have participant numbers"));
-        let Some(seat) = &self.seats[usize::from(worker)] else { return self.put_back(now, from, key, payload, number) };
+        let Some(seat) = &self.seats[usize::from(worker)] else {
+            return self.put_back(now, from, key, payload, number);
+        };
         let (incarnation, wants_key) = (seat.incarnation, seat.wants_key);
         // First what needs memory of ours: there may be none now, and the message is everybody's until it is given away.
         let long_key = wants_key && key.len() > praas_shm::INLINE_BYTES_MAX;

@@ -492,9 +492,10 @@ impl Process {
         self.yields.allowed()
             && now.saturating_sub(at_ns) < Patience::YIELDING.linger_ns
             && self.shares_core(worker)
-            && self.seated.iter().all(|other| {
-                (self.controller.is_running(*other) && !self.is_waiting(*other)) == (*other == worker)
-            })
+            && self
+                .seated
+                .iter()
+                .all(|other| (self.controller.is_running(*other) && !self.is_waiting(*other)) == (*other == worker))
     }
 
     fn on_event(&mut self, now: u64, event: reactor::Event) -> Result<(), ProcessError> {

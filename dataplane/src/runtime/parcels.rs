@@ -224,8 +224,7 @@ impl Process {
             let parcel = Parcel { kind, key: Arc::from(&[][..]), bytes: Arc::new(bytes) };
             process.post(now, peer, parcel, u64::MAX, Posted::Nobody).map(drop).map_err(|(_, text)| text)
         };
-        let posted =
-            self.to_keep(payload.bytes).and_then(|bytes| post(self, code, status, payload.is_args, bytes));
+        let posted = self.keepable(payload.bytes).and_then(|bytes| post(self, code, status, payload.is_args, bytes));
         let Err(why) = posted else { return };
         let text = answer_did_not_fit(why);
         if let Err(text) = post(self, Code::Failed, -1, false, Bytes::Text(text)) {

@@ -87,7 +87,10 @@ fn middle(mut values: Vec<f64>) -> f64 {
 /// Puts the objects from one number up to another.
 fn fill(inside: &mut Inside, first: u32, objects: u32) -> Result<()> {
     let order = inside.order(Timed::Fill, VALUE_BYTES, 0, 1, 1);
-    inside.run(crate::worker::state::StateOrder { first: first.into(), objects: objects.into(), ..order }, &mut Vec::new())
+    inside.run(
+        crate::worker::state::StateOrder { first: first.into(), objects: objects.into(), ..order },
+        &mut Vec::new(),
+    )
 }
 
 fn among(

@@ -88,7 +88,14 @@ impl Inside {
     }
 
     /// An order with a stamp that no order before it has used.
-    pub(super) fn order(&mut self, timed: Timed, bytes: usize, warm_up: usize, samples: usize, batch: usize) -> StateOrder {
+    pub(super) fn order(
+        &mut self,
+        timed: Timed,
+        bytes: usize,
+        warm_up: usize,
+        samples: usize,
+        batch: usize,
+    ) -> StateOrder {
         let sequence = self.sequence + 1;
         self.sequence += ((warm_up + samples) * batch + 1) as u64;
         StateOrder { timed, bytes, warm_up, samples, batch, sequence, first: 0, objects: 0 }
@@ -105,7 +112,14 @@ impl Inside {
     }
 
     /// The same, until nobody keeps a core busy any more.
-    fn take(&mut self, timed: Timed, bytes: usize, warm_up: usize, samples: usize, samples_ns: &mut Vec<u64>) -> Result<()> {
+    fn take(
+        &mut self,
+        timed: Timed,
+        bytes: usize,
+        warm_up: usize,
+        samples: usize,
+        samples_ns: &mut Vec<u64>,
+    ) -> Result<()> {
         let order = self.order(timed, bytes, warm_up, samples, 1);
         self.run(order, samples_ns)?;
         self.subject.settle();
@@ -203,7 +217,14 @@ fn beside_no_isolation(rows: &[Row]) -> Vec<Row> {
     beside
 }
 
-fn gets(way: Way, args: &StateArgs, isolate: Option<Isolate>, bytes_max: usize, plan: &Plan, common: &Row) -> Result<Vec<Row>> {
+fn gets(
+    way: Way,
+    args: &StateArgs,
+    isolate: Option<Isolate>,
+    bytes_max: usize,
+    plan: &Plan,
+    common: &Row,
+) -> Result<Vec<Row>> {
     let timed = match (way.op, args.contended) {
         (Op::GetTyped, _) => Timed::GetTyped,
         (_, true) => Timed::GetContended,
@@ -231,7 +252,14 @@ fn floor_name(way: Way, bytes: usize) -> &'static str {
     }
 }
 
-fn puts(way: Way, args: &StateArgs, isolate: Option<Isolate>, bytes_max: usize, plan: &Plan, common: &Row) -> Result<Vec<Row>> {
+fn puts(
+    way: Way,
+    args: &StateArgs,
+    isolate: Option<Isolate>,
+    bytes_max: usize,
+    plan: &Plan,
+    common: &Row,
+) -> Result<Vec<Row>> {
     let timed = if way.op == Op::PutTyped { Timed::PutTyped } else { Timed::Put };
     let mut cells: Vec<Paired> = Vec::new();
     for _ in 0..plan.runs {

@@ -126,11 +126,7 @@ fn get(context: &mut Context<'_>, order: StateOrder) -> Result<Vec<u64>, Failure
         if object.len() == order.bytes && is_stamped(&object, order.sequence) {
             return Ok(());
         }
-        Err(refuse(format!(
-            "wrong answer: an object of {} B has {} B or another stamp",
-            order.bytes,
-            object.len()
-        )))
+        Err(refuse(format!("wrong answer: an object of {} B has {} B or another stamp", order.bytes, object.len())))
     })
 }
 
@@ -223,7 +219,9 @@ fn get_contended(context: &mut Context<'_>, order: StateOrder) -> Result<Vec<u64
                 last = seen;
                 Ok(())
             }
-            seen => Err(refuse(format!("wrong answer: an object of {bytes} B is torn, or older than one before: {seen:?} after {last}"))),
+            seen => Err(refuse(format!(
+                "wrong answer: an object of {bytes} B is torn, or older than one before: {seen:?} after {last}"
+            ))),
         }
     });
     state.put(STOP, b"stop")?;
@@ -347,7 +345,11 @@ pub(super) fn check(context: &mut Context<'_>, input: &Input) -> Result<Output, 
         stamp(&mut expected, sequence);
         *context.state().get(KEY)?.ok_or_else(missing)? == expected[..]
     };
-    if is_right { Ok(Output::empty()) } else { Err(refuse(format!("wrong answer: the last {bytes} B that were put are others"))) }
+    if is_right {
+        Ok(Output::empty())
+    } else {
+        Err(refuse(format!("wrong answer: the last {bytes} B that were put are others")))
+    }
 }
 
 /// An input of [`REDUCE`]: the length of a key as a byte, the key, and a vector of 64-bit numbers.
