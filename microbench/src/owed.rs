@@ -34,6 +34,10 @@ enum Measure {
     AtLeast,
     /// The row's value, below.
     Below,
+    /// p50 in nanoseconds, at most.
+    P50Nanoseconds,
+    /// p99 in microseconds, at most.
+    P99Microseconds,
 }
 
 /// How a row did.
@@ -80,6 +84,17 @@ fn is_crowd(row: &Row) -> bool {
 
 fn of_peak(row: &Row) -> Option<f64> {
     row.load.as_ref()?.of_peak
+}
+
+/// State of a process of ours, as a function of it does that to it; nothing else going on.
+fn is_state(row: &Row, op: &str) -> bool {
+    let alone = row.contended != Some(true) && row.leased != Some(true) && row.isolate.as_deref() != Some("on");
+    row.experiment == "state" && row.peer.is_none() && row.op.as_deref() == Some(op) && row.objects.is_none() && alone
+}
+
+/// Messages between two processes of ours, beside the same over Redis that tells the receiver.
+fn is_beside_redis(row: &Row, op: &str) -> bool {
+    row.experiment == "beside_redis" && row.op.as_deref() == Some(op)
 }
 
 /// Everything owed, by experiment.
@@ -197,6 +212,78 @@ pub(crate) const TARGETS: &[Target] = &[
         what: "a busy connection among ten thousand idle ones: p50 against itself without them",
         measure: Measure::Ratio,
         limit: 1.05,
+    },
+    Target {
+        applies: |row| row.experiment == "ipc" && row.via.as_deref() == Some(crate::ipc::TCP),
+        what: "message and answer between two processes, any size: p50 against a raw TCP round trip in the same wait mode",
+        measure: Measure::Ratio,
+        limit: 1.5,
+    },
+    Target {
+        applies: |row| is_beside_redis(row, "send_recv") && row.payload_bytes == 10,
+        what: "message and answer between two processes, 10 B: faster than over Redis that tells the receiver",
+        measure: Measure::TimesFaster,
+        limit: 5.0,
+    },
+    Target {
+        applies: |row| is_beside_redis(row, "send_recv") && row.payload_bytes == 1 << 20,
+        what: "message and answer between two processes, 1 MiB: faster than over Redis that tells the receiver",
+        measure: Measure::TimesFaster,
+        limit: 3.0,
+    },
+    Target {
+        applies: |row| is_state(row, "get"),
+        what: "state get, hot, any size: p50",
+        measure: Measure::P50Nanoseconds,
+        limit: 200.0,
+    },
+    Target {
+        applies: |row| is_state(row, "get_typed"),
+        what: "typed state get, hot, any size: p50",
+        measure: Measure::P50Nanoseconds,
+        limit: 300.0,
+    },
+    Target {
+        applies: |row| row.experiment == "state" && row.contended == Some(true),
+        what: "state get of an object that another worker overwrites at full speed: p99",
+        measure: Measure::P99Microseconds,
+        limit: 2.0,
+    },
+    Target {
+        applies: |row| is_state(row, "put") && row.payload_bytes == 64 && row.wait == "latency",
+        what: "state put, 64 B, latency: p50 against a cache-line ping-pong over two lines",
+        measure: Measure::Ratio,
+        limit: 3.0,
+    },
+    Target {
+        applies: |row| is_state(row, "put_typed") && row.payload_bytes == 1 << 20,
+        what: "typed state put, 1 MiB of `f64`: p50 against one copy of it and a put of 64 B",
+        measure: Measure::Ratio,
+        limit: 1.2,
+    },
+    Target {
+        applies: |row| is_beside_redis(row, "put"),
+        what: "state put, any size: faster than SET of Redis",
+        measure: Measure::TimesFaster,
+        limit: 10.0,
+    },
+    Target {
+        applies: |row| row.experiment == "state_memory",
+        what: "state, objects of 64 B: memory of each besides key and value",
+        measure: Measure::Below,
+        limit: 200.0,
+    },
+    Target {
+        applies: |row| row.experiment == "state" && row.objects.is_some() && row.ratio_p50.is_some(),
+        what: "state get of any of a great many objects: p50 against any of 1000",
+        measure: Measure::Ratio,
+        limit: 2.0,
+    },
+    Target {
+        applies: |row| row.experiment == "state_versions",
+        what: "state, 100 000 versions of one object of 1 KiB (together 100 MB): memory left beside two versions",
+        measure: Measure::Below,
+        limit: 256.0,
     },
     Target {
         applies: |row| row.experiment == "throughput" && row.ipc == "ring",
@@ -346,6 +433,14 @@ impl Target {
                 let show = |value| format!("{} {unit}", crate::table::grouped(value));
                 Verdict { owed: format!(">= {}", show(limit)), measured: show(value), met: value >= limit }
             }
+            Measure::P50Nanoseconds => {
+                let p50 = row.times.p50_us * 1e3;
+                Verdict { owed: format!("p50 <= {limit} ns"), measured: format!("{p50:.0} ns"), met: p50 <= limit }
+            }
+            Measure::P99Microseconds => {
+                let p99 = row.times.p99_us;
+                Verdict { owed: format!("p99 <= {limit} us"), measured: format!("{p99:.2} us"), met: p99 <= limit }
+            }
             Measure::Below => {
                 let value = row.value?;
                 Verdict {
@@ -474,6 +569,38 @@ mod tests {
         assert_eq!(crowd(Some(10_000), 3.9).as_deref(), Some("PASS"));
         assert_eq!(crowd(Some(10_000), 4.0).as_deref(), Some("MISS"));
         assert_eq!((crowd(Some(9_999), 9.0), crowd(None, 9.0)), (None, None));
+    }
+
+    #[test]
+    fn what_state_and_messages_owe_depends_on_who_keeps_them_and_what_else_goes_on() {
+        let state = |op: &str, p50_us, p99_us| Row {
+            experiment: "state".into(),
+            op: Some(op.into()),
+            wait: "latency".into(),
+            payload_bytes: 64,
+            times: Summary { count: 1, p50_us, p99_us, ..Summary::default() },
+            ..Row::default()
+        };
+        assert_eq!(verdict(state("get", 0.2, 9.0)).as_deref(), Some("PASS"));
+        assert_eq!(verdict(state("get", 0.201, 9.0)).as_deref(), Some("MISS"));
+        assert_eq!(verdict(state("get_typed", 0.3, 9.0)).as_deref(), Some("PASS"));
+        let contended = |p99_us| Row { contended: Some(true), ..state("get", 1.0, p99_us) };
+        assert_eq!(verdict(contended(1.9)).as_deref(), Some("PASS"));
+        assert_eq!(verdict(contended(2.1)).as_deref(), Some("MISS"));
+        let put = |p50_us| state("put", p50_us, 9.0).against("two_lines", 0.3);
+        assert_eq!(verdict(put(0.89)).as_deref(), Some("PASS"));
+        assert_eq!(verdict(put(0.91)).as_deref(), Some("MISS"));
+        assert_eq!(verdict(Row { leased: Some(true), ..put(9.0) }), None);
+        assert_eq!(verdict(Row { peer: Some("redis".into()), ..put(9.0) }), None);
+        let beside = |op: &str, payload_bytes, p50_us| {
+            let row = Row { experiment: "beside_redis".into(), payload_bytes, ..state(op, p50_us, 9.0) };
+            verdict(row.against("redis", 10.0))
+        };
+        assert_eq!(beside("put", 1 << 20, 1.0).as_deref(), Some("PASS"));
+        assert_eq!(beside("put", 1 << 20, 1.1).as_deref(), Some("MISS"));
+        assert_eq!(beside("send_recv", 10, 2.1).as_deref(), Some("MISS"));
+        assert_eq!(beside("send_recv", 1 << 20, 3.3).as_deref(), Some("PASS"));
+        assert_eq!(beside("get", 10, 9.0), None);
     }
 
     #[test]

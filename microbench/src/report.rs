@@ -541,7 +541,17 @@ fn every_row(rows: &[Row]) -> Section {
                 .filter(|row| {
                     !matches!(
                         row.experiment.as_str(),
-                        "floor" | "peer" | "beside_peer" | "reactors" | "load" | "ipc" | "state"
+                        "floor"
+                            | "peer"
+                            | "beside_peer"
+                            | "reactors"
+                            | "load"
+                            | "ipc"
+                            | "state"
+                            | "beside_redis"
+                            | "isolation"
+                            | "state_memory"
+                            | "state_versions"
                     )
                 })
                 .filter(|row| !row.experiment.contains("r100")),

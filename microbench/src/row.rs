@@ -41,6 +41,9 @@ pub(crate) struct Row {
     /// Whether another worker overwrote the object meanwhile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) contended: Option<bool>,
+    /// Whether the function that was measured held a lease on another worker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) leased: Option<bool>,
     /// `off` or `on`, where it was asked for: the controller copies what workers leave for each other.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) isolate: Option<String>,

@@ -107,6 +107,9 @@ pub(crate) struct StateArgs {
     /// For get and put: let the controller copy what workers leave for each other (on), or not. Both: one beside the other.
     #[arg(long, value_delimiter = ',', conflicts_with_all = ["peer", "objects"])]
     isolate: Vec<inside::Isolate>,
+    /// For get and put: by a function that holds a lease on another worker.
+    #[arg(long, conflicts_with_all = ["peer", "isolate"])]
+    leased: bool,
     /// Instead: put so many objects of 64 B, and measure the memory of each, a get of any of them, and the memory of 100 000 versions of one.
     #[arg(long, value_name = "N", conflicts_with = "peer", value_parser = clap::value_parser!(u32).range(2_000..=16_000_000))]
     objects: Option<u32>,
@@ -140,6 +143,8 @@ struct Way {
     op: Op,
     wait: Wait,
     placement: Placement,
+    /// Whether the function that puts may hold a lease on the worker that looks.
+    leased: bool,
 }
 
 impl fmt::Display for Way {
@@ -449,7 +454,7 @@ pub(crate) fn run(args: &StateArgs) -> Result<()> {
         ops = vec![Op::Get];
     }
     paired::experiment(&ops, &args.wait, args.json.as_deref(), |op, wait, placement| {
-        let way = Way { peer: args.peer, op, wait, placement };
+        let way = Way { peer: args.peer, op, wait, placement, leased: args.leased };
         let measured = match (args.objects, way.op) {
             (Some(objects), _) => crowd::measure(way, objects, &plan),
             (None, Op::Get | Op::Put | Op::GetTyped | Op::PutTyped) if way.peer.is_none() => {

@@ -225,6 +225,9 @@ fn state(row: &Row) -> String {
     if row.contended == Some(true) {
         text += ", overwritten meanwhile";
     }
+    if row.leased == Some(true) {
+        text += ", holding a lease";
+    }
     if let Some(isolate) = &row.isolate {
         text += &format!(", isolation {isolate}");
     }

@@ -304,9 +304,81 @@ fn b2_b3_messages_and_state_over_redis_are_checked_and_stand_beside_their_floors
     std::fs::remove_dir_all(folder).expect("cleaned up");
 }
 
+/// B2, B3: messages between two processes and inside one, every answer checked, each beside its floor.
+#[test]
+fn b3_messages_of_ours_go_between_two_processes_and_inside_one() {
+    let ours = [
+        "ipc",
+        "--via",
+        "tcp,self",
+        "--wait",
+        "efficient",
+        "--sizes",
+        "10,64KiB",
+        "--repetitions",
+        "50",
+        "--runs",
+        "1",
+    ];
+    let (rows, _) = rows_of(&ours);
+    let seen: Vec<_> =
+        rows.iter().map(|row| (row["via"].as_str(), row["path"].as_str(), row["verdict"].is_string())).collect();
+    let [tcp, own] = [(Some("tcp"), Some("processes"), true), (Some("self"), Some("local"), false)];
+    assert_eq!(seen, [tcp, tcp, own, own]);
+    assert!(rows.iter().all(|row| row["count"].as_u64() >= Some(50) && row["ratio_p50"].as_f64() > Some(0.0)));
+}
+
+/// B2, B3: state inside a function, in every way it is measured.
+#[test]
+fn b3_state_is_measured_inside_a_function() {
+    let brief = ["--wait", "efficient", "--repetitions", "400", "--runs", "1", "--run-limit", "0.05"];
+    let state = |more: &[&str]| rows_of(&[&["state"], more, &brief[..]].concat()).0;
+    let rows = state(&["--sizes", "64,100KiB", "--invocations", "3", "--elements", "10,1000"]);
+    let ops: Vec<_> = rows.iter().map(|row| row["op"].as_str().expect("an op")).collect();
+    let each = ["get", "put", "get_typed", "put_typed", "reduce"];
+    assert_eq!(ops, each.iter().flat_map(|op| [*op, *op]).collect::<Vec<_>>());
+    for row in &rows {
+        let has_floor = !row["op"].as_str().is_some_and(|op| op.starts_with("get"));
+        assert!(row["count"].as_u64() > Some(0) && row["p50_us"].as_f64() > Some(0.0), "{row}");
+        assert_eq!(row["ratio_p50"].as_f64() > Some(0.0), has_floor, "{row}");
+    }
+    let rows = state(&["--op", "put", "--isolate", "off,on", "--sizes", "64"]);
+    let last = rows.last().expect("a row");
+    assert!(last["experiment"] == "isolation" && last["floor"] == "without isolation", "{last}");
+    let rows = state(&["--contended", "--sizes", "64,4KiB"]);
+    assert!(
+        rows.len() == 2 && rows.iter().all(|row| row["contended"] == true && row["verdict"].is_string()),
+        "{rows:?}"
+    );
+    let rows = state(&["--objects", "3000"]);
+    let experiments: Vec<_> = rows.iter().map(|row| row["experiment"].as_str().expect("a name")).collect();
+    assert_eq!(experiments, ["state", "state", "state_memory", "state_versions"]);
+    assert!(rows[1..].iter().all(|row| row["verdict"].is_string()), "{rows:?}");
+}
+
+/// B3: what is ours stands beside the same over Redis, in one run.
+#[test]
+fn b3_ours_stands_beside_redis_in_one_run() {
+    if !has_redis() {
+        return;
+    }
+    let brief = ["--wait", "efficient", "--repetitions", "50", "--runs", "1", "--run-limit", "0.05"];
+    for command in [
+        &["ipc", "--via", "tcp,redis-block", "--sizes", "10"][..],
+        &["state", "--op", "put", "--beside", "redis", "--sizes", "64"],
+    ] {
+        let (rows, _) = rows_of(&[command, &brief[..]].concat());
+        let last = rows.last().expect("a row");
+        assert!(rows.len() == 3 && last["experiment"] == "beside_redis" && last["verdict"].is_string(), "{rows:?}");
+    }
+}
+
 #[test]
 fn without_redis_what_needs_it_is_skipped_and_says_so() {
-    for experiment in [&["ipc", "--wait", "efficient"][..], &["state", "--peer", "redis", "--wait", "efficient"]] {
+    for experiment in [
+        &["ipc", "--via", "redis-block,redis-poll", "--wait", "efficient"][..],
+        &["state", "--peer", "redis", "--wait", "efficient"],
+    ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_praas-bench"));
         let done = command.args(experiment).args(["--json", "-"]).env("PATH", "").output().expect("praas-bench runs");
         let said = String::from_utf8_lossy(&done.stderr).into_owned();
@@ -367,7 +439,7 @@ fn somebody_elses_redis_is_used_as_it_is_and_finds_nothing_of_ours_afterwards() 
     assert_eq!(redis.ask("SET theirs kept").as_deref(), Some("+OK"));
     let there = format!("127.0.0.1:{}", redis.port);
     let brief = ["--wait", "efficient", "--repetitions", "10", "--runs", "1", "--run-limit", "0.01", "--redis", &there];
-    let (ipc, _) = rows_of(&[&["ipc", "--sizes", "10"], &brief[..]].concat());
+    let (ipc, _) = rows_of(&[&["ipc", "--via", "redis-block,redis-poll", "--sizes", "10"], &brief[..]].concat());
     let state = ["state", "--peer", "redis", "--sizes", "10", "--invocations", "2", "--elements", "10"];
     let (state, _) = rows_of(&[&state[..], &brief[..]].concat());
     for row in ipc.iter().chain(&state) {
@@ -451,7 +523,9 @@ fn wrong_usage_is_exit_code_2_and_says_what_to_write() {
         (&["floors", "--sizes", "7"][..], "8 B"),
         (&["floors", "--sizes", "1GB"], "KiB or MiB"),
         (&["invoke", "--via", "pigeon"], "exchange"),
-        (&["ipc", "--via", "pigeon"], "redis-poll, redis-block"),
+        (&["ipc", "--via", "pigeon"], "tcp, self, redis-poll, redis-block"),
+        (&["state", "--contended", "--peer", "redis"], "cannot be used with"),
+        (&["state", "--objects", "10"], "2000..="),
         (&["state", "--peer", "paper"], "redis"),
         (&["state", "--op", "reduce", "--elements", "0"], "1..="),
         (&["invoke", "--in-flight", "97"], "2 to 96"),

@@ -15,19 +15,42 @@ const PUBLISHED: [&str; 3] = ["praas_state", "redis", "s3"];
 
 /// Nothing when no state was measured.
 pub(super) fn sections(rows: &[Row]) -> Result<Vec<Section>> {
-    let of_state: Vec<&Row> = rows.iter().filter(|row| row.experiment == "state").collect();
+    let of_state: Vec<&Row> = rows.iter().filter(|row| row.experiment == "state" && row.objects.is_none()).collect();
     let (reductions, values): (Vec<&Row>, Vec<&Row>) = of_state.into_iter().partition(|row| row.invocations.is_some());
     let mut sections = Vec::new();
+    let beside_redis = |row: &&Row| row.experiment == "beside_redis" && row.path != "processes";
+    let beside = rows.iter().filter(|row| row.experiment == "isolation" || beside_redis(row));
+    let (beside_reductions, beside): (Vec<&Row>, Vec<&Row>) = beside.partition(|row| row.invocations.is_some());
     if !values.is_empty() {
-        sections.extend(of_values(&values)?);
+        sections.extend(of_values(&values, &beside)?);
     }
+    sections.extend(of_a_crowd(rows));
     if !reductions.is_empty() {
-        sections.extend(of_reductions(&reductions)?);
+        sections.extend(of_reductions(&reductions, &beside_reductions)?);
     }
     Ok(sections)
 }
 
-fn of_values(rows: &[&Row]) -> Result<Vec<Section>> {
+/// A great many objects.
+fn of_a_crowd(rows: &[Row]) -> Option<Section> {
+    let is_of_it = |row: &&Row| {
+        matches!(row.experiment.as_str(), "state_memory" | "state_versions")
+            || row.experiment == "state" && row.objects.is_some()
+    };
+    let of_it: Vec<&Row> = rows.iter().filter(is_of_it).collect();
+    (!of_it.is_empty()).then(|| Section {
+        heading: "State: a great many objects".to_owned(),
+        paragraphs: vec![
+            "Objects of 64 B under keys of 8 B: memory of controller and workers (shared pages counted once) for each besides its key and its \
+             value; a get of any of them at random beside one of any of 1000; and what 100 000 versions of one object leave behind."
+                .to_owned(),
+        ],
+        table: Some(rows_table(of_it.into_iter())),
+        ..Section::default()
+    })
+}
+
+fn of_values(rows: &[&Row], beside: &[&Row]) -> Result<Vec<Section>> {
     let mut series: Vec<Series> = Vec::new();
     for row in rows {
         let point = (row.payload_bytes as f64, row.times.p50_us);
@@ -56,14 +79,17 @@ fn of_values(rows: &[&Row]) -> Result<Vec<Section>> {
         Section {
             heading: "State: a value put, a value got".to_owned(),
             paragraphs: vec![
-                "One client, one value at a time. The floor is a raw TCP echo of the same size: it carries its bytes both ways, a value \
-                 goes one way, so long values may take less than their floor."
+                "State of a process of ours: inside a function of it, which is who reads state. A get is p50 of 16 in a row, p99 and more of single ones \
+                 with a read of the clock in each; a put stands on a cache-line ping-pong over two lines, a long one on a copy of its length."
+                    .to_owned(),
+                "State in Redis: one client, one value at a time. The floor is a raw TCP echo of the same size: it carries its bytes both ways, a value \
+                 goes one way, so long values may take less than their floor. Lines with `redis` as their floor set ours beside it."
                     .to_owned(),
             ],
             figure: Some(figure("state_values", "A value put or got, over its size", |title| {
                 plot::over_size(title, Vertical::Time, &series)
             })?),
-            table: Some(rows_table(rows.iter().copied())),
+            table: Some(rows_table(rows.iter().chain(beside).copied())),
             ..Section::default()
         },
         Section {
@@ -78,7 +104,7 @@ fn of_values(rows: &[&Row]) -> Result<Vec<Section>> {
     ])
 }
 
-fn of_reductions(rows: &[&Row]) -> Result<Vec<Section>> {
+fn of_reductions(rows: &[&Row], beside: &[&Row]) -> Result<Vec<Section>> {
     let published = published::state();
     // One picture: as many invocations in a row as were measured at most.
     let most = rows.iter().filter_map(|row| row.invocations).max();
@@ -118,7 +144,7 @@ fn of_reductions(rows: &[&Row]) -> Result<Vec<Section>> {
         },
         Section {
             paragraphs: vec!["The measured cells in full:".to_owned()],
-            table: Some(rows_table(rows.iter().copied())),
+            table: Some(rows_table(rows.iter().chain(beside).copied())),
             folded: true,
             ..Section::default()
         },

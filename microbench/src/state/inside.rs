@@ -10,6 +10,8 @@
 //!           costs).
 //! Checks    `get`: length and both ends each time, of an object that another worker wrote. Contended: 64 B are looked at whole, of longer ones both
 //!           ends, which must fit each other, and no version comes after a later one. `put`: after each block another worker looks at the last one, whole.
+//! Leases    none, unless `--leased`: the function has another worker look at what it wrote, and would hold a lease on that worker from then on. Where that one
+//!           shares a core with the controller, a lease is a reason for the controller to sleep between two puts.
 //! Baseline  `put` up to 1 KiB: a cache-line ping-pong over two lines (a futex each way in `efficient`); longer ones: one copy of their length, in the
 //!           same worker, in turns. `put-typed`: such a copy and a put of 64 B. `get` has none: nothing on this machine does the like.
 
@@ -74,6 +76,7 @@ pub(super) struct Inside {
 impl Inside {
     pub(super) fn start(way: Way, isolate: Option<Isolate>, bytes_max: usize, objects: Option<u32>) -> Result<Self> {
         let setup = Setup {
+            leases: way.leased,
             isolate: isolate.map(|isolate| isolate == Isolate::On),
             arena_bytes: (bytes_max > SMALL_ARENA_BYTES).then_some(LARGE_ARENA_BYTES),
             state_objects_max: objects,
@@ -190,6 +193,7 @@ pub(super) fn measure(way: Way, args: &StateArgs, plan: &Plan) -> Result<Measure
             path: "local".into(),
             workers: Some(WORKERS.into()),
             contended: args.contended.then_some(true),
+            leased: way.leased.then_some(true),
             isolate: isolate.map(|isolate| isolate.to_string()),
             ..way.row(Channel::Ring.name(), None, way.placement.to_string())
         };
