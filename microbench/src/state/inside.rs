@@ -13,7 +13,7 @@
 //! Leases    none, unless `--leased`: the function has another worker look at what it wrote, and would hold a lease on that worker from then on. Where that one
 //!           shares a core with the controller, a lease is a reason for the controller to sleep between two puts.
 //! Baseline  `put` up to 1 KiB: a cache-line ping-pong over two lines (a futex each way in `efficient`); longer ones: one copy of their length, in the
-//!           same worker, in turns. `put-typed`: such a copy and a put of 64 B. `get` has none: nothing on this machine does the like.
+//!           same worker, to two places by turns, as a put must (it does not write over what is current). `put-typed`: such a copy and a put of 64 B. `get` has none: nothing on this machine does the like.
 
 use std::fmt;
 

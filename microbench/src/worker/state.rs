@@ -42,7 +42,8 @@ pub(crate) enum Timed {
     Put,
     /// Put a list of `f64`.
     PutTyped,
-    /// No state: one copy of so many bytes, from memory of this worker to memory of this worker.
+    /// No state: one copy of so many bytes, from memory of this worker to memory of this worker, to two places by turns: a put does not write over the
+    /// object that is current, so that what is last in a cache is not where the next copy goes.
     Copy,
     /// Put objects `first` to `objects` under keys of 8 bytes; one time for all.
     Fill,
@@ -281,11 +282,12 @@ fn put_typed(context: &mut Context<'_>, order: StateOrder) -> Result<Vec<u64>, F
 
 fn copy(order: StateOrder) -> Result<Vec<u64>, Failure> {
     let mut from = vec![0xA5; order.bytes];
-    let mut to = vec![0; order.bytes];
+    let (mut to, mut other) = (vec![0; order.bytes], vec![0; order.bytes]);
     let mut sequence = order.sequence;
     let samples_ns = timed(order, || {
         sequence += 1;
         stamp(&mut from, sequence);
+        std::mem::swap(&mut to, &mut other);
         to.copy_from_slice(black_box(&from));
         black_box(&mut to);
         Ok(())
