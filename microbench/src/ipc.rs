@@ -109,7 +109,7 @@ impl fmt::Display for Way {
 
 /// Two processes ready to exchange messages, and what carries them. Dropping it ends all that it started.
 enum Exchange {
-    Praas(Praas),
+    Praas(Box<Praas>),
     Redis { pair: RedisPair, host: Host },
 }
 
@@ -117,8 +117,8 @@ impl Exchange {
     /// Starts everything anew; `None` where something is not installed.
     fn open(way: Way, args: &IpcArgs) -> Result<Option<Self>> {
         match way.via {
-            Via::Tcp => Praas::two_processes(way).map(|ours| Some(Self::Praas(ours))),
-            Via::Own => Praas::one_process(way).map(|ours| Some(Self::Praas(ours))),
+            Via::Tcp => Praas::two_processes(way).map(|ours| Some(Self::Praas(Box::new(ours)))),
+            Via::Own => Praas::one_process(way).map(|ours| Some(Self::Praas(Box::new(ours)))),
             Via::RedisPoll | Via::RedisBlock => {
                 let Some(host) = args.redis.host(way.wait)? else { return Ok(None) };
                 let pace = if way.via == Via::RedisPoll { Pace::Poll } else { Pace::Block };
@@ -143,7 +143,7 @@ impl Exchange {
     fn row(&self, way: Way) -> Row {
         let ends = way.placement.to_string();
         let (path, ipc, placement) = match self {
-            Self::Praas(Praas { other: Some(_), .. }) => ("processes", subject::Channel::Ring.name(), ends),
+            Self::Praas(ours) if ours.other.is_some() => ("processes", subject::Channel::Ring.name(), ends),
             Self::Praas(_) => ("local", subject::Channel::Ring.name(), ends),
             Self::Redis { host, .. } => ("processes", "redis", host.placement(&ends)),
         };
