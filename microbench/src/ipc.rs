@@ -108,6 +108,7 @@ impl fmt::Display for Way {
 }
 
 /// Two processes ready to exchange messages, and what carries them. Dropping it ends all that it started.
+#[expect(clippy::large_enum_variant, reason = "one a measurement")]
 enum Exchange {
     Praas(Box<Praas>),
     Redis { pair: RedisPair, host: Host },
