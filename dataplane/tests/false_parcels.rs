@@ -353,3 +353,31 @@ fn g8_what_was_given_up_takes_no_memory_while_its_process_is_away() {
         assert_eq!(kinds, [&[frame::CALL_OFF; 20][..], &[frame::MESSAGE]].concat());
     });
 }
+
+/// W2: what a worker that died had called went on for nobody, and what it had sent kept all of its memory.
+#[test]
+fn w2_a_worker_that_dies_calls_off_what_it_called_and_what_it_sent_arrives() {
+    on_both_reactors(|reactor| {
+        let place = Place::new();
+        let (node, mut client) = start(&place, reactor, &[1]);
+        let mut b = False::join(&place, &node, 1, 5);
+        let calling = client.submit("call_at", Outgoing::from_args(&[b"b", b"f", b"x"])).unwrap();
+        let call = take_call(&mut b);
+        let sending = client.submit("send_loan", Outgoing::from_args(&[b"b", b"k", b"100000", b"7"])).unwrap();
+        let (sent, body) = b.next();
+        assert_eq!((sent.kind, body), (frame::MESSAGE, vec![7; 100_000]));
+        support::children(node.pid()).into_iter().for_each(|pid| support::signal(pid, 9));
+        for lost in [calling, sending] {
+            client.wait(lost).unwrap_err();
+        }
+        let (off, _) = b.next();
+        assert_eq!((off.kind, off.aux), (frame::CALL_OFF, call));
+        // On the next link, from the lowest number without a verdict.
+        drop(b);
+        wait_until("it is away", PATIENCE, || node.said("peer=b state=down") == 1);
+        let mut b = False::join(&place, &node, 1, 5);
+        let (sent, body) = b.next();
+        assert_eq!((sent.kind, body), (frame::MESSAGE, vec![7; 100_000]));
+        assert_eq!(b.next().0.kind, frame::CALL_OFF);
+    });
+}

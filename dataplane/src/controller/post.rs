@@ -320,6 +320,11 @@ impl<P: Keep> Outbox<P> {
         self.deadlines.first().map_or(u64::MAX, |(deadline_ns, _)| *deadline_ns)
     }
 
+    /// All that is kept, to be replaced by the same in another place.
+    pub(crate) fn parcels_mut(&mut self) -> impl Iterator<Item = &mut P> {
+        self.parcels.values_mut().map(|outgoing| &mut outgoing.parcel)
+    }
+
     /// Parcels that are kept, and their bytes.
     pub(crate) fn holds(&self) -> (usize, usize) {
         (self.parcels.len(), self.bytes)

@@ -59,6 +59,17 @@ pub(super) fn mailbox(config: &ProcessConfig) -> Mailbox<Payload> {
     })
 }
 
+/// A copy of what a dead worker left. It was accepted, and is not lost: where there is no room for it where it belongs, it is kept on the heap.
+pub(super) fn outlived(store: &mut Store, bytes: &[u8]) -> Bytes {
+    match store.arena.as_mut().and_then(|arena| arena.loan(bytes.len()).ok()) {
+        Some(mut block) => {
+            block.copy_from_slice(bytes);
+            Bytes::Own(block)
+        }
+        None => Bytes::Kept(Arc::from(bytes)),
+    }
+}
+
 impl Process {
     /// A worker sends or wants a message, or asks about processes.
     pub(super) fn on_mail(
@@ -406,15 +417,7 @@ impl Process {
             if let Bytes::Foreign(Foreign { giver, view, .. }) = &payload.bytes
                 && *giver == worker
             {
-                let loan = store.arena.as_mut().and_then(|arena| arena.loan(view.len()).ok());
-                payload.bytes = match loan {
-                    Some(mut block) => {
-                        block.copy_from_slice(view);
-                        Bytes::Own(block)
-                    }
-                    // No room where it belongs: then on the heap. It was accepted, and is not lost.
-                    None => Bytes::Kept(Arc::from(&view[..])),
-                };
+                payload.bytes = outlived(store, view);
             }
         }
         let Some(handed) = seat.handed.take().filter(|handed| !seat.has_received(handed)) else { return };

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use super::mail::outlived;
 use super::*;
 use crate::controller::mailbox::Sender as From;
 use crate::controller::peers::PeerNumber;
@@ -241,14 +242,38 @@ impl Process {
         while let Some((deadline_ns, call)) = self.correspondence.deadlines.first().copied()
             && deadline_ns <= now
         {
-            let Some(remote) = self.correspondence.end(call) else { return };
-            self.peers.cancel(remote.peer, remote.ticket);
-            let parcel = Parcel { kind: Kind::Cancel { call }, ..Parcel::blank() };
-            // If there is no room for it, the function goes on until its own deadline, which is the same.
-            let _ = self.post(now, remote.peer, parcel, now + self.config.deadline_ms * 1_000_000, Posted::Nobody);
+            let Some(remote) = self.call_off(now, call) else { return };
             let name = self.peers.name_of(remote.peer).unwrap_or("?").to_owned();
             let text = format!("no answer of process {name} came in time; the function may have run");
             self.end_remote(&remote, Code::Timeout, 0, text.as_bytes());
+        }
+    }
+
+    /// Nobody waits for a call any more: the peer is told.
+    fn call_off(&mut self, now: u64, call: u64) -> Option<RemoteCall> {
+        let remote = self.correspondence.end(call)?;
+        self.peers.cancel(remote.peer, remote.ticket);
+        let parcel = Parcel { kind: Kind::Cancel { call }, ..Parcel::blank() };
+        // If there is no room for it, the function goes on until its own deadline, which is the same.
+        let _ = self.post(now, remote.peer, parcel, now + self.config.deadline_ms * 1_000_000, Posted::Nobody);
+        Some(remote)
+    }
+
+    /// A worker is dead: what it called in other processes nobody waits for, and what it sent them must not need its memory, of which it
+    /// may have left more than that.
+    pub(super) fn outlive_parcels(&mut self, now: u64, worker: WorkerId, incarnation: u64) {
+        let its = |remote: &RemoteCall| (remote.worker, remote.incarnation) == (worker, incarnation);
+        let calls = self.correspondence.remote.iter().filter(|(_, remote)| its(remote));
+        for call in calls.map(|(call, _)| *call).collect::<Vec<_>>() {
+            self.call_off(now, call);
+        }
+        let Process { peers, store, .. } = self;
+        for parcel in peers.parcels_mut() {
+            if let Bytes::Foreign(foreign) = &*parcel.bytes
+                && foreign.giver == worker
+            {
+                parcel.bytes = Arc::new(outlived(store, &foreign.view));
+            }
         }
     }
 

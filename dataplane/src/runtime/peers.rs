@@ -256,6 +256,11 @@ impl Peers {
         self.note_ends(peer);
     }
 
+    /// What waits for peers, sent or not, to be replaced by the same in another place.
+    pub(super) fn parcels_mut(&mut self) -> impl Iterator<Item = &mut Parcel> {
+        self.targets.iter_mut().flat_map(|target| target.outbox.parcels_mut())
+    }
+
     /// The verdict on a parcel that came.
     pub(super) fn settle(&mut self, peer: PeerNumber, due: Due, verdict: Verdict) {
         self.targets[peer].inbox.settled(due, verdict);

@@ -185,6 +185,7 @@ impl Process {
         let begun = seat.had_begun();
         let me = ParticipantId::new(worker).expect("workers have participant numbers");
         self.outlive_mail(now, worker, &mut seat);
+        self.outlive_parcels(now, worker, seat.incarnation);
         let requests = self.take_requests_back(worker, std::mem::take(&mut seat.given));
         if let Some(arena) = &mut self.store.arena {
             arena.reclaim(me);
