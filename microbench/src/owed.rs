@@ -326,6 +326,43 @@ struct KnownLimit {
 
 const KNOWN_LIMITS: &[KnownLimit] = &[
     KnownLimit {
+        applies: |row| row.experiment == "ipc" && row.via.as_deref() == Some(crate::ipc::TCP),
+        say: |row, _| {
+            Some(format!(
+                "messages of {} B, `{}`: `send` returns when the other mailbox has confirmed, so four segments cross where the floor has two, each through \
+                 two controllers; and a controller sleeps whenever a worker on its core has a call, even one that waits for a message, so each segment wakes one.",
+                row.payload_bytes, row.wait
+            ))
+        },
+    },
+    KnownLimit {
+        applies: |row| is_beside_redis(row, "put") && row.payload_bytes > 100 << 10,
+        say: |row, _| {
+            Some(format!(
+                "put of {} B: one copy is all it takes, and that is as fast as memory; Redis copies four times over two cores.",
+                row.payload_bytes
+            ))
+        },
+    },
+    KnownLimit {
+        applies: |row| is_beside_redis(row, "put"),
+        say: |row, _| {
+            (row.wait == "efficient").then(|| {
+                "put in `efficient`: a sleep and a wake each way on one core, as a SET has (see the floor `futex`)."
+                    .to_owned()
+            })
+        },
+    },
+    KnownLimit {
+        applies: |row| row.experiment == "state" && row.objects.is_some(),
+        say: |_, _| {
+            Some(
+                "a get of any of a great many objects: index, entry and value are lines that no cache has, in pages of 4 KiB that no TLB has; 1000 objects fit both."
+                    .to_owned(),
+            )
+        },
+    },
+    KnownLimit {
         applies: |row| is_beside(row, BEST_RAW) && row.payload_bytes == 64,
         say: |row, rows| {
             let relay = same_load(row, rows).find(|other| other.experiment == "peer" && other.ipc == RELAY)?;

@@ -446,7 +446,7 @@ fn somebody_elses_redis_is_used_as_it_is_and_finds_nothing_of_ours_afterwards() 
         assert!(row["placement"].as_str().is_some_and(|text| text.ends_with("Redis where it was")), "{row}");
     }
     assert_eq!(redis.ask("DBSIZE").as_deref(), Some(":1"));
-    let nowhere = bench(&["ipc", "--redis", "nowhere"]);
+    let nowhere = bench(&["ipc", "--via", "redis-block", "--redis", "nowhere"]);
     let said = String::from_utf8_lossy(&nowhere.stderr).into_owned();
     assert!(nowhere.status.code() == Some(1) && said.contains("write HOST:PORT"), "{said}");
 }
