@@ -201,11 +201,7 @@ impl Process {
             self.answer_text(worker, question, Code::NoSpace, &text);
             return Ok(());
         }
-<<<<<<< HEAD
         let bytes = match self.keepable(bytes) {
-=======
-        let bytes = match self.kept_safe(bytes) {
->>>>>>> 9915c05 (Say how calls are numbered between processes and what becomes of a parcel that was given up)
             Ok(bytes) => bytes,
             Err(text) => {
                 self.answer_text(worker, question, Code::NoSpace, &text);
@@ -237,11 +233,7 @@ impl Process {
     ///
     /// # Errors
     /// There is no room; they were given back.
-<<<<<<< HEAD
     pub(super) fn keepable(&mut self, bytes: Bytes) -> Result<Bytes, String> {
-=======
-    pub(super) fn kept_safe(&mut self, bytes: Bytes) -> Result<Bytes, String> {
->>>>>>> 9915c05 (Say how calls are numbered between processes and what becomes of a parcel that was given up)
         match &bytes {
             Bytes::Foreign(foreign) if foreign.view.block().owner.get() != foreign.giver => self.copied(bytes),
             _ => self.apart_from_workers(bytes),

@@ -225,11 +225,7 @@ impl Process {
             let parcel = Parcel { kind, key: Arc::from(&[][..]), bytes: Arc::new(bytes) };
             process.post(now, peer, parcel, u64::MAX, Posted::Nobody).map(drop).map_err(|(_, text)| text)
         };
-<<<<<<< HEAD
         let posted = self.keepable(payload.bytes).and_then(|bytes| post(self, code, status, payload.is_args, bytes));
-=======
-        let posted = self.kept_safe(payload.bytes).and_then(|bytes| post(self, code, status, payload.is_args, bytes));
->>>>>>> 9915c05 (Say how calls are numbered between processes and what becomes of a parcel that was given up)
         let Err(why) = posted else { return };
         let text = answer_did_not_fit(why);
         if let Err(text) = post(self, Code::Failed, -1, false, Bytes::Text(text)) {
