@@ -330,7 +330,7 @@ const KNOWN_LIMITS: &[KnownLimit] = &[
         say: |row, _| {
             Some(format!(
                 "messages of {} B, `{}`: `send` returns when the other mailbox has confirmed, so four segments cross where the floor has two, each through \
-                 two controllers; and a controller sleeps whenever a worker on its core has a call, even one that waits for a message, so each segment wakes one.",
+                 two controllers and to a worker, and the four of them share two cores.",
                 row.payload_bytes, row.wait
             ))
         },
