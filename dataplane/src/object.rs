@@ -94,6 +94,7 @@ pub use typed::{
 pub const HEADER_BYTES: usize = 32;
 /// Longest key, bytes. The shortest is one.
 pub const KEY_BYTES_MAX: u16 = 1024;
+const _: () = assert!(KEY_BYTES_MAX as usize == praas_shm::KEY_BYTES_MAX, "a key is as long as the index takes");
 /// Alignment of a value. Blocks start at multiples of 64, the header takes 32.
 pub const VALUE_ALIGN: usize = 32;
 /// First four bytes of every object: `PSO` and the version of the layout.

@@ -16,12 +16,11 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use praas_shm::KEY_BYTES_MAX;
+
 use super::peers::PeerNumber;
 use super::{Keep, WorkerId};
 use crate::wire::Code;
-
-/// Longest key, bytes. The shortest has one.
-pub(crate) const KEY_BYTES_MAX: usize = 1024;
 
 /// Who sent a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

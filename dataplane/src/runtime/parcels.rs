@@ -150,15 +150,9 @@ impl Process {
                 Ok(ticket)
             }
             Err((code, text, parcel)) => {
-                self.release_shared(parcel.bytes);
+                self.release(Bytes::Shared(parcel.bytes));
                 Err((code, text))
             }
-        }
-    }
-
-    fn release_shared(&mut self, bytes: Arc<Bytes>) {
-        if let Some(bytes) = Arc::into_inner(bytes) {
-            self.release(bytes);
         }
     }
 
@@ -299,7 +293,6 @@ impl Process {
     pub(super) fn take_peers_in(&mut self, now: u64) {
         while let Some(arrival) = self.peers.arrival() {
             match arrival {
-                Arrival::Done(Bytes::Shared(bytes)) => self.release_shared(bytes),
                 Arrival::Done(bytes) => self.release(bytes),
                 Arrival::End { ticket, end } => self.on_end(ticket, end),
                 Arrival::Reborn(peer) => {

@@ -379,11 +379,11 @@ impl Session {
                 }
             }
             // The controller keeps the deadlines of what goes through it; under a lease they are ours to keep.
-            let mut leased = numbers.iter().enumerate().filter_map(|(at, number)| {
+            let leased = numbers.iter().enumerate().filter_map(|(at, number)| {
                 let call = self.nested.get(*number)?;
                 (call.route != Route::Controller).then_some((call.deadline_ns, at))
             });
-            let first = leased.next().into_iter().chain(leased).min();
+            let first = leased.min();
             let patience = self.calling.as_ref().map_or(self.welcome.patience, |calling| calling.patience);
             let deadline_ns = first.map_or(UNTIL_TOLD, |(deadline_ns, _)| deadline_ns);
             let waited = self.wait(patience, deadline_ns, |session| {
