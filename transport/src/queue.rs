@@ -28,6 +28,8 @@
 //! A payload is sent and received where it lies: the 16 bytes in front of a chunk are saved, hold the record's
 //! header for the length of one system call, and are put back ([`Buffer`] has room in front for the first).
 
+mod leftovers;
+
 use std::collections::VecDeque;
 use std::ffi::CString;
 use std::io;
@@ -38,7 +40,10 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 
 pub use crate::Flush;
+pub use leftovers::sweep;
 
+/// What names of queues begin with.
+const NAME_PREFIX: &str = "praas-";
 /// Bytes of a message's head.
 pub const HEAD_BYTES: usize = 64;
 /// Bytes in front of the payload in a message's first record.
@@ -225,7 +230,7 @@ pub fn create(config: &QueueConfig) -> Result<(Queue, OwnedFd), QueueError> {
     let mut random = [0u8; 16];
     getrandom::fill(&mut random)
         .map_err(|error| QueueError::Io { call: "getrandom", source: io::Error::other(error) })?;
-    let name = CString::new(format!("/praas-{:032x}", u128::from_le_bytes(random))).expect("no zero byte in it");
+    let name = CString::new(format!("/{NAME_PREFIX}{:032x}", u128::from_le_bytes(random))).expect("no zero byte in it");
     create_named(&name, config)
 }
 

@@ -200,7 +200,13 @@ impl Process {
         // Grandchildren that a dead worker leaves behind become ours, so that we can end them.
         child::become_subreaper().map_err(system("cannot become the reaper of workers' children"))?;
         let (shared, arena) = match config.ipc {
-            Ipc::Queue => (None, None),
+            Ipc::Queue => {
+                let removed = praas_transport::queue::sweep();
+                if removed > 0 {
+                    tracing::info!(removed, "removed queues that a killed process of this user had left");
+                }
+                (None, None)
+            }
             Ipc::Ring => {
                 let shared = share(&config, process_id, incarnation)?;
                 reactor
