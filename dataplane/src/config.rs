@@ -209,8 +209,12 @@ pub struct ProcessConfig {
     /// Most objects of the state, 1 to 2^24. Default 2^20.
     pub state_objects_max: u32,
     /// Whether everything that one worker leaves for another (state, messages, inputs and outputs of calls) is copied by the controller first, so that
-    /// nobody can change what another reads. Workers then do not lease each other. Default false.
+    /// nobody can change what another reads. Workers then do not lease each other, and neither the process nor they can be traced, or leave core
+    /// dumps; `root` may look into them all the same, for which there is `worker_uids`. Default false.
     pub isolate: bool,
+    /// Run worker `n` as the user and group `worker_uids + n`, without other groups: then workers can neither signal nor trace each other or the process.
+    /// Needs root, and a program that those users may run. 1 to 2^31. Default: workers run as the process's user.
+    pub worker_uids: Option<u32>,
     /// Messages that may wait in the mailbox, 1 to 2^24. Default 65 536.
     pub mailbox_messages_max: u32,
     /// Bytes of them, keys and payloads, up to 1 TiB. Default 128 MiB.
@@ -262,6 +266,7 @@ impl Default for ProcessConfig {
             state_object_bytes_max: 1 << 30,
             state_objects_max: 1 << 20,
             isolate: false,
+            worker_uids: None,
             mailbox_messages_max: 65_536,
             mailbox_bytes_max: 128 << 20,
             deadline_ms: 60_000,
@@ -364,6 +369,14 @@ pub enum ConfigError {
     /// Workers on queues have no memory of their own to receive into.
     #[error("lease_connections needs rings: use --ipc ring, or leave --lease-connections out")]
     LentOverQueues,
+    /// Only root may start workers as other users.
+    #[error(
+        "worker_uids needs root, and this process runs as user {user}: start it as root, or leave --worker-uids out"
+    )]
+    WorkerUids {
+        /// Ours.
+        user: u32,
+    },
     /// There is no key where one should be.
     #[error("application key: {0}")]
     Key(#[from] SecretError),
@@ -449,6 +462,15 @@ impl ProcessConfig {
             self.state_objects_max.to_string(),
             "1 to 16777216",
         )?;
+        range(
+            self.worker_uids.is_none_or(|first| (1..=1 << 31).contains(&first)),
+            "worker_uids",
+            self.worker_uids.unwrap_or_default().to_string(),
+            "1 to 2147483648",
+        )?;
+        if self.worker_uids.is_some() && !rustix::process::geteuid().is_root() {
+            return Err(ConfigError::WorkerUids { user: rustix::process::geteuid().as_raw() });
+        }
         range(
             (1..=1 << 24).contains(&self.mailbox_messages_max),
             "mailbox_messages_max",

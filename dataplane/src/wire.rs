@@ -396,6 +396,8 @@ pub(crate) struct WorkerWelcome {
     pub(crate) process_id: [u8; 16],
     pub(crate) process: String,
     pub(crate) ipc: Ipc,
+    /// Nobody else is to look into this worker's memory.
+    pub(crate) isolate: bool,
     pub(crate) patience: Patience,
     /// Ring only: the machine has barriers, and under a lease whose ends spin the bell needs no fence.
     pub(crate) barriers: bool,

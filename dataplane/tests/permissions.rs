@@ -18,7 +18,8 @@ use praas_dataplane::{Client, ClientConfig, Credential, Ipc, LaunchConfig, Launc
 use rustix::fs::SealFlags;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use support::{
-    children, content, launch_config, on_both_channels, process_program, run_process, signal, start_with, test_worker,
+    PATIENCE, children, content, launch_config, lives, on_both_channels, process_program, run_process, signal,
+    start_with, test_worker, wait_until,
 };
 
 /// A folder of ours in the one of everybody's; goes with all that is in it.
@@ -50,6 +51,81 @@ fn under_umask_0(folder: &Folder, before: &str) -> PathBuf {
     fs::write(&script, text).expect("a script");
     fs::set_permissions(&script, PermissionsExt::from_mode(0o700)).expect("ours");
     script
+}
+
+/// A program that starts `praas-process` as a user without rights; as ours if that is one. `None` where that user cannot run it.
+fn as_nobody(folder: &Folder) -> Option<PathBuf> {
+    const NOBODY: &str = "setpriv --reuid 65534 --regid 65534 --clear-groups --no-new-privs";
+    if !rustix::process::geteuid().is_root() {
+        return Some(under_umask_0(folder, ""));
+    }
+    let runs = |program: &str| Command::new("sh").arg("-c").arg(format!("exec {NOBODY} test -x {program}")).status();
+    let may =
+        [process_program(), test_worker()].iter().all(|program| runs(program).is_ok_and(|status| status.success()));
+    may.then(|| under_umask_0(folder, NOBODY))
+}
+
+/// What a function on each of two workers can have of the process and of the other worker.
+fn pried(config: &LaunchConfig) -> Vec<String> {
+    let (process, mut client) = start_with(&LaunchConfig { workers: 2, workers_max: 2, ..config.clone() });
+    let workers = children(process.pid());
+    assert_eq!(workers.len(), 2);
+    let mut had = Vec::new();
+    for pid in [process.pid(), workers[0], workers[1]] {
+        let answer = client.invoke("pry", pid.to_string().as_str()).expect("an answer");
+        had.push(String::from_utf8_lossy(&answer).into_owned());
+    }
+    had
+}
+
+/// R6, G4: with `--isolate` no worker gets at the memory or the descriptors of the process or of another, although they run as one user.
+#[test]
+fn r6_isolated_workers_cannot_reach_into_each_other_or_the_process() {
+    on_both_channels(|ipc| {
+        let folder = Folder::new(&format!("isolated-{ipc}"));
+        let Some(program) = as_nobody(&folder) else {
+            return println!("skipped: needs setpriv, and programs that user 65534 may run");
+        };
+        let mut config = LaunchConfig { process_binary: Some(program), ..launch_config(ipc) };
+        let open = pried(&config);
+        assert!(
+            open.iter().all(|had| had.contains("memory") && had.contains("descriptor")),
+            "this shows nothing: {open:?}"
+        );
+        // What is sealed is sealed, for whoever has it (R5).
+        assert!(open.iter().all(|had| !had.contains("written") && !had.contains("cut")), "{open:?}");
+        config.args.push("--isolate".into());
+        let isolated = pried(&config);
+        assert!(isolated.iter().all(|had| had == "signal"), "{isolated:?}");
+    });
+}
+
+/// R6, G4: workers that are users of their own cannot even signal each other or the process; they serve, die and are replaced as others do.
+#[test]
+fn r6_workers_with_users_of_their_own_reach_nobody() {
+    if !rustix::process::geteuid().is_root() {
+        return println!("skipped: needs root");
+    }
+    on_both_channels(|ipc| {
+        let mut config = launch_config(ipc);
+        config.args.push("--worker-uids=70000".into());
+        let had = pried(&config);
+        assert!(had.iter().all(String::is_empty), "{had:?}");
+        let (process, mut client) = start_with(&LaunchConfig { workers: 2, workers_max: 2, ..config });
+        let uids = |pid: u32| fs::metadata(format!("/proc/{pid}")).map(|data| (data.uid(), data.gid()));
+        let users: BTreeSet<_> = children(process.pid()).into_iter().map(|pid| uids(pid).expect("it lives")).collect();
+        assert_eq!(users, BTreeSet::from([(70_001, 70_001), (70_002, 70_002)]));
+        assert!(*client.invoke("echo", content(1, 1 << 20)).expect("an answer") == *content(1, 1 << 20));
+        client.invoke("leased", b"echo").expect("an answer");
+        signal(children(process.pid())[0], 9);
+        wait_until("it is replaced", PATIENCE, || {
+            children(process.pid()).into_iter().filter(|pid| lives(*pid)).count() == 2
+        });
+        client.invoke("leased", b"echo").expect("an answer");
+        let workers = children(process.pid());
+        signal(process.pid(), 9);
+        wait_until("nobody is left", PATIENCE, || workers.iter().all(|pid| !lives(*pid)));
+    });
 }
 
 /// Inodes of Unix sockets that have a name, in the file system or abstract.

@@ -35,6 +35,9 @@ pub struct Spawn<'a> {
     pub control: BorrowedFd<'a>,
     /// The cores it may run on, from its first instruction; `None`: those of this thread.
     pub cpus: Option<&'a [usize]>,
+    /// The user, and the group of the same number, that it runs as, without supplementary groups; `None`: ours. Needs the right to become
+    /// somebody else (CAP_SETUID, CAP_SETGID), and to end it the right to signal them (CAP_KILL).
+    pub user: Option<u32>,
 }
 
 /// How a child ended.
@@ -60,7 +63,7 @@ impl Spawn<'_> {
     /// Blocks for the fork and the exec: about a millisecond. Call it from a thread that lives as long as the process.
     ///
     /// # Errors
-    /// What failed: preparing, `fork`, or in the child (affinity, descriptors, `exec`), by its error number.
+    /// What failed: preparing, `fork`, or in the child (user, affinity, descriptors, `exec`), by its error number.
     pub fn spawn(&self) -> io::Result<Child> {
         let program = c_string(self.program.as_os_str().as_bytes().to_vec())?;
         let mut argv_owned = vec![program.clone()];
@@ -88,6 +91,7 @@ impl Spawn<'_> {
             control: self.control.as_raw_fd(),
             report: report_in_child.as_raw_fd(),
             cpus: cpus.as_ref(),
+            user: self.user,
             parent: rustix::process::getpid(),
         };
 
@@ -138,6 +142,7 @@ struct Plan<'a> {
     control: i32,
     report: i32,
     cpus: Option<&'a CpuSet>,
+    user: Option<u32>,
     parent: Pid,
 }
 
@@ -160,6 +165,17 @@ impl Plan<'_> {
         unsafe {
             if libc::setpgid(0, 0) != 0 {
                 return errno();
+            }
+            // Not by glibc's functions, which ask all threads they know of, and wait for their locks. Before the next step: who becomes
+            // somebody else loses its death signal.
+            if let Some(user) = self.user {
+                let no_groups = std::ptr::null::<libc::gid_t>();
+                if libc::syscall(libc::SYS_setgroups, 0, no_groups) != 0
+                    || libc::syscall(libc::SYS_setresgid, user, user, user) != 0
+                    || libc::syscall(libc::SYS_setresuid, user, user, user) != 0
+                {
+                    return errno();
+                }
             }
             if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
                 return errno();
@@ -308,6 +324,15 @@ impl Drop for Child {
             let _ = self.reap_blocking();
         }
     }
+}
+
+/// Keeps others of this process's user from its memory: it can no longer be traced, and leaves no core dump. Who may trace everybody, as root
+/// may on most machines, still can. Ends with the next exec.
+///
+/// # Errors
+/// What `prctl` says.
+pub fn hide_memory() -> io::Result<()> {
+    Ok(rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?)
 }
 
 /// Makes this process the new parent of orphans among its descendants, so that they can be found and reaped.

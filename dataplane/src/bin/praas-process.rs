@@ -115,6 +115,9 @@ struct Arguments {
     /// do not lease each other [default: false]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     isolate: Option<bool>,
+    /// Run worker N as user and group UID + N, each without other groups; needs root [default: all as the process's user]
+    #[arg(long, value_name = "UID")]
+    worker_uids: Option<u32>,
     /// Messages that may wait in the mailbox before senders are told Busy [default: 65536]
     #[arg(long, value_name = "N")]
     mailbox_messages_max: Option<u32>,
@@ -196,6 +199,7 @@ impl Arguments {
             start_ms
         );
         config.peers.extend(self.peers);
+        config.worker_uids = self.worker_uids.or(config.worker_uids);
         if self.key_file.is_some() || self.key_fd.is_some() {
             (config.key_file, config.key_fd) = (self.key_file, self.key_fd);
         }

@@ -20,7 +20,9 @@ pub enum ProcessError {
         source: io::Error,
     },
     /// The worker program cannot be started.
-    #[error("cannot start the worker `{program}`: {source}; check the path given to --worker")]
+    #[error(
+        "cannot start the worker `{program}`: {source}; check the path given to --worker, and with --worker-uids that those users may run it"
+    )]
     WorkerMissing {
         /// As configured.
         program: String,

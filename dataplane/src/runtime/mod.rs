@@ -636,11 +636,8 @@ impl Process {
 /// What a hello is judged by. The key is read here and lives nowhere else.
 fn responder(config: &ProcessConfig, incarnation: u64) -> Result<ResponderConfig, ProcessError> {
     let key = config.read_key()?;
-    if key.is_some() {
-        // Workers run as our user: without this one of them could read our memory, and so could whoever finds a core dump.
-        let none = rustix::process::DumpableBehavior::NotDumpable;
-        rustix::process::set_dumpable_behavior(none)
-            .map_err(|error| system("cannot keep others from our memory")(error.into()))?;
+    if key.is_some() || config.isolate {
+        child::hide_memory().map_err(system("cannot keep others from our memory"))?;
     }
     Ok(ResponderConfig {
         plaintext: config.plaintext || key.is_none(),

@@ -45,6 +45,7 @@ impl Process {
             process_id: self.process_id,
             process: self.config.process.clone(),
             ipc: self.config.ipc,
+            isolate: self.config.isolate,
             patience: self.placement.patience(cpu, self.placement.controller(), false, participants),
             barriers: praas_shm::has_barriers(),
             ring_slots: RING_SLOTS,
@@ -80,6 +81,7 @@ impl Process {
             args: &args,
             control: theirs.as_fd(),
             cpus: cpus.as_ref().map(|cores| &cores[..]),
+            user: self.config.worker_uids.map(|first| first + u32::from(worker)),
         }
         .spawn()
         .map_err(|source| ProcessError::WorkerMissing { program: program.clone(), source })?;

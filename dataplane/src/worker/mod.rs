@@ -242,6 +242,9 @@ fn register(control: OwnedFd, functions: Vec<String>) -> Result<Session, Fatal> 
         );
         return Err(Fatal(text));
     }
+    if welcome.isolate {
+        praas_shm::child::hide_memory().map_err(|e| fatal("cannot keep others from our memory", e))?;
+    }
     let mut fd = || fds.next().ok_or(Fatal("a greeting without its file descriptors".into()));
     let me = ParticipantId::new(welcome.participant)
         .ok_or_else(|| fatal("participant out of range", welcome.participant))?;

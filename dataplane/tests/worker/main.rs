@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 #[path = "../support/dice.rs"]
 mod dice;
 mod messages;
+mod pry;
 mod state;
 
 use praas_dataplane::client::CallOptions;
@@ -120,7 +121,7 @@ fn main() -> ExitCode {
             let child = if input.is_empty() { command.arg("1000") } else { command.args(["sleep", "1000"]) }.spawn()?;
             Ok(child.id().to_string().into())
         });
-    messages::register(state::register(worker)).serve()
+    pry::register(messages::register(state::register(worker))).serve()
 }
 
 thread_local! {

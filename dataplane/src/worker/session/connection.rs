@@ -253,8 +253,7 @@ impl Session {
     ) -> Result<(), Fatal> {
         if terms.send.key().is_some() || terms.receive.key().is_some() {
             // From here on our memory holds the keys of a session, which are no business of others of our user, nor of a core dump.
-            let none = rustix::process::DumpableBehavior::NotDumpable;
-            rustix::process::set_dumpable_behavior(none).map_err(|e| fatal("cannot keep others from our memory", e))?;
+            praas_shm::child::hide_memory().map_err(|e| fatal("cannot keep others from our memory", e))?;
         }
         let (received, sent) = (terms.receive.sequence(), terms.send.sequence());
         let stream = mio::net::TcpStream::from_std(std::net::TcpStream::from(socket));
