@@ -262,7 +262,7 @@ pub(crate) const TARGETS: &[Target] = &[
         limit: 1.2,
     },
     Target {
-        applies: |row| is_beside_redis(row, "put"),
+        applies: |row| is_beside_redis(row, "put") || is_beside_redis(row, "put_in_place"),
         what: "state put, any size: faster than SET of Redis",
         measure: Measure::TimesFaster,
         limit: 10.0,
@@ -339,7 +339,7 @@ const KNOWN_LIMITS: &[KnownLimit] = &[
         applies: |row| is_beside_redis(row, "put") && row.payload_bytes > 100 << 10,
         say: |row, _| {
             Some(format!(
-                "put of {} B: one copy is all it takes, and that is as fast as memory; Redis copies four times over two cores.",
+                "put of {} B: one copy is all it takes, and that is as fast as memory; Redis copies four times over two cores. `put_in_place` takes none.",
                 row.payload_bytes
             ))
         },
@@ -635,6 +635,7 @@ mod tests {
         };
         assert_eq!(beside("put", 1 << 20, 1.0).as_deref(), Some("PASS"));
         assert_eq!(beside("put", 1 << 20, 1.1).as_deref(), Some("MISS"));
+        assert_eq!(beside("put_in_place", 1 << 20, 1.1).as_deref(), Some("MISS"));
         assert_eq!(beside("send_recv", 10, 2.1).as_deref(), Some("MISS"));
         assert_eq!(beside("send_recv", 1 << 20, 3.3).as_deref(), Some("PASS"));
         assert_eq!(beside("get", 10, 9.0), None);

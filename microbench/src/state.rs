@@ -16,7 +16,7 @@
 //! Baseline  a raw TCP round trip of the same size in the same wait mode, for `reduce` N of them in a row. An echo carries its bytes both
 //!           ways, a value put or got goes one way: long ones may take less than their floor.
 //! Ours      `reduce`: the function reads the accumulator where it lies and writes the sum into the memory of the next one.
-//! Redis     GET and SET of a client; of `reduce` GET, add, SET inside the function, which has a connection of its own. Redis sleeps when
+//! Redis     GET and SET of a client, SET beside `put-in-place`, too: that client writes only the ends of its value anew, as well; of `reduce` GET, add, SET inside the function, which has a connection of its own. Redis sleeps when
 //!           it has nothing to do, in every wait mode. A reduction has four parties (client, controller, worker, Redis): where there are
 //!           fewer cores, `latency` measures how often a tick takes one from a spinner; look at `efficient`.
 
@@ -70,6 +70,8 @@ enum Op {
     Get,
     /// Writes a value, over the one before.
     Put,
+    /// Writes a value where it stays, over the one before: no copy.
+    PutInPlace,
     /// Reads a list of `f64`.
     GetTyped,
     /// Writes one.
@@ -83,6 +85,7 @@ impl fmt::Display for Op {
         f.write_str(match self {
             Op::Get => "get",
             Op::Put => "put",
+            Op::PutInPlace => "put_in_place",
             Op::GetTyped => "get_typed",
             Op::PutTyped => "put_typed",
             Op::Reduce => "reduce",
@@ -98,7 +101,7 @@ pub(crate) struct StateArgs {
     /// Also measure this one, and set ours beside it: what a function does in our process beside what a client does there.
     #[arg(long, conflicts_with_all = ["peer", "contended", "objects"])]
     beside: Option<Peer>,
-    /// What is done with it [default: get, put and reduce; of ours also get-typed and put-typed].
+    /// What is done with it [default: get, put and reduce; of ours also put-in-place, get-typed and put-typed].
     #[arg(long, value_delimiter = ',')]
     op: Vec<Op>,
     /// For get: while another worker overwrites the object at full speed.
@@ -168,7 +171,7 @@ struct Shape {
 impl Way {
     fn shapes(self, args: &StateArgs) -> Vec<Shape> {
         match self.op {
-            Op::Get | Op::Put | Op::GetTyped | Op::PutTyped => {
+            Op::Get | Op::Put | Op::PutInPlace | Op::GetTyped | Op::PutTyped => {
                 args.sizes.iter().map(|size| Shape { bytes: size.0, invocations: 1 }).collect()
             }
             Op::Reduce => {
@@ -227,7 +230,7 @@ impl Store {
             },
         };
         let host = match (way.op, host) {
-            (Op::Get | Op::Put, Some(host)) => {
+            (Op::Get | Op::Put | Op::PutInPlace, Some(host)) => {
                 return Ok(Some(Self::Redis { values: Values::new(&host, way.wait)?, host }));
             }
             (_, host) => host,
@@ -251,8 +254,8 @@ impl Store {
     ) -> Result<()> {
         pin(&[way.placement.ours])?;
         match self {
-            Self::Redis { values, .. } if way.op == Op::Put => values.put(shape.bytes, warm_up, samples, samples_ns),
-            Self::Redis { values, .. } => values.get(shape.bytes, warm_up, samples, samples_ns),
+            Self::Redis { values, .. } if way.op == Op::Get => values.get(shape.bytes, warm_up, samples, samples_ns),
+            Self::Redis { values, .. } => values.put(shape.bytes, warm_up, samples, samples_ns),
             Self::Function { reduction, subject, .. } => {
                 reduction.run(shape, warm_up, samples, samples_ns)?;
                 subject.settle();
@@ -445,7 +448,7 @@ fn vector(elements: usize, reduction: u64) -> Vec<i64> {
 
 pub(crate) fn run(args: &StateArgs) -> Result<()> {
     let plan = args.plan.plan()?;
-    let typed: &[Op] = if args.peer.is_none() { &[Op::GetTyped, Op::PutTyped] } else { &[] };
+    let typed: &[Op] = if args.peer.is_none() { &[Op::PutInPlace, Op::GetTyped, Op::PutTyped] } else { &[] };
     let mut ops = args.op.clone();
     if ops.is_empty() {
         ops = [&[Op::Get, Op::Put], typed, &[Op::Reduce]].concat();
@@ -457,7 +460,7 @@ pub(crate) fn run(args: &StateArgs) -> Result<()> {
         let way = Way { peer: args.peer, op, wait, placement, leased: args.leased };
         let measured = match (args.objects, way.op) {
             (Some(objects), _) => crowd::measure(way, objects, &plan),
-            (None, Op::Get | Op::Put | Op::GetTyped | Op::PutTyped) if way.peer.is_none() => {
+            (None, Op::Get | Op::Put | Op::PutInPlace | Op::GetTyped | Op::PutTyped) if way.peer.is_none() => {
                 inside::measure(way, args, &plan)
             }
             _ => measure(way, args, &plan),

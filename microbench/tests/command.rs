@@ -335,7 +335,7 @@ fn b3_state_is_measured_inside_a_function() {
     let state = |more: &[&str]| rows_of(&[&["state"], more, &brief[..]].concat()).0;
     let rows = state(&["--sizes", "64,100KiB", "--invocations", "3", "--elements", "10,1000"]);
     let ops: Vec<_> = rows.iter().map(|row| row["op"].as_str().expect("an op")).collect();
-    let each = ["get", "put", "get_typed", "put_typed", "reduce"];
+    let each = ["get", "put", "put_in_place", "get_typed", "put_typed", "reduce"];
     assert_eq!(ops, each.iter().flat_map(|op| [*op, *op]).collect::<Vec<_>>());
     for row in &rows {
         let has_floor = !row["op"].as_str().is_some_and(|op| op.starts_with("get"));

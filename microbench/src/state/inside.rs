@@ -2,7 +2,7 @@
 //!
 //! Question  What does a function pay for an object that is there, and for one it writes?
 //! Measures  inside the function. `get`: get, a look at length, first eight bytes and last, and letting go. `put`: from the call to its return, when every
-//!           worker sees the object. `get-typed`, `put-typed`: the same of a list of `f64`. Nothing is halved.
+//!           worker sees the object. `put-in-place`: the same of an object that is written where it stays, of which only the ends are written anew. `get-typed`, `put-typed`: the same of a list of `f64`. Nothing is halved.
 //! Load      closed loop, one at a time. `--contended`: while a second worker overwrites the same object at full speed.
 //! Excludes  starting; the first reads (they map a segment, and check a type once); for `put` making the value, but for its stamp.
 //! Samples   as elsewhere. A get takes about as long as a read of the clock: p50, mean and minimum are those of batches of 16, divided, one read of the
@@ -12,7 +12,7 @@
 //!           ends, which must fit each other, and no version comes after a later one. `put`: after each block another worker looks at the last one, whole.
 //! Leases    none, unless `--leased`: the function has another worker look at what it wrote, and would hold a lease on that worker from then on. Where that one
 //!           shares a core with the controller, a lease is a reason for the controller to sleep between two puts.
-//! Baseline  `put` up to 1 KiB: a cache-line ping-pong over two lines (a futex each way in `efficient`); longer ones: one copy of their length, in the
+//! Baseline  `put` up to 1 KiB, and `put-in-place`: a cache-line ping-pong over two lines (a futex each way in `efficient`); longer ones: one copy of their length, in the
 //!           same worker, to two places by turns, as a put must (it does not write over what is current). `put-typed`: such a copy and a put of 64 B. `get` has none: nothing on this machine does the like.
 
 use std::fmt;
@@ -250,7 +250,7 @@ fn gets(
 fn floor_name(way: Way, bytes: usize) -> &'static str {
     match (way.op, way.wait) {
         (Op::PutTyped, _) => "memcpy + put of 64 B",
-        _ if bytes > LINE_BYTES_MAX => "memcpy",
+        (Op::Put, _) if bytes > LINE_BYTES_MAX => "memcpy",
         (_, Wait::Efficient) => "futex",
         _ => "two_lines",
     }
@@ -264,7 +264,11 @@ fn puts(
     plan: &Plan,
     common: &Row,
 ) -> Result<Vec<Row>> {
-    let timed = if way.op == Op::PutTyped { Timed::PutTyped } else { Timed::Put };
+    let timed = match way.op {
+        Op::PutTyped => Timed::PutTyped,
+        Op::PutInPlace => Timed::PutInPlace,
+        _ => Timed::Put,
+    };
     let mut cells: Vec<Paired> = Vec::new();
     for _ in 0..plan.runs {
         let mut inside = Inside::start(way, isolate, bytes_max, None)?;

@@ -40,6 +40,8 @@ pub(crate) enum Timed {
     GetRandom,
     /// Put bytes.
     Put,
+    /// Put bytes that are written where they stay: only their ends are written anew, as of what is sent to somebody else's store.
+    PutInPlace,
     /// Put a list of `f64`.
     PutTyped,
     /// No state: one copy of so many bytes, from memory of this worker to memory of this worker, to two places by turns: a put does not write over the
@@ -86,6 +88,7 @@ pub(super) fn drive(context: &mut Context<'_>, input: &Input) -> Result<Output, 
         Timed::GetContended => get_contended(context, order)?,
         Timed::GetRandom => get_random(context, order)?,
         Timed::Put => put(context, order)?,
+        Timed::PutInPlace => put_in_place(context, order)?,
         Timed::PutTyped => put_typed(context, order)?,
         Timed::Copy => copy(order)?,
         Timed::Fill => fill(context, order)?,
@@ -260,6 +263,29 @@ fn put(context: &mut Context<'_>, order: StateOrder) -> Result<Vec<u64>, Failure
         sequence += 1;
         stamp(&mut value, sequence);
         state.put(KEY, &value)?;
+        Ok(())
+    })?;
+    by_another(context, CHECK, Access { bytes: order.bytes, sequence, typed: false })?;
+    Ok(samples_ns)
+}
+
+/// Objects written whole first, so that the memory of each draft has the value but for its ends: versions take few places, by turns.
+const PLACES: u64 = 16;
+
+/// Overwrites an object with drafts; another worker looks at the last one.
+fn put_in_place(context: &mut Context<'_>, order: StateOrder) -> Result<Vec<u64>, Failure> {
+    let mut sequence = order.sequence;
+    let mut state = context.state();
+    for _ in 0..PLACES {
+        let mut draft = state.draft(KEY, order.bytes)?;
+        draft.fill(0xA5);
+        state.publish(draft)?;
+    }
+    let samples_ns = timed(order, || {
+        sequence += 1;
+        let mut draft = state.draft(KEY, order.bytes)?;
+        stamp(&mut draft, sequence);
+        state.publish(draft)?;
         Ok(())
     })?;
     by_another(context, CHECK, Access { bytes: order.bytes, sequence, typed: false })?;
