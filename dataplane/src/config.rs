@@ -215,7 +215,8 @@ pub struct ProcessConfig {
     /// Run worker `n` as the user and group `worker_uids + n`, without other groups: then workers can neither signal nor trace each other or the process.
     /// Needs root, and a program that those users may run. 1 to 2^31. Default: workers run as the process's user.
     pub worker_uids: Option<u32>,
-    /// Messages that may wait in the mailbox, 1 to 2^24. Default 65 536.
+    /// Messages that may wait in the mailbox, 1 to 2^24. From 64 on the last eighth, of bytes as well, is for senders who have little there: a 64th each.
+    /// Default 65 536.
     pub mailbox_messages_max: u32,
     /// Bytes of them, keys and payloads, up to 1 TiB. Default 128 MiB.
     pub mailbox_bytes_max: u64,

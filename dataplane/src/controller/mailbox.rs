@@ -98,12 +98,12 @@ pub(crate) enum Refusal {
     #[error("the key has {found_bytes} bytes; give it 1 to {KEY_BYTES_MAX}")]
     Key { found_bytes: usize },
     #[error(
-        "the mailbox holds {has} messages and may hold {max}; send again when some were received, or let it hold more"
+        "the mailbox holds {has} messages, and takes one of this sender below {max}; send again when some were received, or let it hold more"
     )]
     Messages { has: usize, max: usize },
     #[error(
-        "the mailbox holds {has_bytes} bytes, the message has {needs_bytes} with its key, and {max_bytes} may be held; \
-         send again when some were received, or let it hold more"
+        "the mailbox holds {has_bytes} bytes, the message has {needs_bytes} with its key, and together they may be {max_bytes} for \
+         this sender; send again when some were received, or let it hold more"
     )]
     Bytes { has_bytes: usize, needs_bytes: usize, max_bytes: usize },
     #[error(
@@ -128,7 +128,8 @@ impl Refusal {
     }
 }
 
-/// How much a mailbox may hold.
+/// How much a mailbox may hold. Of either, the last [eighth](kept) is for senders who have [little](little) there, so that one who sends without
+/// end leaves room for others (A8).
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
     pub(crate) messages_max: usize,
@@ -137,6 +138,23 @@ pub(crate) struct Bounds {
     pub(crate) bytes_max: usize,
     /// Receives that wait.
     pub(crate) receivers_max: usize,
+}
+
+/// Of so much, what is kept for senders who have little: an eighth, or nothing where that is next to nothing.
+fn kept(max: usize) -> usize {
+    if max < 64 { 0 } else { max / 8 }
+}
+
+/// Of so much, what is little: an eighth of what is kept.
+fn little(max: usize) -> usize {
+    kept(max) / 8
+}
+
+/// What a sender has in the mailbox.
+#[derive(Debug, Clone, Copy, Default)]
+struct Held {
+    messages: usize,
+    bytes: usize,
 }
 
 /// How much a mailbox holds.
@@ -255,6 +273,8 @@ pub(crate) struct Mailbox<P> {
     /// By number: the oldest first.
     messages: BTreeMap<u64, Message<P>>,
     message_bytes: usize,
+    /// Of those who have some there.
+    held: BTreeMap<Sender, Held>,
     /// Under all they answer to but [`Pattern::ANY`], for which `messages` will do.
     answering: Index,
     /// Messages that came.
@@ -276,6 +296,7 @@ impl<P: Keep> Mailbox<P> {
             keys: Keys::default(),
             messages: BTreeMap::new(),
             message_bytes: 0,
+            held: BTreeMap::new(),
             answering: Index::default(),
             numbers: 0,
             waiting: BTreeMap::new(),
@@ -296,7 +317,7 @@ impl<P: Keep> Mailbox<P> {
         }
         let waits = self.longest_waiting(from, key);
         if waits.is_none()
-            && let Err(why) = self.check_room(key.len() + payload.len_bytes())
+            && let Err(why) = self.check_room(from, key.len() + payload.len_bytes())
         {
             return Err(Refused { why, payload });
         }
@@ -398,9 +419,13 @@ impl<P: Keep> Mailbox<P> {
 
     // ---- messages ---------------------------------------------------------------------------------------------
 
-    fn check_room(&self, needs_bytes: usize) -> Result<(), Refusal> {
-        let Bounds { messages_max: max, bytes_max: max_bytes, .. } = self.bounds;
+    fn check_room(&self, from: Sender, needs_bytes: usize) -> Result<(), Refusal> {
+        let Bounds { messages_max: mut max, bytes_max: mut max_bytes, .. } = self.bounds;
         let (has, has_bytes) = (self.messages.len(), self.message_bytes);
+        let held = self.held.get(&from).copied().unwrap_or_default();
+        if held.messages >= little(max) || held.bytes.saturating_add(needs_bytes) > little(max_bytes) {
+            (max, max_bytes) = (max - kept(max), max_bytes - kept(max_bytes));
+        }
         if needs_bytes > max_bytes {
             return Err(Refusal::TooLarge { needs_bytes, max_bytes });
         }
@@ -421,6 +446,8 @@ impl<P: Keep> Mailbox<P> {
         }
         let message = Message { from, key, payload, number };
         self.message_bytes += message.len_bytes();
+        let held = self.held.entry(from).or_default();
+        (held.messages, held.bytes) = (held.messages + 1, held.bytes + message.len_bytes());
         self.messages.insert(number, message);
     }
 
@@ -443,6 +470,11 @@ impl<P: Keep> Mailbox<P> {
             self.answering.remove(pattern, number);
         }
         self.message_bytes -= message.len_bytes();
+        let held = self.held.get_mut(&message.from).expect("a sender of a message has some there");
+        (held.messages, held.bytes) = (held.messages - 1, held.bytes - message.len_bytes());
+        if held.messages == 0 {
+            self.held.remove(&message.from);
+        }
         message
     }
 

@@ -115,7 +115,13 @@ impl Lists {
             }
             Err(message) => message,
         };
-        let Bounds { messages_max: max, bytes_max: max_bytes, .. } = self.bounds;
+        let Bounds { messages_max: mut max, bytes_max: mut max_bytes, .. } = self.bounds;
+        let its = || self.messages.iter().filter(|message| message.from == from);
+        let its_bytes: usize = its().map(|message| message.key.len() + message.payload.bytes).sum();
+        let eighth = |max: usize| if max < 64 { 0 } else { max / 8 };
+        if its().count() >= eighth(max) / 8 || its_bytes.saturating_add(needs_bytes) > eighth(max_bytes) / 8 {
+            (max, max_bytes) = (max - eighth(max), max_bytes - eighth(max_bytes));
+        }
         let why = if needs_bytes > max_bytes {
             Refusal::TooLarge { needs_bytes, max_bytes }
         } else if self.messages.len() >= max {
@@ -233,8 +239,8 @@ proptest! {
     /// Whatever is asked of a mailbox and of the lists, they answer the same.
     #[test]
     fn m1_m3_g8_a_mailbox_is_two_lists(
-        messages_max in 0..5_usize,
-        bytes_max in 0..24_usize,
+        messages_max in prop_oneof![0..5_usize, 64..80_usize],
+        bytes_max in prop_oneof![0..24_usize, 64..600_usize],
         receivers_max in 0..4_usize,
         steps in prop::collection::vec(step(), 1..150),
     ) {
@@ -305,7 +311,7 @@ proptest! {
 fn assert_is_empty(mailbox: &Mailbox<Letter>) {
     assert_eq!(mailbox.stats(), Stats::default());
     assert!(mailbox.keys.known.is_empty() && mailbox.answering.0.is_empty() && mailbox.asking.0.is_empty());
-    assert!(mailbox.turn_of.is_empty() && mailbox.deadlines.is_empty());
+    assert!(mailbox.turn_of.is_empty() && mailbox.deadlines.is_empty() && mailbox.held.is_empty());
 }
 
 // ---- one by one -------------------------------------------------------------------------------------------------
@@ -467,7 +473,7 @@ fn g8_a_full_mailbox_gives_the_message_back_and_says_how_full_it_is() {
     assert_eq!(refused.why.code(), Code::Busy);
     assert_eq!(
         refused.why.to_string(),
-        "the mailbox holds 2 messages and may hold 2; send again when some were received, or let it hold more"
+        "the mailbox holds 2 messages, and takes one of this sender below 2; send again when some were received, or let it hold more"
     );
     // Whoever waits is served all the same, and what was taken before comes back.
     assert_eq!(mailbox.receive(1, by(1, 0), keyed(b"x"), EVER), Received::Waits);
@@ -484,20 +490,46 @@ fn g8_a_full_mailbox_gives_the_message_back_and_says_how_full_it_is() {
 
 #[test]
 fn g8_bytes_of_keys_and_payloads_are_counted_together() {
-    let mut mailbox = Mailbox::new(Bounds { messages_max: 1000, bytes_max: 100, receivers_max: 1 });
+    let mut mailbox = Mailbox::new(Bounds { messages_max: 1000, bytes_max: 60, receivers_max: 1 });
     let parcel = |bytes| Letter { name: 0, bytes };
-    mailbox.deliver(Sender::Own, b"1234", parcel(56)).expect("there is room");
-    let refused = mailbox.deliver(Sender::Own, b"12", parcel(39)).expect_err("one byte too many");
-    assert_eq!(refused.why, Refusal::Bytes { has_bytes: 60, needs_bytes: 41, max_bytes: 100 });
-    assert_eq!((refused.payload, refused.why.code()), (parcel(39), Code::Busy));
-    mailbox.deliver(Sender::Own, b"12", parcel(38)).expect("there is room");
-    assert_eq!(mailbox.stats(), Stats { messages: 2, bytes: 100, keys: 2, receivers: 0 });
+    mailbox.deliver(Sender::Own, b"1234", parcel(26)).expect("there is room");
+    let refused = mailbox.deliver(Sender::Own, b"12", parcel(29)).expect_err("one byte too many");
+    assert_eq!(refused.why, Refusal::Bytes { has_bytes: 30, needs_bytes: 31, max_bytes: 60 });
+    assert_eq!((refused.payload, refused.why.code()), (parcel(29), Code::Busy));
+    mailbox.deliver(Sender::Own, b"12", parcel(28)).expect("there is room");
+    assert_eq!(mailbox.stats(), Stats { messages: 2, bytes: 60, keys: 2, receivers: 0 });
     // Not now, and never.
-    for bytes in [99, usize::MAX - 2] {
+    for bytes in [59, usize::MAX - 2] {
         let refused = mailbox.deliver(Sender::Own, b"12", parcel(bytes)).expect_err("too large");
-        assert_eq!(refused.why, Refusal::TooLarge { needs_bytes: bytes + 2, max_bytes: 100 });
+        assert_eq!(refused.why, Refusal::TooLarge { needs_bytes: bytes + 2, max_bytes: 60 });
         assert_eq!(refused.why.code(), Code::TooLarge);
     }
+}
+
+/// A8, G8: one who sends without end does not keep others from sending.
+#[test]
+fn a8_a_flood_of_one_sender_leaves_room_for_others() {
+    let mut mailbox = Mailbox::new(Bounds { messages_max: 640, bytes_max: 64_000, receivers_max: 1 });
+    let flood = |mailbox: &mut Mailbox<Letter>, from, bytes| {
+        let mut refused = (0..).filter_map(|name| mailbox.deliver(from, b"k", Letter { name, bytes }).err());
+        refused.next().expect("it ends").why
+    };
+    // By their number, then by their bytes, of which one message may be too many.
+    assert_eq!(flood(&mut mailbox, Sender::Peer(0), 0), Refusal::Messages { has: 560, max: 560 });
+    assert_eq!(flood(&mut mailbox, Sender::Own, 0), Refusal::Messages { has: 570, max: 560 });
+    assert_eq!(flood(&mut mailbox, Sender::Peer(1), 999), Refusal::Messages { has: 571, max: 560 });
+    for peer in 2..9 {
+        for _ in 0..9 {
+            mailbox.deliver(Sender::Peer(peer), b"k", letter(1)).expect("it has little there");
+        }
+    }
+    // What was received is room again, for those who have little first.
+    while take(&mut mailbox, ANY).is_some() {}
+    assert_is_empty(&mailbox);
+    let Refusal::Bytes { max_bytes: 56_000, .. } = flood(&mut mailbox, Sender::Peer(0), 10_000) else {
+        panic!("it is full")
+    };
+    mailbox.deliver(Sender::Peer(1), b"k", Letter { name: 1, bytes: 900 }).expect("it has little there");
 }
 
 #[test]
