@@ -30,7 +30,7 @@ fn start(part: &str, cpus: Option<&[usize]>) -> (Child, OwnedFd) {
     let args: Vec<OsString> =
         ["--exact", part, "--ignored", "--nocapture", "--test-threads=1"].iter().map(OsString::from).collect();
     let program = std::env::current_exe().unwrap();
-    let child = Spawn { program: &program, args: &args, control: theirs.as_fd(), cpus, user: None }.spawn().unwrap();
+    let child = Spawn { cpus, ..Spawn::new(&program, &args, theirs.as_fd()) }.spawn().unwrap();
     (child, ours)
 }
 
@@ -555,7 +555,7 @@ fn a_child_starts_with_nothing_but_what_it_was_given() {
 fn a_program_that_cannot_start_is_an_error_with_a_number() {
     let (_ours, theirs) = handover::socketpair().unwrap();
     let attempt = |program: &str, cpus: Option<&[usize]>| {
-        Spawn { program: Path::new(program), args: &[], control: theirs.as_fd(), cpus, user: None }.spawn().map(drop)
+        Spawn { cpus, ..Spawn::new(Path::new(program), &[], theirs.as_fd()) }.spawn().map(drop)
     };
     assert_eq!(attempt("/nowhere/nothing", None).unwrap_err().raw_os_error(), Some(libc::ENOENT));
     assert_eq!(attempt("/proc/self/status", None).unwrap_err().raw_os_error(), Some(libc::EACCES));
