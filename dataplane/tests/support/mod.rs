@@ -4,6 +4,7 @@
 mod dice;
 #[path = "../../../transport/tests/support/namespace.rs"]
 pub(crate) mod namespace;
+pub(crate) mod heard;
 pub(crate) mod nodes;
 pub(crate) mod proxy;
 pub(crate) mod raw;
