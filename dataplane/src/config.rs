@@ -568,7 +568,12 @@ impl ProcessConfig {
             self.worker_log_bytes_max,
             "64 KiB to 1 TiB",
         )?;
-        range(self.worker_log_old_files <= 1000, "worker_log_old_files", self.worker_log_old_files.into(), "0 to 1000")?;
+        range(
+            self.worker_log_old_files <= 1000,
+            "worker_log_old_files",
+            self.worker_log_old_files.into(),
+            "0 to 1000",
+        )?;
         range(
             (1..=1_000_000).contains(&self.worker_log_lines_max),
             "worker_log_lines_max",

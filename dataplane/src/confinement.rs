@@ -411,7 +411,8 @@ impl Tree {
             fs::create_dir(&leaf).map_err(|error| cannot("make a group in", &self.folder, &error))?;
             self.moved = true;
             write(&leaf.join("cgroup.procs"), "0").map_err(|error| cannot("enter", &leaf, &error))?;
-            write(&self.own.join(file), &all).map_err(|error| cannot("let controllers down from", &self.own, &error))?;
+            write(&self.own.join(file), &all)
+                .map_err(|error| cannot("let controllers down from", &self.own, &error))?;
         }
         write(&self.folder.join(file), &all).map_err(|error| cannot("let controllers down from", &self.folder, &error))
     }

@@ -10,7 +10,9 @@ use std::time::Duration;
 use praas_dataplane::confinement::{Version, trial};
 use praas_dataplane::{Client, InvokeError};
 use support::heard::Heard;
-use support::{PATIENCE, children, content, lives, process_program, run_process, signal, state, test_worker, wait_until};
+use support::{
+    PATIENCE, children, content, lives, process_program, run_process, signal, state, test_worker, wait_until,
+};
 
 /// With an arena of 4 MiB, 68 of their own.
 const MEMORY: [&str; 2] = ["--worker-memory-max=75497472", "--arena-bytes=4194304"];
@@ -27,7 +29,11 @@ fn groups(pid: u32) -> Vec<PathBuf> {
     let folders = text.lines().filter_map(|line| {
         let mut parts = line.splitn(3, ':').skip(1);
         let (controllers, path) = (parts.next()?, parts.next()?);
-        let roots = if controllers.is_empty() { vec!["/sys/fs/cgroup".into()] } else { vec![format!("/sys/fs/cgroup/{controllers}")] };
+        let roots = if controllers.is_empty() {
+            vec!["/sys/fs/cgroup".into()]
+        } else {
+            vec![format!("/sys/fs/cgroup/{controllers}")]
+        };
         roots.into_iter().map(|root| PathBuf::from(format!("{root}{path}"))).find(|path| path.is_dir())
     });
     folders.filter(|folder| folder.to_string_lossy().contains("/praas-")).collect()
@@ -121,13 +127,15 @@ fn w10_w8_a_fork_bomb_stays_in_its_group_and_goes_with_its_worker() {
     for depth in ["3", "11"] {
         let before = children(process.pid());
         client.invoke("bomb", depth).unwrap();
-        let struck = || before.iter().map(|pid| (*pid, groups(*pid))).find(|(_, group)| number(group, "pids.current") > 8);
+        let struck =
+            || before.iter().map(|pid| (*pid, groups(*pid))).find(|(_, group)| number(group, "pids.current") > 8);
         wait_until("it has begun", PATIENCE, || struck().is_some());
         let (worker, group) = struck().expect("just now");
         if depth == "11" {
             wait_until("it is refused more", PATIENCE, || {
                 let events = group.iter().filter_map(|folder| fs::read_to_string(folder.join("pids.events")).ok());
-                events.flat_map(|text| text.split_whitespace().last().and_then(|n| n.parse::<u64>().ok())).sum::<u64>() > 0
+                events.flat_map(|text| text.split_whitespace().last().and_then(|n| n.parse::<u64>().ok())).sum::<u64>()
+                    > 0
             });
         }
         for call in 0..200_u8 {
@@ -136,7 +144,13 @@ fn w10_w8_a_fork_bomb_stays_in_its_group_and_goes_with_its_worker() {
         }
         let members: Vec<u32> = group
             .iter()
-            .flat_map(|folder| fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default().lines().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>())
+            .flat_map(|folder| {
+                fs::read_to_string(folder.join("cgroup.procs"))
+                    .unwrap_or_default()
+                    .lines()
+                    .map(|pid| pid.parse().unwrap())
+                    .collect::<Vec<_>>()
+            })
             .collect();
         assert!(members.len() > 8);
         signal(worker, 9);
@@ -191,7 +205,11 @@ fn w10_without_control_groups_memory_is_bound_by_limits_and_payloads_are_not_cou
     let process = Heard::of(command, 2, &["--worker-memory-max=369098752"]);
     assert_eq!(process.value("limits"), Some("rlimits"), "{}", process.ready);
     process.wait_said("instead of control groups");
-    assert!(process.said().iter().any(|line| line.contains("control group") && line.contains("reason=")), "{:?}", process.said());
+    assert!(
+        process.said().iter().any(|line| line.contains("control group") && line.contains("reason=")),
+        "{:?}",
+        process.said()
+    );
     let (mut client, mut neighbour) = (process.connect(), process.connect());
     let worker = children(process.pid())[0];
     let limits = fs::read_to_string(format!("/proc/{worker}/limits")).unwrap();
@@ -216,7 +234,8 @@ fn w10_without_control_groups_memory_is_bound_by_limits_and_payloads_are_not_cou
 fn w10_without_control_groups_threads_are_bound_by_the_user() {
     let mut command = Command::new("setpriv");
     let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"];
-    let runs = Command::new("setpriv").args(nobody).args([&process_program(), "--version"]).stdout(Stdio::null()).status();
+    let runs =
+        Command::new("setpriv").args(nobody).args([&process_program(), "--version"]).stdout(Stdio::null()).status();
     let reads = Command::new("setpriv").args(nobody).args(["test", "-x", &test_worker()]).status();
     if ![runs, reads].into_iter().all(|status| status.is_ok_and(|status| status.success())) {
         return println!("skipped: needs root, setpriv, and programs that everybody may run");
@@ -293,7 +312,11 @@ fn x2_the_kernel_short_of_memory_takes_a_worker_and_never_the_controller() {
     }
     let text = fs::read_to_string("/proc/self/cgroup").unwrap();
     let own = text.lines().find_map(|line| line.split_once(":memory:")).expect("version 1").1;
-    let group = Group(Path::new("/sys/fs/cgroup/memory").join(own.trim_start_matches('/')).join(format!("test-of-praas-{}", std::process::id())));
+    let group = Group(
+        Path::new("/sys/fs/cgroup/memory")
+            .join(own.trim_start_matches('/'))
+            .join(format!("test-of-praas-{}", std::process::id())),
+    );
     fs::create_dir(&group.0).unwrap();
     fs::write(group.0.join("memory.limit_in_bytes"), "67108864").unwrap();
     let mut command = Command::new("sh");
@@ -311,7 +334,10 @@ fn x2_the_kernel_short_of_memory_takes_a_worker_and_never_the_controller() {
                 break ended.expect_err("there is no room for it");
             }
         };
-        assert!(matches!(&error, InvokeError::WorkerLost { text } if text.contains("signal 9")), "round {round}: {error}");
+        assert!(
+            matches!(&error, InvokeError::WorkerLost { text } if text.contains("signal 9")),
+            "round {round}: {error}"
+        );
         wait_until("it serves on", PATIENCE, || neighbour.invoke("echo", b"on").is_ok());
         assert!(lives(process.pid()));
     }

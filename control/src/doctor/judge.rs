@@ -361,7 +361,11 @@ fn worker_limits(trial: &GroupsTrial) -> Finding {
         GroupsTrial::Works { version } => found(format!("control groups, version {version}"))
             .ok("a group a worker, for --worker-memory-max and --worker-processes-max"),
         GroupsTrial::Failed { why, is_root } => {
-            let processes = if *is_root { "none of the processes of root, unless --worker-uids gives workers users of their own" } else { "one of all processes of this user" };
+            let processes = if *is_root {
+                "none of the processes of root, unless --worker-uids gives workers users of their own"
+            } else {
+                "one of all processes of this user"
+            };
             found(why.clone())
                 .note(format!("limits of each OS process instead: one of its private memory, and {processes}"))
                 .change("systemd-run --user --scope -p Delegate=yes praas-process ... (in a container: have /sys/fs/cgroup writable)")

@@ -3,7 +3,8 @@
 //! Nothing here fails: what cannot be read is `None`, and the judge says so.
 
 use super::facts::{
-    Clock, Cores, Facts, GroupsTrial, Host, Idle, IdleState, Kernel, Limit, Limits, Memory, PmQos, QueueLimits, Seccomp, Space, Tcp,
+    Clock, Cores, Facts, GroupsTrial, Host, Idle, IdleState, Kernel, Limit, Limits, Memory, PmQos, QueueLimits,
+    Seccomp, Space, Tcp,
 };
 use super::trial;
 use praas_dataplane::{Congestion, cgroup, confinement};

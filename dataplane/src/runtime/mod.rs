@@ -40,8 +40,8 @@ use praas_transport::queue::{Buffer, QueueConfig, Receiver, Sender};
 use praas_transport::reactor::{self, Interest, Kind, Reactor};
 
 use crate::clock::{now_ns, unix_ns};
-use crate::confinement::Confinement;
 use crate::config::{Checks, Ipc, Pin, ProcessConfig, WaitMode};
+use crate::confinement::Confinement;
 use crate::controller::connection_lease::HOT_CALLS;
 use crate::controller::mailbox::Mailbox;
 use crate::controller::{

@@ -31,7 +31,7 @@ const PIECES_PER_TURN: usize = 4;
 const REST_NS: u64 = 1_000_000;
 /// Read from a stream whose worker is dead: what a pipe may hold without privilege (`fs.pipe-max-size`). What its children go on writing is nobody's.
 const LAST_BYTES_MAX: usize = 1 << 20;
-/// Lines that are shown of a dead worker's last ones, whatever it printed before.
+/// Lines that are shown of a worker's last second, whatever it printed before.
 const LAST_LINES: usize = 64;
 
 /// The longest that stands beside a line: `worker 63 pid 4194304 stdout: `, how many bytes are missing, and the time.
@@ -57,6 +57,8 @@ struct Author {
     pid: i32,
     streams: [Option<Stream>; 2],
     allowance: Allowance,
+    /// The last of those lines that the allowance has dropped, by stream, each with the bytes that are missing: shown if it dies now.
+    last: VecDeque<(usize, Vec<u8>, u64)>,
 }
 
 #[derive(Debug)]
@@ -108,7 +110,7 @@ impl Printed {
     pub(super) fn begin(&mut self, worker: WorkerId, pid: i32, pipes: Pipes) {
         let streams = pipes.ours.map(|pipe| Some(Stream { pipe, splitter: Splitter::default(), due_ns: 0 }));
         let allowance = Allowance::new(self.lines_max);
-        self.authors[usize::from(worker)] = Some(Author { worker, pid, streams, allowance });
+        self.authors[usize::from(worker)] = Some(Author { worker, pid, streams, allowance, last: VecDeque::new() });
         self.due_ns = 0;
     }
 
@@ -155,7 +157,7 @@ impl Printed {
                 due_ns = due_ns.min(author.streams[stream].as_ref().map_or(u64::MAX, |stream| stream.due_ns));
             }
             if author.allowance.due_ns() <= now_ns {
-                author.tell_dropped(log);
+                author.tell_dropped(log, 0);
             }
             due_ns = due_ns.min(author.allowance.due_ns());
         }
@@ -165,30 +167,24 @@ impl Printed {
     /// A worker is dead: what it printed last is shown, and who else holds its pipes writes into nothing.
     pub(super) fn end(&mut self, now_ns: u64, worker: WorkerId, reactor: &mut Carrier) {
         let Some(mut author) = self.authors[usize::from(worker)].take() else { return };
-        let mut last: VecDeque<(usize, Vec<u8>, u64)> = VecDeque::with_capacity(LAST_LINES + 1);
         for (stream, token) in TOKENS.into_iter().enumerate() {
             let Some(Stream { pipe, due_ns, .. }) = &author.streams[stream] else { continue };
             if *due_ns == u64::MAX {
                 reactor.unwatch(pipe.as_fd(), token + usize::from(worker));
             }
-            let mut keep = |author: &mut Author, line: &[u8], beyond| {
-                last.push_back((stream, line.to_vec(), beyond));
-                if last.len() > LAST_LINES
-                    && let Some((stream, line, beyond)) = last.pop_front()
-                {
-                    author.show(now_ns, &mut self.log, stream, &line, beyond);
-                }
-            };
             let mut left = LAST_BYTES_MAX;
             while let Some(Stream { pipe, .. }) = &author.streams[stream]
                 && let Ok(bytes @ 1..) = rustix::io::read(pipe, &mut self.piece[..PIECE_BYTES.min(left)])
             {
                 left -= bytes;
-                author.read(stream, &self.piece[..bytes], &mut keep);
+                author.read(stream, &self.piece[..bytes], |author, line, beyond| {
+                    author.show(now_ns, &mut self.log, stream, line, beyond);
+                });
             }
-            author.finish(stream, &mut keep);
+            author.close(now_ns, &mut self.log, stream);
         }
-        author.tell_dropped(&mut self.log);
+        let last = std::mem::take(&mut author.last);
+        author.tell_dropped(&mut self.log, last.len() as u64);
         for (stream, line, beyond) in last {
             author.write(&mut self.log, stream, &line, beyond);
         }
@@ -198,7 +194,8 @@ impl Printed {
 impl Author {
     /// Takes what a stream brought, a line at a time.
     fn read(&mut self, stream: usize, bytes: &[u8], mut line: impl FnMut(&mut Author, &[u8], u64)) {
-        let Some(mut splitter) = self.streams[stream].as_mut().map(|stream| std::mem::take(&mut stream.splitter)) else {
+        let Some(mut splitter) = self.streams[stream].as_mut().map(|stream| std::mem::take(&mut stream.splitter))
+        else {
             return;
         };
         splitter.take(bytes, |text, beyond| line(self, text, beyond));
@@ -208,25 +205,25 @@ impl Author {
     }
 
     /// Nothing more comes of a stream: its last line needs no end.
-    fn finish(&mut self, stream: usize, mut line: impl FnMut(&mut Author, &[u8], u64)) {
-        if let Some(mut stream) = self.streams[stream].take() {
-            stream.splitter.finish(|text, beyond| line(self, text, beyond));
-        }
-    }
-
-    /// The worker has closed a stream, and so has everybody who had it from it.
     fn close(&mut self, now_ns: u64, log: &mut Log, stream: usize) {
-        self.finish(stream, |author, line, beyond| author.show(now_ns, log, stream, line, beyond));
+        if let Some(mut closed) = self.streams[stream].take() {
+            closed.splitter.finish(|line, beyond| self.show(now_ns, log, stream, line, beyond));
+        }
     }
 
     /// Shows a line if there may be one more.
     fn show(&mut self, now_ns: u64, log: &mut Log, stream: usize, line: &[u8], beyond: u64) {
         if self.allowance.due_ns() <= now_ns {
-            self.tell_dropped(log);
+            self.tell_dropped(log, 0);
         }
         if self.allowance.take(now_ns) {
-            self.write(log, stream, line, beyond);
+            return self.write(log, stream, line, beyond);
         }
+        let first = if self.last.len() < LAST_LINES { None } else { self.last.pop_front() };
+        let mut kept = first.map_or_else(Vec::new, |(_, kept, _)| kept);
+        kept.clear();
+        kept.extend_from_slice(line);
+        self.last.push_back((stream, kept, beyond));
     }
 
     fn write(&self, log: &mut Log, stream: usize, line: &[u8], beyond: u64) {
@@ -240,9 +237,11 @@ impl Author {
         });
     }
 
-    fn tell_dropped(&mut self, log: &mut Log) {
+    /// Tells how many lines were dropped; not of those that are shown after all.
+    fn tell_dropped(&mut self, log: &mut Log, shown: u64) {
         use std::fmt::Write;
-        let (dropped, lines_max) = (self.allowance.take_dropped(), self.allowance.lines_max());
+        self.last.clear();
+        let (dropped, lines_max) = (self.allowance.take_dropped() - shown, self.allowance.lines_max());
         if dropped > 0 {
             log.line(|text| {
                 let _ = write!(

@@ -54,7 +54,8 @@ impl Heard {
         command.args(["--worker", &test_worker(), "--workers", &workers, "--workers-max", &workers]).args(args);
         command.args(std::env::var("PRAAS_TEST_REACTOR").ok().map(|reactor| format!("--reactor={reactor}")));
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
-        let (stdout, stderr) = (listen(child.stdout.take().expect("piped")), listen(child.stderr.take().expect("piped")));
+        let (stdout, stderr) =
+            (listen(child.stdout.take().expect("piped")), listen(child.stderr.take().expect("piped")));
         let mut heard = Heard { child, ready: String::new(), stdout, stderr };
         wait_until("it is ready, or has ended", PATIENCE, || {
             !heard.stdout.lock().unwrap().is_empty() || heard.child.try_wait().is_ok_and(|ended| ended.is_some())

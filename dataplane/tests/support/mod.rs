@@ -2,9 +2,9 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 mod dice;
+pub(crate) mod heard;
 #[path = "../../../transport/tests/support/namespace.rs"]
 pub(crate) mod namespace;
-pub(crate) mod heard;
 pub(crate) mod nodes;
 pub(crate) mod proxy;
 pub(crate) mod raw;

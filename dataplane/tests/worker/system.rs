@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use praas_dataplane::{Context, Failure, Input, Output, Worker};
 
-pub(super) fn register(worker: Worker<'static>) -> Worker<'static> {
+pub(super) fn register(worker: Worker) -> Worker {
     worker
         .function("say", say)
         .function("flood", flood)

@@ -80,7 +80,12 @@ fn write_byte(text: &mut String, byte: u8) {
 fn is_harmless(character: char) -> bool {
     match character {
         '\t' => true,
-        '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' => false,
+        '\u{ad}'
+        | '\u{61c}'
+        | '\u{200b}'..='\u{200f}'
+        | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}'
+        | '\u{feff}' => false,
         '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}' => false,
         _ => !character.is_control(),
     }

@@ -20,6 +20,8 @@ pub(super) struct Log {
     /// Lines that were not taken since the last one that was, and why the first was not.
     lost: u64,
     why: Option<io::Error>,
+    /// The operator was told that lines are lost.
+    warned: bool,
     /// The last line was taken in part.
     torn: bool,
     /// Kept for its memory.
@@ -54,7 +56,9 @@ pub enum LogError {
         source: io::Error,
     },
     /// Two of one name would put aside each other's.
-    #[error("worker log {path}: another process writes to it; give this one another --process NAME or --worker-log DIR")]
+    #[error(
+        "worker log {path}: another process writes to it; give this one another --process NAME or --worker-log DIR"
+    )]
     Taken {
         /// The file.
         path: String,
@@ -77,7 +81,7 @@ impl Log {
                 config.worker_log_old_files,
             )?)),
         };
-        Ok(Log { to, lost: 0, why: None, torn: false, text: String::new() })
+        Ok(Log { to, lost: 0, why: None, warned: false, torn: false, text: String::new() })
     }
 
     /// Takes a line, which `write` writes without its end, or drops and counts it. With files it has the time before it.
@@ -123,16 +127,17 @@ impl Log {
         };
         let whole = matches!(taken, Ok(bytes) if bytes == text.len());
         match taken {
-            Ok(_) if whole => self.torn = false,
+            Ok(_) if whole => (self.torn, self.warned) = (false, false),
             // No more than the end of the line that was torn before.
             Ok(bytes) => self.torn = bytes > 1 || !self.torn && bytes > 0,
             Err(why) => {
-                if self.why.is_none() {
-                    if let To::Folder(files) = &self.to {
-                        tracing::warn!(path = %files.path.display(), %why, "lines of workers are dropped: their log does not take them");
-                    }
-                    self.why = Some(why);
+                if let To::Folder(files) = &self.to
+                    && !std::mem::replace(&mut self.warned, true)
+                {
+                    let path = files.path.display();
+                    tracing::warn!(%path, %why, "lines of workers are dropped: their log does not take them");
                 }
+                self.why.get_or_insert(why);
             }
         }
         self.text = text;
@@ -244,7 +249,9 @@ mod tests {
         /// All lines there are, the oldest first, without their times.
         fn lines(&self) -> Vec<String> {
             let mut paths: Vec<_> = std::fs::read_dir(&self.0).unwrap().map(|entry| entry.unwrap().path()).collect();
-            paths.sort_by_key(|path| std::cmp::Reverse(path.extension().and_then(|end| end.to_str()?.parse::<u32>().ok())));
+            paths.sort_by_key(|path| {
+                std::cmp::Reverse(path.extension().and_then(|end| end.to_str()?.parse::<u32>().ok()))
+            });
             let text: String = paths.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
             text.lines().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect()
         }
@@ -286,7 +293,14 @@ mod tests {
         std::os::unix::fs::symlink("/dev/null", linked.0.join("p.log")).unwrap();
         assert!(matches!(linked.log(1000, 1), Err(LogError::Open { .. })));
         let piped = Folder::new("piped");
-        rustix::fs::mknodat(rustix::fs::CWD, piped.0.join("p.log"), rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            piped.0.join("p.log"),
+            rustix::fs::FileType::Fifo,
+            Mode::RUSR | Mode::WUSR,
+            0,
+        )
+        .unwrap();
         assert!(matches!(piped.log(1000, 1), Err(LogError::Open { .. })));
     }
 
