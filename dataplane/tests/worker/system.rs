@@ -13,6 +13,7 @@ pub(super) fn register(worker: Worker) -> Worker {
         .function("hog", hog)
         .function("bomb", bomb)
         .function("threads", threads)
+        .function("posthumous", posthumous)
 }
 
 /// `STREAM BYTES`, STREAM being `out`, `err` or `abort`: prints the bytes as they are; with `abort` to stderr, as its last words.
@@ -70,4 +71,33 @@ fn threads(_: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
         }
     }
     Ok(Output::empty())
+}
+
+/// `HOW BYTES PATH`: leaves a line there, waits until the controller is stopped, and then dies: with HOW = `answered` after it has answered with so many
+/// bytes, with `begun` before. When somebody has left a line there before, it answers at once.
+fn posthumous(context: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
+    let text = String::from_utf8_lossy(&input).into_owned();
+    let words: Vec<&str> = text.splitn(3, ' ').collect();
+    let &[how, bytes, path] = &words[..] else { return Err(Failure::new(-22, "HOW BYTES PATH, please")) };
+    let mut answer = context.loan(usize::try_from(super::number(bytes.as_bytes())).unwrap_or(0))?;
+    answer.fill(7);
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
+    writeln!(file, "{}", std::process::id())?;
+    if std::fs::read_to_string(path)?.lines().count() > 1 {
+        return Ok(answer.into());
+    }
+    let controller = format!("/proc/{}/stat", std::os::unix::process::parent_id());
+    while !std::fs::read_to_string(&controller)?.contains(") T ") {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    if how == "answered" {
+        std::thread::spawn(|| {
+            // Long enough for the answer to be on its way; nobody takes it before we are dead.
+            std::thread::sleep(Duration::from_millis(200));
+            super::raise(9);
+        });
+        return Ok(answer.into());
+    }
+    super::raise(9);
+    Err(Failure::new(-1, "nobody survives that"))
 }
