@@ -162,6 +162,8 @@ impl<'a> Spawn<'a> {
             return Err(fork_error);
         };
         drop(report_in_child);
+        // As the child does itself, whoever is first: a signal to its group finds it from now on. Refused after the exec, when it is done.
+        let _ = rustix::process::setpgid(Some(pid), Some(pid));
         // The child is not reaped before we do it, so the number is still its own. Until it has a pidfd it is a bare
         // number; on failure it must not stay behind.
         let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
