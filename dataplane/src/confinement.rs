@@ -52,10 +52,10 @@ struct Limits {
 #[derive(Debug)]
 pub(crate) struct Confinement {
     limits: Limits,
+    /// Of dead workers, with somebody in them who has not gone yet. Each was killed, and is on its way. Before what they are in: that goes last.
+    leaving: Vec<Group>,
     how: How,
     oom_score_adj: i16,
-    /// Of dead workers, with somebody in them who has not gone yet. Each was killed, and is on its way.
-    leaving: Vec<Group>,
 }
 
 #[derive(Debug)]
@@ -138,7 +138,7 @@ impl Confinement {
         };
         let ours = fs::read_to_string("/proc/self/oom_score_adj").ok().and_then(|text| text.trim().parse().ok());
         let oom_score_adj = (ours.unwrap_or(0) + OOM_SCORE_ABOVE_US).min(OOM_SCORE_MAX);
-        Confinement { limits, how, oom_score_adj, leaving: Vec::new() }
+        Confinement { limits, leaving: Vec::new(), how, oom_score_adj }
     }
 
     /// How workers are bound, as the ready line has it; `None` when nobody asked for that.

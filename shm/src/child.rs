@@ -49,7 +49,7 @@ pub struct Spawn<'a> {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Bounds<'a> {
     /// The `cgroup.procs` files, open for writing, of the control groups that it enters. Entering takes the kernel a grace period
-    /// of RCU, 11 to 18 ms where it was measured, and not one for each of several.
+    /// of RCU: 11 to 18 ms where it was measured.
     pub groups: &'a [BorrowedFd<'a>],
     /// `RLIMIT_DATA`, bytes: its private writable memory. Shared mappings, as segments are, do not count (`getrlimit(2)`).
     pub data_bytes_max: Option<u64>,

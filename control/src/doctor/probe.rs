@@ -16,7 +16,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// Looks at the machine we run on. Takes a few milliseconds; changes nothing.
+/// Looks at the machine we run on. Takes some milliseconds; changes nothing that stays.
 #[must_use]
 pub fn probe() -> Facts {
     let machine = Machine::at("/");

@@ -132,7 +132,7 @@ impl Printed {
         let begin = self.next;
         for at in (begin..begin + count).map(|at| at % count) {
             let Some(author) = &mut authors[at] else { continue };
-            for stream in 0..2 {
+            for (stream, token) in TOKENS.into_iter().enumerate() {
                 let Some(Stream { pipe, due_ns: at_ns, .. }) = &mut author.streams[stream] else { continue };
                 if *at_ns <= now_ns && pieces < PIECES_PER_TURN {
                     (pieces, self.next) = (pieces + 1, (at + 1) % count);
@@ -144,7 +144,7 @@ impl Printed {
                             });
                         }
                         Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {
-                            let token = TOKENS[stream] + usize::from(author.worker);
+                            let token = token + usize::from(author.worker);
                             *at_ns = match reactor.watch(pipe.as_fd(), token, Interest::Read) {
                                 Ok(()) => u64::MAX,
                                 // For lack of memory: looked at now and then instead.
