@@ -42,6 +42,7 @@ fn the_json_has_every_finding_and_the_exit_code_follows_it() {
         "memlock",
         "open_files",
         "pids",
+        "worker_limits",
         "clock",
         "idle",
         "huge_pages",

@@ -63,35 +63,53 @@ fn number<N: FromStr>(root: &Path, file: impl AsRef<Path>) -> Option<N> {
 /// files below `root`, which is `/` but in tests.
 #[must_use]
 pub fn tightest(root: &Path, knob: Knob) -> Option<u64> {
-    let mounts = text(root, "/proc/self/mountinfo")?;
-    let groups = text(root, "/proc/self/cgroup")?;
     let mut least: Option<u64> = None;
-    for line in groups.lines() {
-        // hierarchy-ID:controller-list:path
-        let mut parts = line.splitn(3, ':');
-        let (Some(_), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next()) else {
-            continue;
-        };
-        let unified = controllers.is_empty();
-        if !unified && !controllers.split(',').any(|name| name == knob.controller) {
-            continue;
-        }
-        let Some((mount, below)) = mounts
-            .lines()
-            .filter_map(Mount::parse)
-            .find(|mount| mount.carries(unified, knob.controller))
-            .map(|mount| mount.locate(path))
-        else {
-            continue;
-        };
-        let read = if unified { knob.v2 } else { knob.v1 };
-        for group in below.ancestors().take_while(|group| group.starts_with(&mount)) {
+    for Place { version, mount, group } in places(root, knob.controller)? {
+        let read = if version == Version::V2 { knob.v2 } else { knob.v1 };
+        for group in group.ancestors().take_while(|group| group.starts_with(&mount)) {
             if let Some(value) = read(root, group) {
                 least = Some(least.map_or(value, |least| least.min(value)));
             }
         }
     }
     least
+}
+
+/// Of the control groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// A hierarchy for each controller.
+    V1,
+    /// The unified hierarchy.
+    V2,
+}
+
+/// Where we are in a hierarchy.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) version: Version,
+    mount: PathBuf,
+    /// The folder of our group.
+    pub(crate) group: PathBuf,
+}
+
+/// Our places in hierarchies that may have this controller: that of version 1, and the unified one, which has it only if the first is not there.
+pub(crate) fn places(root: &Path, controller: &str) -> Option<Vec<Place>> {
+    let mounts = text(root, "/proc/self/mountinfo")?;
+    let groups = text(root, "/proc/self/cgroup")?;
+    let place = |line: &str| {
+        // hierarchy-ID:controller-list:path
+        let mut parts = line.splitn(3, ':');
+        let (_, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
+        let unified = controllers.is_empty();
+        if !unified && !controllers.split(',').any(|name| name == controller) {
+            return None;
+        }
+        let mut mounts = mounts.lines().filter_map(Mount::parse);
+        let (mount, group) = mounts.find(|mount| mount.carries(unified, controller))?.locate(path);
+        Some(Place { version: if unified { Version::V2 } else { Version::V1 }, mount, group })
+    };
+    Some(groups.lines().filter_map(place).collect())
 }
 
 /// The fields of one mountinfo line that matter here.

@@ -237,7 +237,24 @@ pub struct ProcessConfig {
     pub drain_ms: u64,
     /// How long a worker may take to register, ms. Default 5000.
     pub start_ms: u64,
+    /// Memory of one worker and what it starts, bytes, payloads in its arena included; 0 is no limit. At it the kernel kills the worker (in a
+    /// control group) or refuses it memory (elsewhere). Over rings at least `arena_bytes` and 32 MiB, so that payloads are refused before. Default 0: what
+    /// a function needs is its own affair, and the container of a process bounds all of it.
+    pub worker_memory_max: u64,
+    /// Processes and threads of one worker; 0 is no limit. A worker is one of one thread as it starts. Default 0.
+    pub worker_processes_max: u32,
+    /// Folder for what workers print, which goes to `NAME.log` there, NAME being this process's. Default: our stderr.
+    pub worker_log: Option<PathBuf>,
+    /// Length of that file at which it is put aside, bytes. Default 16 MiB.
+    pub worker_log_bytes_max: u64,
+    /// How many of those put aside are kept. Default 4.
+    pub worker_log_old_files: u32,
+    /// Lines of one worker that are shown a second; what it prints beyond is counted. Default 1000.
+    pub worker_log_lines_max: u32,
 }
+
+/// What a worker takes of its memory before its function does anything, and some room: beside its arena at the least.
+pub(crate) const WORKER_MEMORY_LEAST: u64 = 32 << 20;
 
 impl Default for ProcessConfig {
     fn default() -> Self {
@@ -278,6 +295,12 @@ impl Default for ProcessConfig {
             grace_ms: 100,
             drain_ms: 5000,
             start_ms: 5000,
+            worker_memory_max: 0,
+            worker_processes_max: 0,
+            worker_log: None,
+            worker_log_bytes_max: 16 << 20,
+            worker_log_old_files: 4,
+            worker_log_lines_max: 1000,
         }
     }
 }
@@ -518,7 +541,45 @@ impl ProcessConfig {
         for (field, value) in [("grace_ms", self.grace_ms), ("drain_ms", self.drain_ms), ("start_ms", self.start_ms)] {
             range((1..=600_000).contains(&value), field, value.to_string(), "1 ms to 10 minutes")?;
         }
-        Ok(())
+        self.validate_workers_bounds()
+    }
+
+    fn validate_workers_bounds(&self) -> Result<(), ConfigError> {
+        let range = |ok: bool, field, value: u64, range| {
+            if ok { Ok(()) } else { Err(ConfigError::Range { field, value: value.to_string(), range }) }
+        };
+        let arena_bytes = if self.ipc == Ipc::Ring { self.arena_bytes } else { 0 };
+        let least = arena_bytes + WORKER_MEMORY_LEAST;
+        range(
+            self.worker_memory_max == 0 || (least..=1 << 46).contains(&self.worker_memory_max),
+            "worker_memory_max",
+            self.worker_memory_max,
+            "0 for none, or at least 32 MiB and, over rings, the bytes of --arena-bytes beside them, up to 64 TiB",
+        )?;
+        range(
+            self.worker_processes_max <= 1 << 22,
+            "worker_processes_max",
+            self.worker_processes_max.into(),
+            "0 for none, or up to 4194304",
+        )?;
+        range(
+            (64 << 10..=1 << 40).contains(&self.worker_log_bytes_max),
+            "worker_log_bytes_max",
+            self.worker_log_bytes_max,
+            "64 KiB to 1 TiB",
+        )?;
+        range(
+            self.worker_log_old_files <= 1000,
+            "worker_log_old_files",
+            self.worker_log_old_files.into(),
+            "0 to 1000",
+        )?;
+        range(
+            (1..=1_000_000).contains(&self.worker_log_lines_max),
+            "worker_log_lines_max",
+            self.worker_log_lines_max.into(),
+            "1 to 1000000",
+        )
     }
 
     /// The addresses that `listen` stands for, in the resolver's order; may ask a name server.
@@ -650,13 +711,17 @@ mod tests {
     #[test]
     fn every_range_is_checked() {
         type Spoil = fn(&mut ProcessConfig);
-        let refused: [(&str, Spoil); 6] = [
+        let refused: [(&str, Spoil); 10] = [
             ("workers", |c| c.workers = 0),
             ("workers_max", |c| c.workers_max = 1),
             ("arena_bytes", |c| c.arena_bytes = 3 << 20),
             ("payload_bytes_max", |c| c.payload_bytes_max = 0),
             ("process", |c| c.process = "a/b".into()),
             ("start_ms", |c| c.start_ms = 0),
+            ("worker_memory_max", |c| c.worker_memory_max = c.arena_bytes + (32 << 20) - 1),
+            ("worker_processes_max", |c| c.worker_processes_max = u32::MAX),
+            ("worker_log_bytes_max", |c| c.worker_log_bytes_max = 4096),
+            ("worker_log_lines_max", |c| c.worker_log_lines_max = 0),
         ];
         for (field, spoil) in refused {
             let mut config = sound();

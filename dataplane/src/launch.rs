@@ -182,16 +182,6 @@ impl LocalProcess {
             let line = line.trim().to_owned();
             return Err(if ended { LaunchError::Ended { status, text } } else { LaunchError::Strange { line } });
         };
-        // What workers print goes on to our stdout, so that nobody blocks on a full pipe.
-        let quiet = config.quiet;
-        std::thread::spawn(move || {
-            let mut out = std::io::stdout();
-            copy_lines(&mut stdout, |line| {
-                if !quiet {
-                    let _ = writeln!(out, "{line}");
-                }
-            });
-        });
         Ok(LocalProcess { child, name, address, reactor, reactor_reason })
     }
 

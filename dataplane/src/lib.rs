@@ -5,6 +5,7 @@ pub mod cgroup;
 pub mod client;
 pub mod clock;
 pub mod config;
+pub mod confinement;
 mod controller;
 mod error;
 pub mod exit;
@@ -24,7 +25,7 @@ pub use error::{Failure, InvokeError};
 pub use launch::{LaunchConfig, LaunchError, LaunchKey, LocalProcess};
 pub use payload::{Input, Loan, Output, Payload, Reply};
 pub use praas_transport::hello::{Credential, Role, Secret, SecretError, Session};
-pub use runtime::{Process, ProcessError, Ready};
+pub use runtime::{LogError, Process, ProcessError, Ready};
 pub use worker::{
     Broadcast, Context, Draft, FunctionId, Key, KeyInfo, Lease, Message, MessageError, Object, Pending, SELF, Source,
     State, StateError, Typed, Worker,

@@ -117,9 +117,11 @@ fn r6_workers_with_users_of_their_own_reach_nobody() {
         assert_eq!(users, BTreeSet::from([(70_001, 70_001), (70_002, 70_002)]));
         assert!(*client.invoke("echo", content(1, 1 << 20)).expect("an answer") == *content(1, 1 << 20));
         client.invoke("leased", b"echo").expect("an answer");
-        signal(children(process.pid())[0], 9);
+        let victim = children(process.pid())[0];
+        signal(victim, 9);
         wait_until("it is replaced", PATIENCE, || {
-            children(process.pid()).into_iter().filter(|pid| lives(*pid)).count() == 2
+            let now = children(process.pid());
+            !now.contains(&victim) && now.into_iter().filter(|pid| lives(*pid)).count() == 2
         });
         client.invoke("leased", b"echo").expect("an answer");
         let workers = children(process.pid());

@@ -5,7 +5,8 @@
 //! reaping a child first kills its group (W8). The pidfd makes its death an event, and its number safe from reuse.
 //!
 //! Between `fork` and `exec` the child makes system calls and nothing else: other threads may have held any lock at the
-//! moment of the fork, the heap's included, so everything that needs memory is made before.
+//! moment of the fork, the heap's included, so everything that needs memory is made before. What bounds the child (control
+//! groups, limits) is in force before its program runs, so that nothing it starts was ever without.
 
 use std::ffi::{CString, OsString, c_char};
 use std::fs;
@@ -15,7 +16,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus};
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, WaitId, WaitIdOptions, WaitIdStatus};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// Threads of a child that are moved with it: how many it has is its own choice, and whoever moves them waits for it.
@@ -31,13 +32,32 @@ pub struct Spawn<'a> {
     pub program: &'a Path,
     /// Its arguments, without its name.
     pub args: &'a [OsString],
-    /// Becomes descriptor 3 of the child; 0, 1 and 2 are inherited, everything else is closed.
+    /// Becomes descriptor 3 of the child; 0 is inherited, everything but that and its output is closed.
     pub control: BorrowedFd<'a>,
     /// The cores it may run on, from its first instruction; `None`: those of this thread.
     pub cpus: Option<&'a [usize]>,
     /// The user, and the group of the same number, that it runs as, without supplementary groups; `None`: ours. Needs the right to become
     /// somebody else (CAP_SETUID, CAP_SETGID), and to end it the right to signal them (CAP_KILL).
     pub user: Option<u32>,
+    /// Become descriptors 1 and 2 of the child; `None`: ours are inherited.
+    pub output: Option<[BorrowedFd<'a>; 2]>,
+    /// What keeps it within bounds.
+    pub bounds: Bounds<'a>,
+}
+
+/// What a child may take of the machine. The default bounds nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Bounds<'a> {
+    /// The `cgroup.procs` files, open for writing, of the control groups that it enters. Entering takes the kernel a grace period
+    /// of RCU: 11 to 18 ms where it was measured.
+    pub groups: &'a [BorrowedFd<'a>],
+    /// `RLIMIT_DATA`, bytes: its private writable memory. Shared mappings, as segments are, do not count (`getrlimit(2)`).
+    pub data_bytes_max: Option<u64>,
+    /// `RLIMIT_NPROC`: processes and threads of its *user*, all over the machine; root is not bound by it.
+    pub user_processes_max: Option<u64>,
+    /// `oom_score_adj`, -1000 to 1000, higher goes first: whom the kernel kills when memory runs out. Raising it takes no privilege.
+    /// Without /proc it stays what it is.
+    pub oom_score_adj: Option<i16>,
 }
 
 /// How a child ended.
@@ -55,16 +75,39 @@ pub struct Child {
     pid: Pid,
     pidfd: OwnedFd,
     exit: Option<Exit>,
+    /// Brings the number of the error that kept it from its program; ends with the exec.
+    report: OwnedFd,
 }
 
-impl Spawn<'_> {
+impl<'a> Spawn<'a> {
+    /// A child without further wishes: any core, our own user and output, no bounds.
+    #[must_use]
+    pub fn new(program: &'a Path, args: &'a [OsString], control: BorrowedFd<'a>) -> Self {
+        Spawn { program, args, control, cpus: None, user: None, output: None, bounds: Bounds::default() }
+    }
+
     /// Starts the child. When this returns, `exec` has succeeded.
     ///
-    /// Blocks for the fork and the exec: about a millisecond. Call it from a thread that lives as long as the process.
+    /// Blocks for the fork and the exec: about a millisecond, and longer if it enters control groups. Call it from a thread that
+    /// lives as long as the process.
     ///
     /// # Errors
-    /// What failed: preparing, `fork`, or in the child (user, affinity, descriptors, `exec`), by its error number.
+    /// As [`Spawn::begin`] and [`Child::exec_error`].
     pub fn spawn(&self) -> io::Result<Child> {
+        let child = self.begin()?;
+        match child.exec_error() {
+            Some(error) => Err(error),
+            None => Ok(child),
+        }
+    }
+
+    /// Starts the child and does not wait for its `exec`: when that fails the child ends, and [`Child::exec_error`] says why.
+    ///
+    /// Blocks for the fork. Call it from a thread that lives as long as the process.
+    ///
+    /// # Errors
+    /// What failed: preparing or `fork`.
+    pub fn begin(&self) -> io::Result<Child> {
         let program = c_string(self.program.as_os_str().as_bytes().to_vec())?;
         let mut argv_owned = vec![program.clone()];
         for argument in self.args {
@@ -79,9 +122,15 @@ impl Spawn<'_> {
             .collect::<io::Result<Vec<_>>>()?;
         let (argv, envp) = (pointers(&argv_owned), pointers(&envp_owned));
         let cpus = self.cpus.map(cpu_set).transpose()?;
+        let oom_score_adj = self.bounds.oom_score_adj.map(|score| score.to_string());
+        // Out of the way of 1, 2 and 3, which are about to be replaced in the child.
+        let above = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, CONTROL_FD + 1);
+        let output = match self.output {
+            Some([out, err]) => Some([above(out)?, above(err)?]),
+            None => None,
+        };
         let (report, low) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        // Descriptor 3 is about to be replaced in the child: the pipe must not be there.
-        let report_in_child = rustix::io::fcntl_dupfd_cloexec(&low, CONTROL_FD + 1)?;
+        let report_in_child = above(low.as_fd())?;
         // Or the pipe would never end.
         drop(low);
         let plan = Plan {
@@ -92,6 +141,9 @@ impl Spawn<'_> {
             report: report_in_child.as_raw_fd(),
             cpus: cpus.as_ref(),
             user: self.user,
+            output: output.as_ref(),
+            bounds: &self.bounds,
+            oom_score_adj: oom_score_adj.as_deref(),
             parent: rustix::process::getpid(),
         };
 
@@ -110,6 +162,8 @@ impl Spawn<'_> {
             return Err(fork_error);
         };
         drop(report_in_child);
+        // As the child does itself, whoever is first: a signal to its group finds it from now on. Refused after the exec, when it is done.
+        let _ = rustix::process::setpgid(Some(pid), Some(pid));
         // The child is not reaped before we do it, so the number is still its own. Until it has a pidfd it is a bare
         // number; on failure it must not stay behind.
         let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
@@ -120,17 +174,7 @@ impl Spawn<'_> {
                 return Err(error.into());
             }
         };
-        let child = Child { pid, pidfd, exit: None };
-        let mut errno = [0; 4];
-        loop {
-            match rustix::io::read(&report, &mut errno) {
-                // The pipe closed with the exec: it runs.
-                Ok(0) => return Ok(child),
-                Ok(_) => return Err(io::Error::from_raw_os_error(i32::from_ne_bytes(errno))),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
+        Ok(Child { pid, pidfd, exit: None, report })
     }
 }
 
@@ -143,6 +187,9 @@ struct Plan<'a> {
     report: i32,
     cpus: Option<&'a CpuSet>,
     user: Option<u32>,
+    output: Option<&'a [OwnedFd; 2]>,
+    bounds: &'a Bounds<'a>,
+    oom_score_adj: Option<&'a str>,
     parent: Pid,
 }
 
@@ -165,6 +212,10 @@ impl Plan<'_> {
         unsafe {
             if libc::setpgid(0, 0) != 0 {
                 return errno();
+            }
+            // While we may: another user may not.
+            if let Err(error) = self.enter_bounds() {
+                return error.raw_os_error();
             }
             // Not by glibc's functions, which ask all threads they know of, and wait for their locks. Before the next step: who becomes
             // somebody else loses its death signal.
@@ -196,6 +247,12 @@ impl Plan<'_> {
             } else if libc::dup2(self.control, CONTROL_FD) != CONTROL_FD {
                 return errno();
             }
+            // After the control socket: where our own output is closed, that may have its number.
+            for (to, from) in (1..).zip(self.output.into_iter().flatten()) {
+                if libc::dup2(from.as_raw_fd(), to) != to {
+                    return errno();
+                }
+            }
             // Closed by the exec, not now: the report pipe is among them and must tell of a failing exec.
             if libc::syscall(libc::SYS_close_range, CONTROL_FD + 1, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) != 0 {
                 return errno();
@@ -215,6 +272,33 @@ impl Plan<'_> {
             libc::execve(self.program, self.argv, self.envp);
             errno()
         }
+    }
+}
+
+impl Plan<'_> {
+    /// System calls only, as all of the plan.
+    fn enter_bounds(&self) -> rustix::io::Result<()> {
+        for group in self.bounds.groups {
+            // Zero is whoever writes it.
+            rustix::io::write(group, b"0")?;
+        }
+        if let Some(score) = self.oom_score_adj {
+            let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC;
+            if let Ok(file) = rustix::fs::open(c"/proc/self/oom_score_adj", flags, rustix::fs::Mode::empty()) {
+                // Where that is forbidden it stays what it is.
+                let _ = rustix::io::write(&file, score.as_bytes());
+            }
+        }
+        let Bounds { data_bytes_max, user_processes_max, .. } = *self.bounds;
+        for (resource, most) in [(Resource::Data, data_bytes_max), (Resource::Nproc, user_processes_max)] {
+            if most.is_some() {
+                // Never above what we are bound by ourselves, which takes a privilege.
+                let ours = rustix::process::getrlimit(resource).maximum;
+                let most = ours.map_or(most, |ours| most.map(|most| most.min(ours)));
+                rustix::process::setrlimit(resource, Rlimit { current: most, maximum: most })?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -252,6 +336,21 @@ impl Child {
             }
         }
         Ok(())
+    }
+
+    /// Why it never ran its program, by the number of the error: of its bounds, user, affinity, descriptors or `exec`. `None`: it does, or did.
+    /// Waits for the exec; does not block when the child is known to have ended.
+    pub fn exec_error(&self) -> Option<io::Error> {
+        let mut errno = [0; 4];
+        loop {
+            match rustix::io::read(&self.report, &mut errno) {
+                // The pipe closed with the exec: it runs.
+                Ok(0) => return None,
+                Ok(_) => return Some(io::Error::from_raw_os_error(i32::from_ne_bytes(errno))),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Some(error.into()),
+            }
+        }
     }
 
     /// Readable when the child has ended.

@@ -30,7 +30,7 @@ fn start(part: &str, cpus: Option<&[usize]>) -> (Child, OwnedFd) {
     let args: Vec<OsString> =
         ["--exact", part, "--ignored", "--nocapture", "--test-threads=1"].iter().map(OsString::from).collect();
     let program = std::env::current_exe().unwrap();
-    let child = Spawn { program: &program, args: &args, control: theirs.as_fd(), cpus, user: None }.spawn().unwrap();
+    let child = Spawn { cpus, ..Spawn::new(&program, &args, theirs.as_fd()) }.spawn().unwrap();
     (child, ours)
 }
 
@@ -555,13 +555,49 @@ fn a_child_starts_with_nothing_but_what_it_was_given() {
 fn a_program_that_cannot_start_is_an_error_with_a_number() {
     let (_ours, theirs) = handover::socketpair().unwrap();
     let attempt = |program: &str, cpus: Option<&[usize]>| {
-        Spawn { program: Path::new(program), args: &[], control: theirs.as_fd(), cpus, user: None }.spawn().map(drop)
+        Spawn { cpus, ..Spawn::new(Path::new(program), &[], theirs.as_fd()) }.spawn().map(drop)
     };
     assert_eq!(attempt("/nowhere/nothing", None).unwrap_err().raw_os_error(), Some(libc::ENOENT));
     assert_eq!(attempt("/proc/self/status", None).unwrap_err().raw_os_error(), Some(libc::EACCES));
     assert_eq!(attempt("/bin/sh", Some(&[1023])).unwrap_err().raw_os_error(), Some(libc::EINVAL));
     assert_eq!(attempt("/bin/sh", Some(&[1 << 20])).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     assert_eq!(attempt("/bin/\0sh", None).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+}
+
+/// A child that was killed by its group at once lived on: it was not in the group yet. Whoever then waited for its end waited for ever.
+#[test]
+fn a_child_is_in_its_group_before_its_exec() {
+    for _ in 0..50 {
+        let (_ours, theirs) = handover::socketpair().unwrap();
+        let args = ["-c", "sleep 20"].map(OsString::from);
+        let mut child = Spawn::new(Path::new("/bin/sh"), &args, theirs.as_fd()).begin().unwrap();
+        child.signal_group(9).unwrap();
+        assert_eq!(child.reap_blocking().unwrap(), Exit::Signal(9));
+        assert!(child.exec_error().is_none(), "it was killed, whether before its exec or after");
+    }
+}
+
+/// What a child is bound by is in force before its program runs, and its output is where it was told to be.
+#[test]
+fn a_child_starts_within_its_bounds() {
+    let (_ours, theirs) = handover::socketpair().unwrap();
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    let script = "ulimit -Hd; ulimit -d; cat /proc/self/oom_score_adj >&2";
+    let args = ["-c", script].map(OsString::from);
+    let bounds = child::Bounds { data_bytes_max: Some(64 << 20), oom_score_adj: Some(777), ..child::Bounds::default() };
+    let output = Some([write.as_fd(), write.as_fd()]);
+    let spawn = Spawn { output, bounds, ..Spawn::new(Path::new("/bin/sh"), &args, theirs.as_fd()) };
+    let mut child = spawn.spawn().unwrap();
+    drop(write);
+    let said = io::read_to_string(std::fs::File::from(read)).unwrap();
+    assert_eq!(said, "65536\n65536\n777\n");
+    assert_eq!(child.reap_blocking().unwrap(), Exit::Code(0));
+    // A group that nobody can enter is an error with a number.
+    let null = std::fs::File::open("/dev/null").unwrap();
+    let groups = [null.as_fd()];
+    let bounds = child::Bounds { groups: &groups, ..child::Bounds::default() };
+    let error = Spawn { bounds, ..Spawn::new(Path::new("/bin/sh"), &args, theirs.as_fd()) }.spawn().unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EBADF));
 }
 
 #[test]

@@ -32,6 +32,8 @@ pub struct Facts {
     pub clock: Clock,
     /// What a core does when nobody runs on it.
     pub idle: Idle,
+    /// Whether a control group could be made for a worker.
+    pub groups: GroupsTrial,
     /// The chosen word of `transparent_hugepage/shmem_enabled`.
     pub shmem_huge_pages: Option<String>,
     /// TCP congestion control.
@@ -105,6 +107,24 @@ pub enum UringTrial {
         step: &'static str,
         /// `errno` of that step.
         errno: i32,
+    },
+}
+
+/// What became of the control group trial, for the limits of a worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "result")]
+pub enum GroupsTrial {
+    /// One with bounds on memory and processes can be made below ours, in a hierarchy of this version.
+    Works {
+        /// 1 or 2.
+        version: u8,
+    },
+    /// None can.
+    Failed {
+        /// Why, in words.
+        why: String,
+        /// We run as root, whom `RLIMIT_NPROC` does not bind.
+        is_root: bool,
     },
 }
 

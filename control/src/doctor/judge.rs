@@ -1,6 +1,6 @@
 //! From facts to findings: pure, so that every machine there is can be tried in a test.
 
-use super::facts::{Cores, Facts, Host, Limit, MemfdTrial, PmQos, QueueLimits, Seccomp, Tcp, UringTrial};
+use super::facts::{Cores, Facts, GroupsTrial, Host, Limit, MemfdTrial, PmQos, QueueLimits, Seccomp, Tcp, UringTrial};
 use super::report::{Finding, Report};
 
 /// Oldest kernel on which everything the process needs exists: `F_SEAL_FUTURE_WRITE` (5.1), `waitid(P_PIDFD)` (5.4),
@@ -26,9 +26,9 @@ const QUEUE_CHARGED_BYTES: u64 = QUEUE_MESSAGES * (QUEUE_MESSAGE_BYTES + QUEUE_M
 /// and eventfd, and some room.
 const OPEN_FILES_BASE: u64 = 16;
 
-/// And for each worker: segment, eventfd, pidfd, control socket, two queues in queue mode, two for an exchange page on
-/// its way.
-const OPEN_FILES_PER_WORKER: u64 = 8;
+/// And for each worker: segment, eventfd, pidfd, control socket, what it prints (two), the report of its start, two queues in
+/// queue mode, two for an exchange page on its way.
+const OPEN_FILES_PER_WORKER: u64 = 11;
 
 /// Enough for the controller, two workers and a few clients.
 const OPEN_FILES_LEAST: u64 = OPEN_FILES_BASE + 2 * OPEN_FILES_PER_WORKER;
@@ -68,6 +68,7 @@ pub fn judge(facts: &Facts) -> Report {
             memlock(facts),
             open_files(facts),
             pids(facts),
+            worker_limits(&facts.groups),
             clock(facts),
             idle(facts),
             huge_pages(facts),
@@ -351,6 +352,24 @@ fn pids(facts: &Facts) -> Finding {
         found.note(format!("fewer than {WORKERS_MAX} workers, what else runs here counted in")).change(change)
     } else {
         found.ok(format!("{WORKERS_MAX} workers fit"))
+    }
+}
+
+fn worker_limits(trial: &GroupsTrial) -> Finding {
+    let found = |value: String| Finding::new("worker_limits", "limits of workers", value);
+    match trial {
+        GroupsTrial::Works { version } => found(format!("control groups, version {version}"))
+            .ok("a group a worker, for --worker-memory-max and --worker-processes-max"),
+        GroupsTrial::Failed { why, is_root } => {
+            let processes = if *is_root {
+                "none of the processes of root, unless --worker-uids gives workers users of their own"
+            } else {
+                "one of all processes of this user"
+            };
+            found(why.clone())
+                .note(format!("limits of each OS process instead: one of its private memory, and {processes}"))
+                .change("systemd-run --user --scope -p Delegate=yes praas-process ... (in a container: have /sys/fs/cgroup writable)")
+        }
     }
 }
 

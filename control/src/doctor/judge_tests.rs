@@ -34,6 +34,7 @@ fn good() -> Facts {
             states: vec![IdleState { name: "C6".into(), latency_us: 133 }],
             pm_qos: PmQos::Allowed,
         },
+        groups: GroupsTrial::Works { version: 2 },
         shmem_huge_pages: Some("advise".into()),
         tcp: Tcp {
             in_force: Some("cubic".into()),
@@ -93,7 +94,7 @@ fn every_problem_stops_the_data_plane_and_says_what_to_do() {
 
 #[test]
 fn every_note_lets_it_run_and_says_what_to_do() {
-    let spoilers: [Spoiler; 14] = [
+    let spoilers: [Spoiler; 15] = [
         ("cores", |f| f.cores.allowed = vec![3]),
         ("cores", |f| f.cores.quota_millicores = Some(1000)),
         ("cores", |f| f.cores.quota_millicores = Some(2500)),
@@ -106,6 +107,7 @@ fn every_note_lets_it_run_and_says_what_to_do() {
         ("memory", |f| f.memory.cgroup_bytes = Some(256 << 20)),
         ("open_files", |f| f.limits.open_files = Limit::AtMost(256)),
         ("pids", |f| f.limits.cgroup_pids = Limit::AtMost(20)),
+        ("worker_limits", |f| f.groups = GroupsTrial::Failed { why: "read-only".into(), is_root: true }),
         ("clock", |f| f.clock = Clock { source: Some("hpet".into()), read_ns: 900 }),
         ("idle", |f| f.idle.pm_qos = PmQos::Refused(EACCES)),
     ];

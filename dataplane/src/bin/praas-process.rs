@@ -10,7 +10,7 @@ use praas_dataplane::{Checks, Congestion, Ipc, Pin, Process, ProcessConfig, Proc
 /// Runs one cloud process: a controller and the workers that run your functions.
 ///
 /// Prints one line on stdout when clients can connect:
-///   ready process=NAME listen=ADDRESS workers=N ipc=ring|mq wait=MODE reactor=uring|epoll congestion=NAME [peers=N] reason="WHY THAT REACTOR"
+///   ready process=NAME listen=ADDRESS workers=N ipc=ring|mq wait=MODE reactor=uring|epoll congestion=NAME [limits=HOW] [peers=N] reason="WHY THAT REACTOR"
 /// and serves until SIGTERM, SIGINT or SIGHUP (running calls may finish; a second signal ends at once).
 #[derive(Debug, Parser)]
 #[command(
@@ -148,6 +148,25 @@ struct Arguments {
     /// How long a worker may take to register, ms [default: 5000]
     #[arg(long, value_name = "MS")]
     start_ms: Option<u64>,
+    /// Memory of one worker and what it starts, bytes, its payload memory included; 0 is no limit. The ready line says how it is kept: in
+    /// control groups, or, where none may be made, by limits of each OS process [default: 0]
+    #[arg(long, value_name = "BYTES")]
+    worker_memory_max: Option<u64>,
+    /// Processes and threads of one worker; 0 is no limit [default: 0]
+    #[arg(long, value_name = "N")]
+    worker_processes_max: Option<u32>,
+    /// Folder for what workers print, in NAME.log there [default: stderr]
+    #[arg(long, value_name = "DIR")]
+    worker_log: Option<PathBuf>,
+    /// Length at which that file is put aside, bytes [default: 16777216]
+    #[arg(long, value_name = "BYTES")]
+    worker_log_bytes_max: Option<u64>,
+    /// How many of those put aside are kept [default: 4]
+    #[arg(long, value_name = "N")]
+    worker_log_old_files: Option<u32>,
+    /// Lines of one worker that are shown a second; the rest is counted [default: 1000]
+    #[arg(long, value_name = "N")]
+    worker_log_lines_max: Option<u32>,
     /// Messages on stderr: error, warn, info or debug
     #[arg(long, value_name = "LEVEL", default_value = "warn")]
     log: tracing::Level,
@@ -196,8 +215,16 @@ impl Arguments {
             results_bytes_max,
             grace_ms,
             drain_ms,
-            start_ms
+            start_ms,
+            worker_memory_max,
+            worker_processes_max,
+            worker_log_bytes_max,
+            worker_log_old_files,
+            worker_log_lines_max
         );
+        if self.worker_log.is_some() {
+            config.worker_log = self.worker_log;
+        }
         config.peers.extend(self.peers);
         config.worker_uids = self.worker_uids.or(config.worker_uids);
         if self.key_file.is_some() || self.key_fd.is_some() {
@@ -240,6 +267,7 @@ fn run(arguments: Arguments) -> Result<(), ProcessError> {
             "ready process={} listen={} workers={} ipc={ipc} wait={wait} reactor={} congestion={}",
             ready.process, ready.listen, ready.workers, ready.reactor, ready.congestion
         );
+        let line = ready.limits.as_ref().map_or(line.clone(), |how| format!("{line} limits={how}"));
         let line = if ready.peers == 0 { line } else { format!("{line} peers={}", ready.peers) };
         let line = format!("{line} reason=\"{}\"", ready.reactor_reason.replace(['"', '\n'], "'"));
         // Nobody reads our stdout: no reason not to serve.

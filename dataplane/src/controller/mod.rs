@@ -47,7 +47,7 @@ pub(crate) use dedupe::{Keep, Once, SessionId, Stale, WINDOW_CALLS};
 use lease::Lease;
 use pace::Pace;
 use queue::{LaneId, Queue};
-pub(crate) use staff::Cause;
+pub(crate) use staff::{Cause, Limit};
 use staff::{Staff, State, Turn};
 
 /// Number of a worker, 1..=63: its participant id.

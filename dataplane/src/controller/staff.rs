@@ -50,6 +50,61 @@ pub(crate) enum Cause {
     Violation(&'static str),
     /// We killed it because it ran past a deadline.
     Overran,
+    /// It took more than it may.
+    Exceeded(Limit),
+}
+
+/// What a worker may not take more of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Limit {
+    /// Memory, in a control group: the kernel killed it, or somebody it had started.
+    Memory { bytes: u64 },
+    /// Private memory, by `RLIMIT_DATA`: it was refused some, and aborted. It may have had another reason: this one does not show.
+    Private { bytes: u64 },
+    /// Processes and threads: it was refused one, and ended.
+    Processes { processes_max: u32 },
+}
+
+impl Limit {
+    /// In one word, for workers that called the dead one: what, in the highest byte, and how much.
+    pub(crate) fn word(self) -> u64 {
+        let (what, much) = match self {
+            Limit::Memory { bytes } => (1, bytes),
+            Limit::Private { bytes } => (2, bytes),
+            Limit::Processes { processes_max } => (3, processes_max.into()),
+        };
+        what << 56 | much.min((1 << 56) - 1)
+    }
+
+    /// Of such a word.
+    pub(crate) fn from_word(word: u64) -> Option<Limit> {
+        let much = word & ((1 << 56) - 1);
+        match word >> 56 {
+            1 => Some(Limit::Memory { bytes: much }),
+            2 => Some(Limit::Private { bytes: much }),
+            3 => u32::try_from(much).ok().map(|processes_max| Limit::Processes { processes_max }),
+            _ => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Limit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Limit::Memory { bytes } => write!(
+                f,
+                "was killed by the kernel for lack of memory, of which it may take {bytes} bytes (--worker-memory-max)"
+            ),
+            Limit::Private { bytes } => write!(
+                f,
+                "aborted, as a program does that gets no memory: {bytes} bytes of its own are the most (--worker-memory-max)"
+            ),
+            Limit::Processes { processes_max } => write!(
+                f,
+                "ended after it was refused more than {processes_max} processes and threads (--worker-processes-max)"
+            ),
+        }
+    }
 }
 
 impl std::fmt::Display for Cause {
@@ -59,12 +114,13 @@ impl std::fmt::Display for Cause {
             Cause::Killed(signal) => write!(f, "was killed by signal {signal}"),
             Cause::Violation(what) => write!(f, "was killed for breaking the protocol: {what}"),
             Cause::Overran => f.write_str("was killed for running past its deadline"),
+            Cause::Exceeded(limit) => limit.fmt(f),
         }
     }
 }
 
 impl Cause {
-    /// SIGKILL comes from outside (an operator, the kernel short of memory); everything else is the function's doing.
+    /// SIGKILL comes from outside (an operator, a machine short of memory); everything else is the function's doing.
     pub(super) fn is_the_functions(self) -> bool {
         const SIGKILL: i32 = 9;
         const SIGTERM: i32 = 15;

@@ -51,6 +51,9 @@ pub enum ProcessError {
     /// A segment cannot be had.
     #[error("shared memory: {0}")]
     Segment(#[from] praas_shm::SegmentError),
+    /// There is nowhere for what workers print.
+    #[error(transparent)]
+    WorkerLog(#[from] super::printed::LogError),
     /// io_uring was asked for and cannot be had.
     #[error("{0}; use --reactor auto or --reactor epoll")]
     NoUring(#[from] praas_transport::reactor::NoUring),
@@ -73,7 +76,8 @@ impl ProcessError {
             ProcessError::Listen { .. } => exit::ADDRESS,
             ProcessError::WorkerMissing { .. } => exit::WORKER_MISSING,
             ProcessError::WorkerSilent { .. } | ProcessError::NoFunctions { .. } => exit::WORKER_SILENT,
-            ProcessError::Queue(_)
+            ProcessError::WorkerLog(_)
+            | ProcessError::Queue(_)
             | ProcessError::Segment(_)
             | ProcessError::NoUring(_)
             | ProcessError::System { .. } => exit::SYSTEM,

@@ -16,6 +16,7 @@ mod lent;
 mod mail;
 mod parcels;
 mod peers;
+mod printed;
 mod records;
 mod seat;
 mod staffing;
@@ -40,6 +41,7 @@ use praas_transport::reactor::{self, Interest, Kind, Reactor};
 
 use crate::clock::{now_ns, unix_ns};
 use crate::config::{Checks, Ipc, Pin, ProcessConfig, WaitMode};
+use crate::confinement::Confinement;
 use crate::controller::connection_lease::HOT_CALLS;
 use crate::controller::mailbox::Mailbox;
 use crate::controller::{
@@ -59,13 +61,15 @@ use hot::LastCaller;
 use lent::Lent;
 use parcels::Correspondence;
 use peers::Peers;
+pub use printed::LogError;
+use printed::Printed;
 use seat::{Channel, Deaf, Given, Seat};
 use state::Objects;
 
 const DOORBELL: usize = 1;
 const SIGNALS: usize = 2;
 const LISTENER: usize = 3;
-/// Worker `n`: its pidfd, control socket, and queues.
+/// Worker `n`: its pidfd, control socket, and queues; 0x5000 and 0x6000 what it prints (`printed::TOKENS`).
 const PIDFDS: usize = 0x1000;
 const CONTROLS: usize = 0x2000;
 const QUEUES_IN: usize = 0x3000;
@@ -107,6 +111,8 @@ pub struct Ready {
     pub congestion: String,
     /// Other processes it was told of.
     pub peers: usize,
+    /// How limits of workers are kept: `cgroup1`, `cgroup2` or `rlimits`; `None` without any.
+    pub limits: Option<&'static str>,
 }
 
 /// A cloud process: its controller and, as children, its workers. Runs on the thread that calls [`Process::run`].
@@ -152,6 +158,8 @@ pub struct Process {
     signals: std::os::unix::net::UnixStream,
     drain_until_ns: Option<u64>,
     start_error: Option<ProcessError>,
+    printed: Printed,
+    confinement: Confinement,
     /// When to look again for children that dead workers left to us.
     strays_due_ns: u64,
     announced: bool,
@@ -193,6 +201,7 @@ impl Process {
         let mut reactor: Carrier = Reactor::new(kind).map_err(system("no reactor; try --reactor epoll"))?;
         // By the calendar: a process that moves to another host is a later life of itself there, too.
         let incarnation = unix_ns();
+        let printed = Printed::new(&config)?;
         let hello = responder(&config, incarnation)?;
         let peers = Peers::new(&config, &hello, process_id)?;
         let clients = Clients::listen(&config, hello)?;
@@ -264,6 +273,8 @@ impl Process {
             signals,
             drain_until_ns: None,
             start_error: None,
+            printed,
+            confinement: Confinement::new(&config),
             strays_due_ns: u64::MAX,
             announced: false,
             welcome: wire::Welcome {
@@ -321,7 +332,11 @@ impl Process {
             }
             // After the answers: nobody waits for this.
             if now >= self.strays_due_ns {
-                self.strays_due_ns = if self.end_strays() { now + STRAYS_NS } else { u64::MAX };
+                let left = self.end_strays() | self.confinement.end_leaving();
+                self.strays_due_ns = if left { now + STRAYS_NS } else { u64::MAX };
+            }
+            if now >= self.printed.due_ns() {
+                self.printed.tend(now, &mut self.reactor);
             }
             if let Some(error) = self.start_error.take() {
                 return Err(error);
@@ -332,6 +347,7 @@ impl Process {
                 self.clients.admit(&mut self.reactor)?;
                 self.peers.admit();
                 self.say_reactor();
+                self.confinement.say();
                 if let Some(ready) = ready.take() {
                     ready(&Ready {
                         process: self.config.process.clone(),
@@ -341,6 +357,7 @@ impl Process {
                         reactor_reason: self.reactor_reason.clone(),
                         congestion: self.clients.congestion(),
                         peers: self.peers.count(),
+                        limits: self.confinement.name(),
                     });
                 }
             }
@@ -416,6 +433,7 @@ impl Process {
                 .min(self.peers.wake_ns())
                 .min(self.lent_due_ns)
                 .min(self.objects.due_ns())
+                .min(self.printed.due_ns())
                 .min(self.mailbox.wake_ns())
                 .min(self.correspondence.wake_ns());
             timeout = Duration::from_nanos(due_ns.saturating_sub(now)).min(SLEEP_MAX);
@@ -545,6 +563,10 @@ impl Process {
                         if let Some(seat) = &mut self.seats[usize::from(worker)] {
                             seat.readable = true;
                         }
+                    }
+                    printed @ (0x5000 | 0x6000) => {
+                        let stream = usize::from(printed == printed::TOKENS[1]);
+                        self.printed.on_event(worker, stream, &mut self.reactor);
                     }
                     // Written by the next flush.
                     _ => {}

@@ -12,6 +12,7 @@ use praas_transport::reactor::Interest;
 
 use super::body::{Foreign, Heap};
 use super::mail::Handed;
+use crate::confinement::Group;
 use crate::controller::{CallKey, Cause};
 use crate::wire::record;
 
@@ -54,6 +55,8 @@ pub(crate) struct Seat {
     pub(crate) handed: Option<Handed>,
     /// Why we killed it, if we did.
     pub(crate) verdict: Option<Cause>,
+    /// What binds it.
+    pub(crate) group: Option<Group>,
 }
 
 #[derive(Debug)]
@@ -121,6 +124,7 @@ impl Seat {
             receives: None,
             handed: None,
             verdict: None,
+            group: None,
         }
     }
 

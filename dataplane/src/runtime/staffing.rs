@@ -1,5 +1,6 @@
 //! Workers as children: started, greeted, attached, buried; and what they leave behind.
 
+use super::printed::Pipes;
 use super::*;
 
 impl Process {
@@ -31,7 +32,7 @@ impl Process {
         }
     }
 
-    pub(super) fn start(&self, worker: WorkerId) -> Result<Seat, ProcessError> {
+    pub(super) fn start(&mut self, worker: WorkerId) -> Result<Seat, ProcessError> {
         let (ours, theirs) = handover::socketpair().map_err(system("no socket for a worker"))?;
         // A worker that does not read must not stop us.
         rustix::io::ioctl_fionbio(&ours, true).map_err(|error| system("no socket for a worker")(error.into()))?;
@@ -73,6 +74,9 @@ impl Process {
                 Channel::Queue { sender: Box::new(Sender::new(to)), receiver: Box::new(receiver) }
             }
         };
+        let bonds = self.confinement.bonds(worker, incarnation).map_err(system("no control group for a worker"))?;
+        let entrances: Vec<_> = bonds.entrances.iter().map(OwnedFd::as_fd).collect();
+        let pipes = Pipes::new().map_err(system("no pipes for what a worker prints"))?;
         let args: Vec<OsString> = self.config.worker[1..].iter().map(OsString::from).collect();
         let cpus = cpu.map(|core| [core]);
         let program = &self.config.worker[0];
@@ -82,10 +86,21 @@ impl Process {
             control: theirs.as_fd(),
             cpus: cpus.as_ref().map(|cores| &cores[..]),
             user: self.config.worker_uids.map(|first| first + u32::from(worker)),
+            output: Some([pipes.theirs[0].as_fd(), pipes.theirs[1].as_fd()]),
+            bounds: child::Bounds {
+                groups: &entrances,
+                data_bytes_max: bonds.data_bytes_max,
+                user_processes_max: bonds.user_processes_max,
+                oom_score_adj: Some(bonds.oom_score_adj),
+            },
         }
-        .spawn()
+        // Not waiting for the exec, which comes tens of milliseconds later where it enters a control group.
+        .begin()
         .map_err(|source| ProcessError::WorkerMissing { program: program.clone(), source })?;
-        Ok(Seat::new(incarnation, child, ours, channel, cpu))
+        self.printed.begin(worker, child.pid(), pipes);
+        let mut seat = Seat::new(incarnation, child, ours, channel, cpu);
+        seat.group = bonds.group;
+        Ok(seat)
     }
 
     pub(super) fn on_control(&mut self, now: u64, worker: WorkerId) -> Result<(), ProcessError> {
@@ -165,10 +180,12 @@ impl Process {
                 Exit::Code(0)
             }
         };
-        let cause = seat.verdict.unwrap_or(match exit {
+        let limit = self.confinement.limit_of(seat.group.as_ref(), exit);
+        let cause = seat.verdict.or(limit.map(Cause::Exceeded)).unwrap_or(match exit {
             Exit::Code(code) => Cause::Exited(code),
             Exit::Signal(signal) => Cause::Killed(signal),
         });
+        let exec_error = seat.child.exec_error();
         // Its children, if it had any, go with it: those of its group now, those that left it when they come to us.
         let _ = seat.child.signal_group(9);
         // Answers it had published before it died count.
@@ -192,9 +209,10 @@ impl Process {
         if let Some(arena) = &mut self.store.arena {
             arena.reclaim(me);
         }
-        let word = match exit {
-            Exit::Signal(signal) => u64::from(signal.unsigned_abs()),
-            Exit::Code(code) => 1 << 32 | u64::from(code.cast_unsigned()),
+        let word = match (cause, exit) {
+            (Cause::Exceeded(limit), _) => limit.word(),
+            (_, Exit::Signal(signal)) => u64::from(signal.unsigned_abs()),
+            (_, Exit::Code(code)) => 1 << 32 | u64::from(code.cast_unsigned()),
         };
         let mut mourners = 0;
         for other in self.seated.clone() {
@@ -214,8 +232,16 @@ impl Process {
             let (foreign, _) = self.lent_on.remove(&key).expect("listed above");
             self.release(Bytes::Foreign(foreign));
         }
-        if self.announced || exit != Exit::Code(0) {
-            tracing::info!(worker, "worker {cause}");
+        self.printed.end(now, worker, &mut self.reactor);
+        self.confinement.bury(seat.group.take());
+        match exec_error {
+            Some(source) if !self.announced => {
+                let program = self.program();
+                self.start_error.get_or_insert(ProcessError::WorkerMissing { program, source });
+            }
+            Some(error) => tracing::error!(worker, %error, "cannot start a worker"),
+            None if self.announced || exit != Exit::Code(0) => tracing::info!(worker, "worker {cause}"),
+            None => {}
         }
         if !self.announced {
             let how = match exit {
@@ -271,8 +297,14 @@ impl Process {
         for seat in self.seats.iter_mut().flatten() {
             let _ = seat.child.reap_blocking();
         }
-        let until_ns = now_ns() + 10 * STRAYS_NS;
-        while self.end_strays() && now_ns() < until_ns {
+        let now = now_ns();
+        for worker in self.seated.clone() {
+            self.printed.end(now, worker, &mut self.reactor);
+            let group = self.seats[usize::from(worker)].as_mut().and_then(|seat| seat.group.take());
+            self.confinement.bury(group);
+        }
+        let until_ns = now + 10 * STRAYS_NS;
+        while self.end_strays() | self.confinement.end_leaving() && now_ns() < until_ns {
             std::thread::sleep(Duration::from_nanos(STRAYS_NS / 10));
         }
     }

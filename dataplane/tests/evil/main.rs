@@ -288,6 +288,15 @@ impl Evil {
                     }
                 }
             }
+            _ if name.starts_with("unseen: ") => {
+                // The controller is stopped, and finds the crime and our death at once.
+                let stat = || std::fs::read_to_string(format!("/proc/{}/stat", std::os::unix::process::parent_id()));
+                while !stat().is_ok_and(|stat| stat.contains(") T ")) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                self.attack(&name["unseen: ".len()..], call);
+                std::process::exit(0);
+            }
             _ if name.starts_with("mail:") => self.attack_mail(name),
             _ => self.attack_state(name),
         }

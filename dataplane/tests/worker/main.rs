@@ -11,6 +11,7 @@ mod dice;
 mod messages;
 mod pry;
 mod state;
+mod system;
 
 use praas_dataplane::client::CallOptions;
 use praas_dataplane::{
@@ -121,7 +122,7 @@ fn main() -> ExitCode {
             let child = if input.is_empty() { command.arg("1000") } else { command.args(["sleep", "1000"]) }.spawn()?;
             Ok(child.id().to_string().into())
         });
-    pry::register(messages::register(state::register(worker))).serve()
+    system::register(pry::register(messages::register(state::register(worker)))).serve()
 }
 
 thread_local! {

@@ -844,6 +844,9 @@ pub(crate) struct Cause;
 impl Cause {
     /// `signal` or `1 << 32 | code`.
     pub(crate) fn describe(word: u64) -> String {
+        if let Some(limit) = crate::controller::Limit::from_word(word) {
+            return limit.to_string();
+        }
         let low = word & 0xffff_ffff;
         match word >> 32 {
             0 => format!("was killed by signal {low}"),
