@@ -14,6 +14,7 @@ mod greeting;
 mod hot;
 mod lent;
 mod mail;
+mod members;
 mod parcels;
 mod peers;
 mod records;
@@ -617,6 +618,7 @@ impl Process {
                     }
                 }
                 clients::Event::Cancel { connection, call } => self.controller.cancel(connection, call),
+                clients::Event::Members { connection, call, text } => self.on_members(now, connection, call, text),
                 clients::Event::Gone { connection } => {
                     self.forget(index);
                     self.controller.disconnected(connection);

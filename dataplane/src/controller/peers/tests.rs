@@ -69,11 +69,20 @@ enum Step {
     Cut(usize),
 }
 
+/// A machine with one peer, to which something is to be sent.
+fn told(name: &str, peer: &str, seed: [u8; 16]) -> Peering {
+    let mut peering = Peering::new(name, seed);
+    assert_eq!(peering.add(peer), 0);
+    peering.activate(0, 0, None, true);
+    peering.want(0);
+    peering
+}
+
 fn end(who: usize, life: u64) -> End {
     let names = ["a", "b"];
     let mut seed = [who as u8 + 1; 16];
     seed[8] = life as u8;
-    let peering = Peering::new(names[who], std::iter::once(names[1 - who]), seed);
+    let peering = told(names[who], names[1 - who], seed);
     End { peering, now_ns: 0, life, started: false, up: None }
 }
 
@@ -346,7 +355,7 @@ proptest! {
 
 /// A leader with one peer, `b`, at a virtual time.
 fn leader() -> Peering {
-    Peering::new("a", std::iter::once("b"), [1; 16])
+    told("a", "b", [1; 16])
 }
 
 fn actions(peering: &mut Peering) -> Vec<Action> {
@@ -392,7 +401,7 @@ fn n11_an_earlier_life_is_refused_and_a_later_one_takes_over() {
 #[test]
 fn n11_a_peer_that_dials_again_has_given_up_what_it_had() {
     for (name, up) in [("a", true), ("c", false)] {
-        let mut peering = Peering::new(name, std::iter::once("b"), [1; 16]);
+        let mut peering = told(name, "b", [1; 16]);
         let first = peering.accepted(0, 0, 7);
         peering.heard(0, first, if up { Word::Pong } else { Word::Confirm });
         actions(&mut peering);
@@ -523,7 +532,7 @@ fn n11_who_stops_says_so_and_dials_no_more() {
     let done = actions(&mut a);
     assert!(!done.iter().any(|action| matches!(action, Action::Dial { .. } | Action::Up { .. })), "{done:?}");
     // The other one hears it, and looks for the next life.
-    let mut b = Peering::new("b", std::iter::once("a"), [2; 16]);
+    let mut b = told("b", "a", [2; 16]);
     let link = b.accepted(0, 0, 1);
     b.heard(0, link, Word::Confirm);
     b.heard(0, link, Word::Goodbye(Farewell::Stopping));
