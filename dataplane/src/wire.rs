@@ -176,9 +176,9 @@ pub enum Code {
     Expired = 13,
     /// Another version of an object is current than the one that was expected.
     Conflict = 14,
-    /// No process of this name was ever heard of.
+    /// No process of this name is a member of the application.
     UnknownProcess = 15,
-    /// The life of the process that was to have it is over; it may have had it.
+    /// The life of the process that was to have it is over; it may have had it, where the text says so.
     PeerLost = 16,
     /// The process is swapped out, and who was to send does not wait for it. Nothing was sent.
     Swapped = 17,
@@ -456,7 +456,7 @@ pub(crate) enum MailOp {
     Resolve = 3,
     /// The name of the process that has this number.
     NameOf = 4,
-    /// Names of all processes: two lists, those that are there and those that are swapped out (JSON).
+    /// Names of processes: two lists, those that are active and those that are swapped out (JSON).
     Processes = 5,
     /// A call of a function, whose name is the key, of another process. The answer is its reply.
     Call = 6,

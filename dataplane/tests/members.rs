@@ -241,9 +241,13 @@ fn r4_m5_newcomers_and_those_who_leave_and_return_are_seen_by_all_and_nothing_is
             let gone = processes[who].refused("send", &[b"d", b"k", b"v"]);
             assert!(gone.contains("process d has stopped; it was not sent"), "{gone}");
         }
-        // Deleted.
+        // Deleted: nobody waits for it any more.
+        let receiving = processes[1].submit("recv", &[b"d", b"k"]);
+        std::thread::sleep(Duration::from_millis(100));
         plane.rests(3, State::Deleted);
         plane.tell();
+        let gone = processes[1].client.wait(receiving).expect_err("nothing more comes").to_string();
+        assert!(gone.contains("unknown process `d`"), "{gone}");
         for who in 0..3 {
             assert_eq!(processes[who].listed(), "a b c/");
             for (function, arguments) in

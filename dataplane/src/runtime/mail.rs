@@ -6,6 +6,7 @@ use praas_shm::KEY_BYTES_MAX;
 
 use super::*;
 use crate::controller::mailbox::{Bounds, Delivered, Mailbox, Message, Received, Receiver, Sender, Wanted};
+use crate::controller::peers::PeerNumber;
 use crate::members::State;
 use crate::wire::MailOp;
 
@@ -313,6 +314,17 @@ impl Process {
     pub(super) fn expire_receives(&mut self, now: u64) {
         while let Some(Receiver { worker, call }) = self.mailbox.expire(now) {
             self.answer_text(worker, call, Code::Timeout, "");
+        }
+    }
+
+    /// Ends receives that wait for a process which is not any more.
+    pub(super) fn end_receives_from(&mut self, peer: PeerNumber) {
+        if !self.peers.is_deleted(peer) {
+            return;
+        }
+        let name = self.peers.name_of(peer).unwrap_or("?").to_owned();
+        while let Some(Receiver { worker, call }) = self.mailbox.sender_gone(Sender::Peer(peer)) {
+            self.answer_text(worker, call, Code::UnknownProcess, &name);
         }
     }
 

@@ -298,6 +298,7 @@ impl Process {
                 Arrival::Over { peer, text } => {
                     self.controller.disconnected(PEER | peer as u64);
                     self.end_calls_taken_by(peer, text);
+                    self.end_receives_from(peer);
                 }
                 Arrival::Parcel { peer, due, kind, key, bytes } => {
                     let verdict = self.on_parcel(now, peer, kind, &key, bytes);

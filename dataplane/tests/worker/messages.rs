@@ -83,13 +83,14 @@ pub(crate) fn register(worker: Worker) -> Worker {
         .function("active", |context, _| Ok(context.active_processes()?.join(" ").into()))
         .function("listed", |context, _| Ok(listed(context)?.into()))
         .function("watch_listed", |context, input| {
-            // What changes during one invocation.
+            // What changes during one invocation; each time it does we send ourselves what it is now.
             let [want, ms] = arguments(&input)?;
             let until = std::time::Instant::now() + Duration::from_millis(number(ms)?);
             let mut seen: Vec<String> = Vec::new();
             while std::time::Instant::now() < until {
                 let now = listed(context)?;
                 if seen.last() != Some(&now) {
+                    context.send(SELF, "seen", now.as_bytes())?;
                     seen.push(now);
                 }
                 if seen.last().map(String::as_bytes) == Some(want) {
