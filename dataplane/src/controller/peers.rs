@@ -123,7 +123,7 @@ pub(crate) enum Loss {
     OutOfTurn(Word),
     /// It took too long.
     Late { waited_ms: u64 },
-    /// It is an earlier life of the peer than one we know.
+    /// It is an earlier life of the peer than one we met or were told of, or one that is over.
     Stale { found: u64, known: u64 },
     /// We were told that it is not active.
     NotActive,
@@ -142,7 +142,7 @@ impl fmt::Display for Loss {
             Loss::OutOfTurn(word) => write!(f, "it said {word:?} out of turn"),
             Loss::Late { waited_ms } => write!(f, "it was not ready within {waited_ms} ms"),
             Loss::Stale { found, known } => {
-                write!(f, "this is its life {found}, and {known} was seen before; end whichever is the older one")
+                write!(f, "this is its life {found}, and none before {known} is let in; end whichever is the older one")
             }
             Loss::NotActive => f.write_str("we were told that it is not active"),
             Loss::Moved => f.write_str("we were told that it is elsewhere now, or of a later life of it"),
