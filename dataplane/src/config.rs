@@ -784,6 +784,25 @@ mod tests {
     }
 
     #[test]
+    fn r4_members_come_from_one_place_and_each_peer_has_an_address_of_its_own() {
+        let told = |text: &str| {
+            let text = format!("worker = ['w']\nprocess = 'a'\nkey_file = 'key'\n{text}");
+            toml::from_str::<ProcessConfig>(&text).unwrap()
+        };
+        let config = told("dial = 'start'\nwhen_swapped = 'refuse'\npeers = { b = '127.0.0.1:1', c = '127.0.0.1:2' }");
+        assert_eq!((config.dial, config.when_swapped), (Dial::Start, WhenSwapped::Refuse));
+        let (_, table) = config.first_members().unwrap().expect("two peers");
+        let active = |name, port: u16| Member::active(name, SocketAddr::from(([127, 0, 0, 1], port)));
+        assert_eq!((table.generation(), table.members()), (0, &[active("b", 1), active("c", 2)][..]));
+        let both = told("peers = { b = '127.0.0.1:1' }\nmembers = 'file'");
+        assert!(matches!(both.validate(), Err(ConfigError::TwoLists)));
+        let shared = told("peers = { b = '127.0.0.1:1', c = '127.0.0.1:1' }").first_members().unwrap_err().to_string();
+        assert!(shared.contains("peers, in the order of their names") && shared.contains("where `b` is"), "{shared}");
+        let missing = told("members = '/nowhere/members'").first_members().unwrap_err().to_string();
+        assert!(missing.contains("cannot read the members /nowhere/members"), "{missing}");
+    }
+
+    #[test]
     fn r7_congestion_and_checks_are_chosen_in_a_file_by_the_names_of_their_flags() {
         let told = |text: &str| toml::from_str::<ProcessConfig>(text);
         let config = told("congestion = 'reno'\nchecks = 'always'").unwrap();

@@ -1,7 +1,7 @@
 //! Connections to other processes: dials, hellos and heartbeats, as `controller::peers` decides. Never blocks.
 //!
 //! What two processes say to each other over a link that is up comes with messages and calls between processes; here are the
-//! link and its life. Who there is to be connected with `members.rs` brings.
+//! link and its life. Who there is to be connected with, `peers/membership.rs` brings.
 
 mod membership;
 
