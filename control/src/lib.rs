@@ -3,6 +3,7 @@
 
 pub mod doctor;
 pub mod keys;
+pub mod members;
 
 /// The programs in the project's README, compiled so that they stay true.
 #[cfg(doctest)]

@@ -4,7 +4,9 @@
 use clap::{Parser, Subcommand};
 use praas_control::doctor::{judge, probe, report};
 use praas_control::keys::{self, Lifetime};
-use praas_dataplane::{Role, SecretError};
+use praas_control::members;
+use praas_dataplane::Role;
+use std::fmt::Display;
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -68,6 +70,36 @@ Exit codes: 0 the credential is written; 1 it is not, and the line says why; 2 t
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
     },
+    /// Tell processes who there is: send them a table of members, which replaces the one they had.
+    ///
+    /// The table is complete: who is not in it is not a member. It is the same for all, and has a generation, higher than the one before. A process
+    /// that refuses it goes by the one that it had.
+    #[command(after_long_help = "\
+A table:
+  praas-members 1
+  generation 7
+  a active 10.0.0.1:4000
+  b active 10.0.0.2:4000 incarnation=1764603955000000000
+  c swapped
+  d stopped
+  e deleted
+
+Examples:
+  praas token --key-file app.key --role control --subject me --expires 1h --out control.token
+  praas members --credential control.token members.txt 10.0.0.1:4000 10.0.0.2:4000
+
+Exit codes: 0 it is in force at each of them; 1 it is not everywhere, with a line for each where it is not; 2 the command line is wrong.")]
+    Members {
+        /// A credential of role control
+        #[arg(long, value_name = "FILE")]
+        credential: PathBuf,
+        /// The table
+        #[arg(value_name = "TABLE")]
+        table: PathBuf,
+        /// The processes to tell
+        #[arg(value_name = "HOST:PORT", required = true)]
+        addresses: Vec<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -92,10 +124,18 @@ fn main() -> ExitCode {
         Command::Token { key_file, role, subject, expires, out } => {
             told(keys::new_token(&key_file, role, &subject, expires, &out))
         }
+        Command::Members { credential, table, addresses } => match members::read(&table, &credential) {
+            Err(error) => told(Err(error)),
+            Ok((table, credential)) => {
+                // One that is not there keeps none of the others from hearing.
+                let all = addresses.iter().map(|address| told(members::tell(address, &table, &credential)));
+                all.fold(ExitCode::SUCCESS, |worst, one| if one == ExitCode::SUCCESS { worst } else { one })
+            }
+        },
     }
 }
 
-fn told(done: Result<(), SecretError>) -> ExitCode {
+fn told(done: Result<(), impl Display>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

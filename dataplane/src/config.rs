@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::Read;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 
 use praas_transport::hello::{Secret, SecretError, is_name};
 use praas_transport::tcp::on_loopback;
 use serde::{Deserialize, Serialize};
+
+use crate::members::{ADDRESSES_MAX, Member, MembersError, State, TABLE_BYTES_MAX, Table};
 
 /// How workers talk to the controller: shared-memory rings (the product) or POSIX queues (the paper's).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -67,6 +70,28 @@ pub enum WaitMode {
     Efficient,
 }
 
+/// When another process is connected with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum Dial {
+    /// When something is sent to it first.
+    #[default]
+    FirstUse,
+    /// As soon as it is told of: the first message need not wait for a connection.
+    Start,
+}
+
+/// What becomes of messages and calls to a process that is swapped out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum WhenSwapped {
+    /// They wait here until it is active again, or their sender's time is over.
+    #[default]
+    Wait,
+    /// They end at once as `Swapped`.
+    Refuse,
+}
+
 /// Which cores the participants are put on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(try_from = "String", into = "String")]
@@ -100,6 +125,8 @@ macro_rules! names {
 }
 names!(Ipc, "a channel", "ring" => Ipc::Ring => Ipc::Ring, "mq" => Ipc::Queue => Ipc::Queue);
 names!(Checks, "a choice of checks", "auto" => Checks::Auto => Checks::Auto, "always" => Checks::Always => Checks::Always);
+names!(Dial, "a time to dial", "first-use" => Dial::FirstUse => Dial::FirstUse, "start" => Dial::Start => Dial::Start);
+names!(WhenSwapped, "a choice", "wait" => WhenSwapped::Wait => WhenSwapped::Wait, "refuse" => WhenSwapped::Refuse => WhenSwapped::Refuse);
 names!(WaitMode, "a wait mode",
     "latency" => WaitMode::Latency => WaitMode::Latency,
     "balanced" => WaitMode::Balanced => WaitMode::Balanced,
@@ -166,11 +193,17 @@ pub struct ProcessConfig {
     pub plaintext: bool,
     /// Connections that may be in the middle of their hello; one more takes the place of the oldest. Default 1024.
     pub unauthenticated_max: u32,
-    /// Other processes, by name: `HOST:PORT` of each. One connection is kept with each that is told of this one, too. Needs a key and
-    /// a name of our own. Default: none.
+    /// Other processes, by name: `HOST:PORT` of each, all taken to be active. One connection is kept with each that is told of this one, too. Needs a
+    /// key and a name of our own. The first table of members that the control plane sends takes its place. Default: none.
     pub peers: BTreeMap<String, String>,
-    /// Most of them. Default 1024.
+    /// In place of `peers`: a file with a table of members ([`crate::members::Table`]), with their states. Default: none.
+    pub members: Option<PathBuf>,
+    /// Most other processes known at a time, deleted ones not among them. Default 1024.
     pub peers_max: u32,
+    /// When another process is connected with. Default `first-use`.
+    pub dial: Dial,
+    /// What becomes of messages and calls to a process that is swapped out. Default `wait`.
+    pub when_swapped: WhenSwapped,
     /// Workers kept running, 1..=63. Default 2.
     pub workers: u8,
     /// Most workers ever running, when nested calls need more than `workers`, `workers`..=63. Default 8.
@@ -267,7 +300,10 @@ impl Default for ProcessConfig {
             plaintext: false,
             unauthenticated_max: 1024,
             peers: BTreeMap::new(),
+            members: None,
             peers_max: 1024,
+            dial: Dial::default(),
+            when_swapped: WhenSwapped::default(),
             workers: 2,
             workers_max: 8,
             ipc: Ipc::default(),
@@ -381,6 +417,25 @@ pub enum ConfigError {
         /// What the resolver said.
         source: std::io::Error,
     },
+    /// The file with the members cannot be read.
+    #[error("cannot read the members {path}: {source}; check the path given to --members")]
+    ReadMembers {
+        /// The path as given.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// What the file with the members or the list of peers says is no table, or contradicts itself.
+    #[error("members from {from}: {error}")]
+    Members {
+        /// The path as given, or what of the configuration.
+        from: String,
+        /// What is wrong with it.
+        error: MembersError,
+    },
+    /// Two lists of other processes.
+    #[error("both members and peers are given: write the peers into the file that --members names")]
+    TwoLists,
     /// Peers prove who they are, and we have nothing to do it with.
     #[error("peers need {0}")]
     PeersNeed(&'static str),
@@ -598,8 +653,11 @@ impl ProcessConfig {
     }
 
     fn validate_peers(&self) -> Result<(), ConfigError> {
-        if self.peers.is_empty() {
+        if self.peers.is_empty() && self.members.is_none() {
             return Ok(());
+        }
+        if !self.peers.is_empty() && self.members.is_some() {
+            return Err(ConfigError::TwoLists);
         }
         if self.process.is_empty() {
             return Err(ConfigError::PeersNeed("a name that they know us by: give --process NAME"));
@@ -633,6 +691,41 @@ impl ProcessConfig {
             }
         });
         peers.collect()
+    }
+
+    /// The members that the process starts with, if it is told of any, and where from. Reads a file, or may ask a name server.
+    ///
+    /// # Errors
+    /// `ReadMembers`, `Members`, `PeerAddress`.
+    pub(crate) fn first_members(&self) -> Result<Option<(String, Table)>, ConfigError> {
+        let (from, table) = match &self.members {
+            Some(path) => {
+                let shown = path.display().to_string();
+                let read = || -> std::io::Result<Vec<u8>> {
+                    let mut text = Vec::new();
+                    // One byte more than may be is enough to say so.
+                    File::open(path)?.take(TABLE_BYTES_MAX as u64 + 1).read_to_end(&mut text)?;
+                    Ok(text)
+                };
+                let text = read().map_err(|source| ConfigError::ReadMembers { path: shown.clone(), source })?;
+                (shown, Table::parse(&text))
+            }
+            None if self.peers.is_empty() => return Ok(None),
+            None => {
+                let active = |(name, mut addresses): (String, Vec<SocketAddr>)| {
+                    addresses.dedup();
+                    addresses.truncate(ADDRESSES_MAX);
+                    Member { name, state: State::Active, incarnation: None, addresses }
+                };
+                let members = self.peer_addresses()?.into_iter().map(active).collect();
+                // Older than any table that is sent.
+                ("peers, in the order of their names from line 3 on".to_owned(), Table::new(0, members))
+            }
+        };
+        match table {
+            Ok(table) => Ok(Some((from, table))),
+            Err(error) => Err(ConfigError::Members { from, error: error.into() }),
+        }
     }
 
     /// Reads the application key, if one is configured. Once: a pipe is empty after it.
@@ -776,6 +869,25 @@ mod tests {
         }
         let text = toml::to_string(&good).unwrap();
         assert_eq!(toml::from_str::<ProcessConfig>(&text).unwrap(), good);
+    }
+
+    #[test]
+    fn r4_members_come_from_one_place_and_each_peer_has_an_address_of_its_own() {
+        let told = |text: &str| {
+            let text = format!("worker = ['w']\nprocess = 'a'\nkey_file = 'key'\n{text}");
+            toml::from_str::<ProcessConfig>(&text).unwrap()
+        };
+        let config = told("dial = 'start'\nwhen_swapped = 'refuse'\npeers = { b = '127.0.0.1:1', c = '127.0.0.1:2' }");
+        assert_eq!((config.dial, config.when_swapped), (Dial::Start, WhenSwapped::Refuse));
+        let (_, table) = config.first_members().unwrap().expect("two peers");
+        let active = |name, port: u16| Member::active(name, SocketAddr::from(([127, 0, 0, 1], port)));
+        assert_eq!((table.generation(), table.members()), (0, &[active("b", 1), active("c", 2)][..]));
+        let both = told("peers = { b = '127.0.0.1:1' }\nmembers = 'file'");
+        assert!(matches!(both.validate(), Err(ConfigError::TwoLists)));
+        let shared = told("peers = { b = '127.0.0.1:1', c = '127.0.0.1:1' }").first_members().unwrap_err().to_string();
+        assert!(shared.contains("peers, in the order of their names") && shared.contains("where `b` is"), "{shared}");
+        let missing = told("members = '/nowhere/members'").first_members().unwrap_err().to_string();
+        assert!(missing.contains("cannot read the members /nowhere/members"), "{missing}");
     }
 
     #[test]

@@ -81,7 +81,7 @@ pub enum InvokeError {
         /// What the process said.
         text: String,
     },
-    /// No process of this name was ever heard of.
+    /// No process of this name is a member of the application.
     #[error("unknown process: {text}")]
     UnknownProcess {
         /// The name.
@@ -91,6 +91,12 @@ pub enum InvokeError {
     #[error("process lost: {text}")]
     PeerLost {
         /// What is known.
+        text: String,
+    },
+    /// The process that was to be called is swapped out, and this one does not wait for it (`--when-swapped refuse`). It has not run.
+    #[error("swapped out: {text}")]
+    Swapped {
+        /// Which process.
         text: String,
     },
     /// The other side broke the protocol.
@@ -105,7 +111,13 @@ impl InvokeError {
     /// Whether the same call may succeed when sent again later, without having run.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(self, InvokeError::Busy { .. } | InvokeError::NoSpace { .. } | InvokeError::FunctionBroken { .. })
+        matches!(
+            self,
+            InvokeError::Busy { .. }
+                | InvokeError::NoSpace { .. }
+                | InvokeError::FunctionBroken { .. }
+                | InvokeError::Swapped { .. }
+        )
     }
 
     pub(crate) fn from_wire(code: Code, status: i32, text: &[u8]) -> InvokeError {
@@ -125,6 +137,7 @@ impl InvokeError {
             Code::Expired => InvokeError::Expired { text },
             Code::UnknownProcess => InvokeError::UnknownProcess { text },
             Code::PeerLost => InvokeError::PeerLost { text },
+            Code::Swapped => InvokeError::Swapped { text },
             Code::Ok | Code::Protocol | Code::Conflict => InvokeError::Protocol { text },
         }
     }

@@ -10,6 +10,7 @@ mod controller;
 mod error;
 pub mod exit;
 pub mod launch;
+pub mod members;
 mod numbered;
 pub mod object;
 mod payload;
@@ -20,7 +21,9 @@ pub mod wire;
 pub mod worker;
 
 pub use client::{CallOptions, Client, ClientConfig, ClientReply, Delivery};
-pub use config::{Checks, ConfigError, Congestion, Ipc, Pin, ProcessConfig, ReactorChoice, WaitMode};
+pub use config::{
+    Checks, ConfigError, Congestion, Dial, Ipc, Pin, ProcessConfig, ReactorChoice, WaitMode, WhenSwapped,
+};
 pub use error::{Failure, InvokeError};
 pub use launch::{LaunchConfig, LaunchError, LaunchKey, LocalProcess};
 pub use payload::{Input, Loan, Output, Payload, Reply};

@@ -56,6 +56,12 @@ pub mod frame {
     /// Process → process: the parcel `call` was stored, or refused with the [`super::Code`] in `flags`.
     pub const VERDICT: u8 = 14;
 
+    /// Control plane → process: the body is a table of members ([`crate::members::Table`]), `call` the sender's number for it.
+    pub const MEMBERS: u8 = 15;
+    /// Process → control plane: the table `call` is in force, and `aux` is its generation; or, with 1 in `flags`, it was refused, and the body is a
+    /// [`crate::members::MembersError`] in JSON.
+    pub const MEMBERS_TAKEN: u8 = 16;
+
     /// Flag of a request: the body is several arguments (see [`super::args`]).
     pub const FLAG_ARGS: u16 = 1;
     /// Flag of a request: running it twice does no harm, so it is sent again when a worker is lost.
@@ -170,10 +176,12 @@ pub enum Code {
     Expired = 13,
     /// Another version of an object is current than the one that was expected.
     Conflict = 14,
-    /// No process of this name was ever heard of.
+    /// No process of this name is a member of the application.
     UnknownProcess = 15,
-    /// The life of the process that was to have it is over; it may have had it.
+    /// The life of the process that was to have it is over; it may have had it, where the text says so.
     PeerLost = 16,
+    /// The process is swapped out, and who was to send does not wait for it. Nothing was sent.
+    Swapped = 17,
 }
 
 impl Code {
@@ -181,7 +189,7 @@ impl Code {
     #[must_use]
     pub fn from_wire(number: u16) -> Option<Code> {
         use Code::*;
-        const ALL: [Code; 17] = [
+        const ALL: [Code; 18] = [
             Ok,
             Failed,
             Panicked,
@@ -199,6 +207,7 @@ impl Code {
             Conflict,
             UnknownProcess,
             PeerLost,
+            Swapped,
         ];
         ALL.get(usize::from(number)).copied()
     }
@@ -449,7 +458,7 @@ pub(crate) enum MailOp {
     Resolve = 3,
     /// The name of the process that has this number.
     NameOf = 4,
-    /// Names of all processes: two lists, those that are there and those that are swapped out (JSON).
+    /// Names of processes: two lists, those that are active and those that are swapped out (JSON).
     Processes = 5,
     /// A call of a function, whose name is the key, of another process. The answer is its reply.
     Call = 6,
@@ -616,9 +625,9 @@ mod tests {
 
     #[test]
     fn codes_keep_their_numbers() {
-        for number in 0..17 {
+        for number in 0..18 {
             assert_eq!(Code::from_wire(number).unwrap() as u16, number);
         }
-        assert_eq!(Code::from_wire(17), None);
+        assert_eq!(Code::from_wire(18), None);
     }
 }

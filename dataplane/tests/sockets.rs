@@ -161,6 +161,7 @@ fn r7_peers_use_the_congestion_control_that_was_named_too() {
             format!("--process={}", ["a", "b"][who]),
             format!("--key-file={}", key.display()),
             "--checks=always".into(),
+            "--dial=start".into(),
             peer,
         ];
         Started::with(&words(&args))

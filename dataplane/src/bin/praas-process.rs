@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use praas_dataplane::{Checks, Congestion, Ipc, Pin, Process, ProcessConfig, ProcessError, ReactorChoice, WaitMode};
+use praas_dataplane::{
+    Checks, Congestion, Dial, Ipc, Pin, Process, ProcessConfig, ProcessError, ReactorChoice, WaitMode, WhenSwapped,
+};
 
 /// Runs one cloud process: a controller and the workers that run your functions.
 ///
@@ -62,9 +64,18 @@ struct Arguments {
     /// Another process to keep a connection with, which is told of this one, too; needs --process and a key. May be repeated
     #[arg(long = "peer", value_name = "NAME=HOST:PORT", value_parser = parse_peer)]
     peers: Vec<(String, String)>,
-    /// Most peers [default: 1024]
+    /// In place of --peer: a file with a table of members and their states, as `praas members` sends it
+    #[arg(long, value_name = "FILE", conflicts_with = "peers")]
+    members: Option<PathBuf>,
+    /// Most other processes known at a time [default: 1024]
     #[arg(long, value_name = "N")]
     peers_max: Option<u32>,
+    /// When another process is connected with: first-use (when something is sent to it) or start [default: first-use]
+    #[arg(long, value_name = "WHEN")]
+    dial: Option<Dial>,
+    /// Messages and calls to a process that is swapped out: wait (until it is back, or their time is over) or refuse [default: wait]
+    #[arg(long, value_name = "WHAT")]
+    when_swapped: Option<WhenSwapped>,
     /// Workers kept running, 1 to 63 [default: 2]
     #[arg(long, value_name = "N")]
     workers: Option<u8>,
@@ -190,6 +201,8 @@ impl Arguments {
             listen,
             unauthenticated_max,
             peers_max,
+            dial,
+            when_swapped,
             workers,
             workers_max,
             ipc,
@@ -227,6 +240,7 @@ impl Arguments {
         }
         config.peers.extend(self.peers);
         config.worker_uids = self.worker_uids.or(config.worker_uids);
+        config.members = self.members.or(config.members);
         if self.key_file.is_some() || self.key_fd.is_some() {
             (config.key_file, config.key_fd) = (self.key_file, self.key_fd);
         }

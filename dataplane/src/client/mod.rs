@@ -7,10 +7,12 @@
 //! | `link.rs`     | the connection and its successors                                        |
 //! | `alarm.rs`    | the one descriptor to poll                                               |
 //! | `payload.rs`  | inputs, answers and their buffers                                        |
+//! | `members.rs`  | tables of members, sent to a process                                     |
 
 mod alarm;
 pub(crate) mod delivery;
 pub(crate) mod link;
+mod members;
 mod payload;
 
 use std::collections::{HashMap, VecDeque};
@@ -34,6 +36,7 @@ use crate::wire::{Code, Welcome, frame};
 use delivery::{Beat, Fate, Pulse, after_loss, after_restart};
 pub use delivery::{CallOptions, Delivery};
 use link::{BACKLOG_BYTES_MAX, Link, Phase, READ_NS, Socket};
+pub use members::{Members, UpdateError};
 pub use payload::{ClientReply, Outgoing};
 use payload::{OutgoingBytes, Pool};
 
@@ -336,6 +339,62 @@ const CORKED_BYTES_MAX: u64 = 16 << 10;
 /// run, for all we know.
 const REST_NS: u64 = 100_000_000;
 
+/// A connection to a process that has greeted.
+struct Opened {
+    link: Link,
+    pool: Pool,
+    welcome: Welcome,
+    /// Of the connection, in the count of calls and connections.
+    number: u64,
+}
+
+/// Connects to a process, as [`Client::connect`] has it.
+fn open(address: String, config: &ClientConfig) -> Result<Opened, ConnectError> {
+    config.congestion.check()?;
+    let resolved = address.to_socket_addrs().map(Vec::from_iter).and_then(|addresses| match addresses.is_empty() {
+        true => Err(io::Error::new(io::ErrorKind::NotFound, "it resolves to nothing")),
+        false => Ok(addresses),
+    });
+    let resolved = resolved.map_err(|source| ConnectError::Address { address: address.clone(), source })?;
+    let mut session_id = [0; 16];
+    getrandom::fill(&mut session_id).map_err(|error| ConnectError::NoRandom(io::Error::other(error)))?;
+    let addresses = resolved.len() as u64;
+    let mut link = Link::new(resolved, session_id, config).map_err(ConnectError::NoDescriptors)?;
+    let mut pool = Pool::default();
+    let until_ns = now_ns().saturating_add(nanoseconds(config.connect_within));
+    let (mut attempted, mut stranger, mut welcomed) = (Vec::new(), None, None);
+    // Connections are numbered from 1: 0 says that there is no session.
+    let mut number = 0;
+    while welcomed.is_none() && number < addresses {
+        number += 1;
+        let left_ns = until_ns.saturating_sub(now_ns()) / (addresses - number + 1);
+        match open_once(&mut link, &mut pool, left_ns, number) {
+            Ok(welcome) => welcomed = Some(welcome),
+            Err(ConnectError::Refused { attempts: Attempts(attempts), .. }) => attempted.extend(attempts),
+            // Another service, at the port that ours has at another address.
+            Err(error @ ConnectError::NotAProcess { .. }) => stranger = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    let welcome = match (welcomed, stranger) {
+        (Some(welcome), _) => welcome,
+        (None, Some(stranger)) => return Err(stranger),
+        (None, None) => return Err(ConnectError::Refused { address, attempts: Attempts(attempted) }),
+    };
+    Ok(Opened { link, pool, welcome, number })
+}
+
+fn open_once(link: &mut Link, pool: &mut Pool, within_ns: u64, number: u64) -> Result<Welcome, ConnectError> {
+    link.begin(now_ns(), within_ns, number)?;
+    loop {
+        let now = now_ns();
+        if let Some(welcome) = link.step(now, pool)? {
+            return Ok(welcome);
+        }
+        link.sleep(Duration::from_nanos(link.due_ns().saturating_sub(now)));
+    }
+}
+
 impl Client {
     /// Connects, proves itself if it has a credential, and greets. A name is resolved once; its addresses are tried in turn, each for its
     /// share of the time, until a process answers at one, and again when the connection is lost.
@@ -343,38 +402,7 @@ impl Client {
     /// # Errors
     /// [`ConnectError`]. Nothing stays behind.
     pub fn connect(address: impl ToString, config: &ClientConfig) -> Result<Client, ConnectError> {
-        config.congestion.check()?;
-        let address = address.to_string();
-        let resolved = address.to_socket_addrs().map(Vec::from_iter).and_then(|addresses| match addresses.is_empty() {
-            true => Err(io::Error::new(io::ErrorKind::NotFound, "it resolves to nothing")),
-            false => Ok(addresses),
-        });
-        let resolved = resolved.map_err(|source| ConnectError::Address { address: address.clone(), source })?;
-        let mut session_id = [0; 16];
-        getrandom::fill(&mut session_id).map_err(|error| ConnectError::NoRandom(io::Error::other(error)))?;
-        let addresses = resolved.len() as u64;
-        let mut link = Link::new(resolved, session_id, config).map_err(ConnectError::NoDescriptors)?;
-        let mut pool = Pool::default();
-        let until_ns = now_ns().saturating_add(nanoseconds(config.connect_within));
-        let (mut attempted, mut stranger, mut welcomed) = (Vec::new(), None, None);
-        // Connections are numbered from 1: 0 says that there is no session.
-        let mut number = 0;
-        while welcomed.is_none() && number < addresses {
-            number += 1;
-            let left_ns = until_ns.saturating_sub(now_ns()) / (addresses - number + 1);
-            match Client::connect_once(&mut link, &mut pool, left_ns, number) {
-                Ok(welcome) => welcomed = Some(welcome),
-                Err(ConnectError::Refused { attempts: Attempts(attempts), .. }) => attempted.extend(attempts),
-                // Another service, at the port that ours has at another address.
-                Err(error @ ConnectError::NotAProcess { .. }) => stranger = Some(error),
-                Err(error) => return Err(error),
-            }
-        }
-        let welcome = match (welcomed, stranger) {
-            (Some(welcome), _) => welcome,
-            (None, Some(stranger)) => return Err(stranger),
-            (None, None) => return Err(ConnectError::Refused { address, attempts: Attempts(attempted) }),
-        };
+        let Opened { link, pool, welcome, number } = open(address.to_string(), config)?;
         let mut functions = Functions::default();
         functions.learn(&welcome.functions);
         Ok(Client {
@@ -395,17 +423,6 @@ impl Client {
             is_corked: false,
             lost: None,
         })
-    }
-
-    fn connect_once(link: &mut Link, pool: &mut Pool, within_ns: u64, number: u64) -> Result<Welcome, ConnectError> {
-        link.begin(now_ns(), within_ns, number)?;
-        loop {
-            let now = now_ns();
-            if let Some(welcome) = link.step(now, pool)? {
-                return Ok(welcome);
-            }
-            link.sleep(Duration::from_nanos(link.due_ns().saturating_sub(now)));
-        }
     }
 
     /// What the process told about itself, when we last connected.

@@ -388,6 +388,13 @@ impl<P: Keep> Mailbox<P> {
         turn.is_some_and(|turn| self.end_waiting(turn).by == by)
     }
 
+    /// A sender is gone for good. Ends a receive that waits for messages of it alone and gives it; to be called until there is none.
+    pub(crate) fn sender_gone(&mut self, from: Sender) -> Option<Receiver> {
+        let (turn, _) = self.waiting.iter().find(|(_, waiting)| waiting.from == Some(from))?;
+        let turn = *turn;
+        Some(self.end_waiting(turn).by)
+    }
+
     /// A worker is gone, and with it all its receives. What was handed to it and not taken is to be [restored](Mailbox::restore).
     pub(crate) fn worker_died(&mut self, worker: WorkerId) {
         let all = Receiver { worker, call: 0 }..=Receiver { worker, call: u64::MAX };

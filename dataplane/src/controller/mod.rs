@@ -25,6 +25,7 @@ pub(crate) mod connection_lease;
 mod dedupe;
 mod lease;
 pub(crate) mod mailbox;
+pub(crate) mod membership;
 mod pace;
 pub(crate) mod peers;
 pub(crate) mod post;

@@ -1,6 +1,7 @@
 //! Which connection joins two processes that were told of each other: found, watched and made again. Decides; has no clock and no socket.
 //!
-//! Both dial, so there may be two connections, or three while one of them is dying. They have to agree on one without ever
+//! A peer is dialed when something is to be sent to it, and from then on whenever the connection is lost. Both may dial, so there may be two
+//! connections, or three while one of them is dying. They have to agree on one without ever
 //! sending anything that matters over another. So one decides: the **leader**, whose name is the smaller one. It confirms a link, one at a
 //! time, and the other, the **follower**, takes the link that was confirmed. Nothing but greetings and heartbeats goes over a link that
 //! is not, so none holds anything that could be lost with it, and a confirmed one is never given up for another to the same
@@ -8,7 +9,7 @@
 //!
 //! | what happens | leader | follower |
 //! |---|---|---|
-//! | no link, a pause is over | dials | dials |
+//! | no link, and something to be sent or there was a link before; a pause is over | dials | dials |
 //! | hello over on its own dial | waits for `Welcome` | waits for `Welcome` and `Confirm` |
 //! | hello over on the other's dial | says `Welcome`; the link is ready | says `Welcome`, waits for `Confirm` |
 //! | `Welcome` on its own dial | the link is ready | nothing: the leader knows |
@@ -18,6 +19,8 @@
 //! | another dial of the peer, same life | closes the earlier one: who dials has given it up | the same |
 //! | a peer of a later life | closes all links to the earlier one | the same |
 //! | a peer of an earlier life | refuses it: stale | the same |
+//! | told that a peer is not active | closes all links to it, dials no more, refuses it | the same |
+//! | told that it is elsewhere, or of a later life than the one that is up | closes all links, dials | the same |
 //! | silent for 1 s, for 3 s; closed; `Goodbye` | `Ping`; closes it; the link is gone | the same |
 //! | not up for 5 s | closes it | the same |
 //! | the last link is gone | a pause, then dials | the same |
@@ -33,7 +36,7 @@ use std::fmt;
 
 use crate::client::delivery::BackOff;
 
-/// Place of a peer in the configuration.
+/// A peer's number, given when we first hear of it and nobody else's after it.
 pub(crate) type PeerNumber = usize;
 /// Names a connection to a peer, or the attempt at one. Never used again.
 pub(crate) type LinkNumber = u64;
@@ -77,11 +80,13 @@ pub(crate) enum Farewell {
     Stale = 3,
     /// Nobody told it of this process.
     Unknown = 4,
+    /// It was told that this process is not active.
+    NotActive = 5,
 }
 
 impl Farewell {
     pub(crate) fn from_wire(number: u16) -> Option<Farewell> {
-        [Farewell::Stopping, Farewell::Spare, Farewell::Stale, Farewell::Unknown]
+        [Farewell::Stopping, Farewell::Spare, Farewell::Stale, Farewell::Unknown, Farewell::NotActive]
             .into_iter()
             .find(|farewell| *farewell as u16 == number)
     }
@@ -93,7 +98,10 @@ impl fmt::Display for Farewell {
             Farewell::Stopping => "it stops",
             Farewell::Spare => "it has another connection with us",
             Farewell::Stale => "it knows a later life of us; end this one",
-            Farewell::Unknown => "it was not told of us; give it --peer with our name",
+            Farewell::Unknown => "it was not told of us; give it --peer with our name, or a table of members with us",
+            Farewell::NotActive => {
+                "it was told that we are not active; a newer table of members has to say that we are"
+            }
         })
     }
 }
@@ -115,8 +123,12 @@ pub(crate) enum Loss {
     OutOfTurn(Word),
     /// It took too long.
     Late { waited_ms: u64 },
-    /// It is an earlier life of the peer than one we know.
+    /// It is an earlier life of the peer than one we met or were told of, or one that is over.
     Stale { found: u64, known: u64 },
+    /// We were told that it is not active.
+    NotActive,
+    /// We were told that it is elsewhere, or of a later life of it.
+    Moved,
 }
 
 impl fmt::Display for Loss {
@@ -130,8 +142,10 @@ impl fmt::Display for Loss {
             Loss::OutOfTurn(word) => write!(f, "it said {word:?} out of turn"),
             Loss::Late { waited_ms } => write!(f, "it was not ready within {waited_ms} ms"),
             Loss::Stale { found, known } => {
-                write!(f, "this is its life {found}, and {known} was seen before; end whichever is the older one")
+                write!(f, "this is its life {found}, and none before {known} is let in; end whichever is the older one")
             }
+            Loss::NotActive => f.write_str("we were told that it is not active"),
+            Loss::Moved => f.write_str("we were told that it is elsewhere now, or of a later life of it"),
         }
     }
 }
@@ -186,18 +200,26 @@ struct Link {
 struct Peer {
     /// Our name is the smaller one.
     leads: bool,
+    /// We may be connected with it.
+    active: bool,
+    /// There was something to be sent to it, or a connection with it.
+    wanted: bool,
     /// The latest life of it that proved itself; 0 before the first.
     incarnation: u64,
+    /// Earlier ones are refused.
+    least: u64,
     /// Few: a dial, what it dialed, and the one that is up.
     links: Vec<Link>,
     back_off: BackOff,
-    /// When to dial; `u64::MAX` while there is a link.
-    due_ns: u64,
+    /// Not dialed before.
+    pause_ns: u64,
 }
 
 /// All peers of a process.
 #[derive(Debug, Clone)]
 pub(crate) struct Peering {
+    name: String,
+    seed: [u8; 16],
     peers: Vec<Peer>,
     peer_of: BTreeMap<LinkNumber, PeerNumber>,
     links: LinkNumber,
@@ -207,24 +229,36 @@ pub(crate) struct Peering {
 }
 
 impl Peering {
-    /// For a process of this name, told of these. `seed`: random, so that no two processes keep step.
-    pub(crate) fn new<'a>(name: &str, peers: impl Iterator<Item = &'a str>, seed: [u8; 16]) -> Peering {
-        let peers = peers.enumerate().map(|(number, peer)| {
-            let mut seed = seed;
-            for (byte, with) in seed.iter_mut().zip((number as u64).to_le_bytes()) {
-                *byte ^= with;
-            }
-            let back_off = BackOff::new(seed);
-            Peer { leads: name < peer, incarnation: 0, links: Vec::new(), back_off, due_ns: 0 }
-        });
+    /// For a process of this name, which has no peers yet. `seed`: random, so that no two processes keep step.
+    pub(crate) fn new(name: &str, seed: [u8; 16]) -> Peering {
         Peering {
-            peers: peers.collect(),
+            name: name.to_owned(),
+            seed,
+            peers: Vec::new(),
             peer_of: BTreeMap::new(),
             links: 0,
             actions: VecDeque::new(),
             wake_ns: 0,
             stopping: false,
         }
+    }
+
+    /// One more peer, of this name and the next number, which is not active yet.
+    pub(crate) fn add(&mut self, name: &str) -> PeerNumber {
+        let number = self.peers.len();
+        let mut seed = self.seed;
+        seed.iter_mut().zip((number as u64).to_le_bytes()).for_each(|(byte, with)| *byte ^= with);
+        self.peers.push(Peer {
+            leads: *self.name < *name,
+            active: false,
+            wanted: false,
+            incarnation: 0,
+            least: 0,
+            links: Vec::new(),
+            back_off: BackOff::new(seed),
+            pause_ns: 0,
+        });
+        number
     }
 
     /// The next thing to do, in order.
@@ -263,7 +297,7 @@ impl Peering {
     /// The hello on a link that we dialed is over: the peer has proved its name, and says which life of it this is.
     pub(crate) fn dialed(&mut self, now_ns: u64, link: LinkNumber, incarnation: u64) {
         let Some(peer) = self.peer_of(link) else { return };
-        let known = self.peers[peer].incarnation;
+        let known = self.peers[peer].least;
         if incarnation < known {
             self.say(link, Word::Goodbye(Farewell::Stale));
             return self.lose(now_ns, peer, link, Loss::Stale { found: incarnation, known });
@@ -275,13 +309,17 @@ impl Peering {
 
     /// A peer has dialed us and proved its name. Names the link, which may be closed at once.
     pub(crate) fn accepted(&mut self, now_ns: u64, peer: PeerNumber, incarnation: u64) -> LinkNumber {
-        let known = self.peers[peer].incarnation;
-        if incarnation < known || self.stopping {
+        let Peer { active, least: known, .. } = self.peers[peer];
+        let refusal = match (self.stopping, active) {
+            (true, _) => Some((Farewell::Stopping, None)),
+            (_, false) => Some((Farewell::NotActive, Some(Loss::NotActive))),
+            _ if incarnation < known => Some((Farewell::Stale, Some(Loss::Stale { found: incarnation, known }))),
+            _ => None,
+        };
+        if let Some((farewell, loss)) = refusal {
             // Never one of its links: it does not disturb those, or the pause before the next dial.
-            let link = self.refused(if self.stopping { Farewell::Stopping } else { Farewell::Stale });
-            if !self.stopping {
-                self.actions.push_back(Action::Refused { peer, loss: Loss::Stale { found: incarnation, known } });
-            }
+            let link = self.refused(farewell);
+            self.actions.extend(loss.map(|loss| Action::Refused { peer, loss }));
             return link;
         }
         let number = self.name_link(peer);
@@ -350,10 +388,48 @@ impl Peering {
     pub(crate) fn stop(&mut self) {
         self.stopping = true;
         for peer in &mut self.peers {
-            peer.due_ns = u64::MAX;
+            peer.wanted = false;
             for link in peer.links.iter().filter(|link| link.stage != Stage::Dialing) {
                 self.actions.push_back(Action::Say { link: link.number, word: Word::Goodbye(Farewell::Stopping) });
             }
+        }
+    }
+
+    /// Something is to be sent to a peer: it is dialed when it is active, unless there is a link already.
+    pub(crate) fn want(&mut self, peer: PeerNumber) {
+        let found = &mut self.peers[peer];
+        if !found.wanted && found.active && !self.stopping {
+            found.wanted = true;
+            let due_ns = found.due_ns();
+            self.wake_by(due_ns);
+        }
+    }
+
+    /// A peer may be connected with. `life`: which life of it that is, if we were told. `moved`: it is elsewhere than before, or of a later life; what
+    /// is connected is given up then, unless it is that life.
+    pub(crate) fn activate(&mut self, now_ns: u64, peer: PeerNumber, life: Option<u64>, moved: bool) {
+        let found = &mut self.peers[peer];
+        (found.active, found.least) = (true, found.least.max(life.unwrap_or(0)));
+        let is_met = life.is_some_and(|life| found.incarnation >= life);
+        let given_up = |link: &&Link| moved && (link.stage == Stage::Dialing || !is_met);
+        if moved {
+            // Why it could not be reached is no reason any more.
+            found.back_off.reset();
+            found.pause_ns = now_ns;
+        }
+        while let Some(link) = self.peers[peer].links.iter().find(given_up).map(|link| link.number) {
+            self.give_up(peer, link, Farewell::Spare, Loss::Moved);
+        }
+        self.settle(now_ns, peer);
+        self.wake_by(self.peers[peer].due_ns());
+    }
+
+    /// A peer is not to be connected with, until it is [active](Peering::activate) again, and then not with a life before `least`.
+    pub(crate) fn deactivate(&mut self, peer: PeerNumber, least: u64) {
+        let found = &mut self.peers[peer];
+        (found.active, found.wanted, found.least) = (false, false, found.least.max(least));
+        while let Some(link) = self.peers[peer].links.first().map(|link| link.number) {
+            self.give_up(peer, link, Farewell::NotActive, Loss::NotActive);
         }
     }
 
@@ -364,7 +440,7 @@ impl Peering {
         if incarnation == self.peers[peer].incarnation {
             return;
         }
-        self.peers[peer].incarnation = incarnation;
+        (self.peers[peer].incarnation, self.peers[peer].least) = (incarnation, incarnation);
         // A dial may lead to any of its lives.
         let earlier = |other: &&Link| other.number != link && other.stage != Stage::Dialing;
         while let Some(link) = self.peers[peer].links.iter().find(earlier).map(|link| link.number) {
@@ -388,20 +464,25 @@ impl Peering {
     /// This is the connection now; all others are closed.
     fn raise(&mut self, now_ns: u64, peer: PeerNumber, link: LinkNumber) {
         let others = |other: &&Link| other.number != link;
-        while let Some(other) = self.peers[peer].links.iter().find(others) {
-            let (other, has_frames) = (other.number, other.stage != Stage::Dialing);
-            if has_frames {
-                self.say(other, Word::Goodbye(Farewell::Spare));
-            }
+        while let Some(other) = self.peers[peer].links.iter().find(others).map(|link| link.number) {
             // An end that confirms another has given up the one that was up.
-            self.remove(peer, other, Loss::Redialed);
+            self.give_up(peer, other, Farewell::Spare, Loss::Redialed);
         }
         let found = self.link(peer, link).expect("a link that is ready");
         found.stage = Stage::Up { since_ns: now_ns };
         found.until_ns = u64::MAX;
         let incarnation = self.peers[peer].incarnation;
-        self.peers[peer].due_ns = u64::MAX;
+        self.peers[peer].wanted = true;
         self.actions.push_back(Action::Up { peer, link, incarnation });
+    }
+
+    /// Closes a link that may be a good one; the other end is told why.
+    fn give_up(&mut self, peer: PeerNumber, link: LinkNumber, farewell: Farewell, loss: Loss) {
+        let stage = self.link(peer, link).expect("the link of a peer").stage;
+        if stage != Stage::Dialing {
+            self.say(link, Word::Goodbye(farewell));
+        }
+        self.remove(peer, link, loss);
     }
 
     /// Closes a link, forgets it and says so when it was the connection. What it was.
@@ -427,16 +508,15 @@ impl Peering {
             found.back_off.reset();
         }
         if found.links.is_empty() && !self.stopping {
-            found.due_ns = now_ns + found.back_off.next_ns();
-            let due_ns = found.due_ns;
+            found.pause_ns = now_ns + found.back_off.next_ns();
+            let due_ns = found.due_ns();
             self.wake_by(due_ns);
         }
         self.settle(now_ns, peer);
     }
 
     fn dial_when_due(&mut self, now_ns: u64, peer: PeerNumber) {
-        let Peer { links, due_ns, .. } = &self.peers[peer];
-        if now_ns < *due_ns || !links.is_empty() || self.stopping {
+        if now_ns < self.peers[peer].dial_ns() || self.stopping {
             return;
         }
         let number = self.name_link(peer);
@@ -480,7 +560,6 @@ impl Peering {
     fn name_link(&mut self, peer: PeerNumber) -> LinkNumber {
         self.links += 1;
         self.peer_of.insert(self.links, peer);
-        self.peers[peer].due_ns = u64::MAX;
         self.links
     }
 
@@ -494,8 +573,13 @@ impl Peering {
 }
 
 impl Peer {
+    /// When to dial.
+    fn dial_ns(&self) -> u64 {
+        if self.active && self.wanted && self.links.is_empty() { self.pause_ns } else { u64::MAX }
+    }
+
     fn due_ns(&self) -> u64 {
-        self.links.iter().map(Link::due_ns).fold(self.due_ns, u64::min)
+        self.links.iter().map(Link::due_ns).fold(self.dial_ns(), u64::min)
     }
 }
 

@@ -13,6 +13,7 @@
 //! | `confirmed` arrives with a parcel | | verdicts below it are forgotten |
 //! | the link is up again, same life | sends again from the lowest number without a verdict | keeps all |
 //! | the sender gives up what was sent, and no link is up | its number carries a blank from then on | is delivered, unless the number was there before |
+//! | the peer is gone for good | all ends | |
 //! | the peer lives anew | what was sent is lost, or was delivered: nobody knows; the rest is numbered from 1 | expects 1 |
 //!
 //! So on one link parcels have consecutive numbers, beginning at the lowest without a verdict, and so have verdicts; anything
@@ -60,6 +61,10 @@ pub(crate) enum End {
     },
     /// The life of the peer that it was sent to is over. It may have been delivered.
     Lost,
+    /// The peer is gone for good. `sent`: it may have been delivered; else it never will be.
+    Gone {
+        sent: bool,
+    },
 }
 
 /// What is to be done with what was sent.
@@ -282,6 +287,16 @@ impl<P: Keep> Outbox<P> {
     pub(crate) fn down(&mut self) {
         self.is_up = false;
         self.cursor = 0;
+    }
+
+    /// The peer is gone for good, or until a later life of it is up: nothing that is kept here will be sent to it.
+    pub(crate) fn close(&mut self) {
+        self.down();
+        while let Some((place, outgoing)) = self.parcels.first_key_value() {
+            let (place, sent) = (*place, outgoing.number.is_some());
+            self.end(place, End::Gone { sent });
+            self.discard(place);
+        }
     }
 
     /// Nobody waits for its end any more. If it was not sent yet, it is not; else it may still be delivered, and keeps its place.

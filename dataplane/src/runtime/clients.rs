@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use praas_transport::hello::{Purpose, ResponderConfig};
+use praas_transport::hello::{Purpose, ResponderConfig, Role};
 use praas_transport::reactor::{Interest, Reactor, Socket};
 use praas_transport::tcp::{Congestion, Received, Refusal, Scratch, TcpConfig, Terms, on_loopback};
 use praas_transport::{Frame, Header, Limits, Moved, Session};
@@ -18,6 +18,7 @@ use super::greeting::{Greeted, Greetings};
 use crate::clock::now_ns;
 use crate::config::{ConfigError, ProcessConfig};
 use crate::controller::{Once, SessionId, Terms as Wishes};
+use crate::members::{MembersError, TableError};
 use crate::stall::{STALL_NS, Stall};
 use crate::wire::{Code, Welcome, frame};
 
@@ -60,6 +61,12 @@ pub(super) enum Event {
     Cancel {
         connection: u64,
         call: u64,
+    },
+    /// The control plane has sent a table of members.
+    Members {
+        connection: u64,
+        call: u64,
+        text: Bytes,
     },
     Gone {
         connection: u64,
@@ -499,6 +506,16 @@ impl Clients {
         unsent
     }
 
+    /// Says what became of a table of members, to who sent it.
+    pub(super) fn answer_members(&mut self, connection: u64, call: u64, taken: &Result<u64, MembersError>) {
+        let index = index(connection);
+        let Some(client) = self.open.get_mut(index).filter(|client| client.id == connection) else { return };
+        client.answer_members(call, taken);
+        if !std::mem::replace(&mut client.dirty, true) {
+            self.dirty.push(index);
+        }
+    }
+
     /// Writes queued answers, and goes on reading where that had to wait. Returns connections that broke.
     pub(super) fn flush(&mut self, reactor: &mut Carrier, store: &mut Store, sent: &mut Vec<Bytes>) -> Vec<u64> {
         let mut gone = Vec::new();
@@ -702,6 +719,17 @@ impl Client {
         true
     }
 
+    /// Says what became of a table of members: its generation is in force, or why it is not.
+    fn answer_members(&mut self, call: u64, taken: &Result<u64, MembersError>) {
+        let (flags, aux, text) = match taken {
+            Ok(generation) => (0, *generation, String::new()),
+            Err(error) => (1, 0, serde_json::to_string(error).expect("our own messages are serialisable")),
+        };
+        let header = Header { kind: frame::MEMBERS_TAKEN, flags, aux, call, ..Header::default() };
+        // If it breaks, the event that says so comes.
+        let _ = self.socket.queue(&header, &[], Bytes::Text(text));
+    }
+
     fn take(
         &mut self,
         frame: Frame<Landing>,
@@ -751,6 +779,29 @@ impl Client {
                     store.give_back(body);
                 }
                 events.push(Event::Cancel { connection, call: header.call });
+                Ok(())
+            }
+            (frame::MEMBERS, body) => {
+                let role = self.session.peer.role;
+                let refused = match body {
+                    Received::Whole(body) if role == Role::Control => {
+                        events.push(Event::Members { connection, call: header.call, text: body.into() });
+                        return Ok(());
+                    }
+                    Received::Whole(body) => {
+                        store.give_back(body);
+                        MembersError::Role { role: role.to_string() }
+                    }
+                    Received::Refused { .. } if role != Role::Control => MembersError::Role { role: role.to_string() },
+                    Received::Refused { bytes, why: Refusal::TooLarge } => {
+                        TableError::TooLong { found_bytes: bytes, max_bytes: welcome.payload_bytes_max }.into()
+                    }
+                    Received::Refused { bytes, why: Refusal::NoSpace } => {
+                        store.was_short = true;
+                        MembersError::NoSpace { needs_bytes: bytes }
+                    }
+                };
+                self.answer_members(header.call, &Err(refused));
                 Ok(())
             }
             (frame::PING, body) => {

@@ -6,6 +6,8 @@ use praas_shm::KEY_BYTES_MAX;
 
 use super::*;
 use crate::controller::mailbox::{Bounds, Delivered, Mailbox, Message, Received, Receiver, Sender, Wanted};
+use crate::controller::peers::PeerNumber;
+use crate::members::State;
 use crate::wire::MailOp;
 
 /// The number that stands for any process.
@@ -162,10 +164,10 @@ impl Process {
         }
     }
 
-    /// Names of processes that are there, and of those that are swapped out.
+    /// Names of processes that are active, ours first, and of those that are swapped out.
     fn processes(&self) -> (Vec<&str>, Vec<&str>) {
-        let active = std::iter::once(&*self.config.process).chain(self.peers.active()).collect();
-        (active, Vec::new())
+        let others = self.peers.names_in(State::Active);
+        (std::iter::once(&*self.config.process).chain(others).collect(), self.peers.names_in(State::Swapped).collect())
     }
 
     #[expect(clippy::too_many_arguments, reason = "the fields of one record")]
@@ -275,6 +277,12 @@ impl Process {
         }
         let by = Receiver { worker, call: question };
         let wanted = Wanted { from, key: (!key.is_empty()).then_some(key) };
+        // What it left can be received. More will not come.
+        let deleted = match from {
+            Some(Sender::Peer(peer)) if self.peers.is_deleted(peer) => self.peers.name_of(peer).map(str::to_owned),
+            _ => None,
+        };
+        let deadline_ns = if deleted.is_some() { 0 } else { deadline_ns };
         match self.mailbox.receive(now, by, wanted, deadline_ns) {
             Received::Message(message) => self.hand(now, by, message),
             Received::Waits => {
@@ -283,7 +291,10 @@ impl Process {
                 }
                 self.now_waits(worker);
             }
-            Received::Nothing => self.answer_text(worker, question, Code::Timeout, ""),
+            Received::Nothing => match deleted {
+                Some(name) => self.answer_text(worker, question, Code::UnknownProcess, &name),
+                None => self.answer_text(worker, question, Code::Timeout, ""),
+            },
             Received::Refused(refusal) => self.answer_text(worker, question, refusal.code(), &refusal.to_string()),
         }
     }
@@ -303,6 +314,17 @@ impl Process {
     pub(super) fn expire_receives(&mut self, now: u64) {
         while let Some(Receiver { worker, call }) = self.mailbox.expire(now) {
             self.answer_text(worker, call, Code::Timeout, "");
+        }
+    }
+
+    /// Ends receives that wait for a process which is not any more.
+    pub(super) fn end_receives_from(&mut self, peer: PeerNumber) {
+        if !self.peers.is_deleted(peer) {
+            return;
+        }
+        let name = self.peers.name_of(peer).unwrap_or("?").to_owned();
+        while let Some(Receiver { worker, call }) = self.mailbox.sender_gone(Sender::Peer(peer)) {
+            self.answer_text(worker, call, Code::UnknownProcess, &name);
         }
     }
 

@@ -14,6 +14,7 @@ mod greeting;
 mod hot;
 mod lent;
 mod mail;
+mod members;
 mod parcels;
 mod peers;
 mod printed;
@@ -645,6 +646,7 @@ impl Process {
                     }
                 }
                 clients::Event::Cancel { connection, call } => self.controller.cancel(connection, call),
+                clients::Event::Members { connection, call, text } => self.on_members(now, connection, call, text),
                 clients::Event::Gone { connection } => {
                     self.forget(index);
                     self.controller.disconnected(connection);

@@ -61,8 +61,8 @@ pub(super) enum Arrival {
     End { ticket: Ticket, end: End },
     /// Bytes that are not needed any more.
     Done(Bytes),
-    /// The peer lives anew: what its earlier life asked for nobody waits for.
-    Reborn(PeerNumber),
+    /// A life of the peer is over: what it asked for nobody waits for, and what it had taken nobody answers, for which reason its callers are told.
+    Over { peer: PeerNumber, text: &'static str },
 }
 
 /// Who waits for a parcel of ours.
@@ -272,10 +272,10 @@ impl Process {
     }
 
     /// The life of a peer is over that had these calls: nobody will answer them.
-    fn end_calls_taken_by(&mut self, peer: PeerNumber) {
+    fn end_calls_taken_by(&mut self, peer: PeerNumber, text: &str) {
         for call in self.correspondence.taken_by(peer) {
             if let Some(remote) = self.correspondence.end(call) {
-                self.end_remote(&remote, Code::PeerLost, 0, LIFE_IS_OVER.as_bytes());
+                self.end_remote(&remote, Code::PeerLost, 0, text.as_bytes());
             }
         }
     }
@@ -295,9 +295,10 @@ impl Process {
             match arrival {
                 Arrival::Done(bytes) => self.release(bytes),
                 Arrival::End { ticket, end } => self.on_end(ticket, end),
-                Arrival::Reborn(peer) => {
+                Arrival::Over { peer, text } => {
                     self.controller.disconnected(PEER | peer as u64);
-                    self.end_calls_taken_by(peer);
+                    self.end_calls_taken_by(peer, text);
+                    self.end_receives_from(peer);
                 }
                 Arrival::Parcel { peer, due, kind, key, bytes } => {
                     let verdict = self.on_parcel(now, peer, kind, &key, bytes);
@@ -320,6 +321,12 @@ impl Process {
                 (Code::Timeout, "the other process was not there in time; it was not sent".into())
             }
             End::Lost => (Code::PeerLost, LIFE_IS_OVER.into()),
+            End::Gone { sent: true } => {
+                (Code::PeerLost, "the other process was stopped or deleted; it may have had it".into())
+            }
+            End::Gone { sent: false } => {
+                (Code::PeerLost, "the other process was stopped or deleted; it was not sent".into())
+            }
         };
         match posted {
             Posted::Message { worker, incarnation, question } if self.incarnation_of(worker) == incarnation => {
@@ -408,7 +415,7 @@ impl Process {
     }
 }
 
-const LIFE_IS_OVER: &str = "the other process was started anew; its earlier life may have had it";
+pub(super) const LIFE_IS_OVER: &str = "the other process was started anew; its earlier life may have had it";
 
 /// Why we did not take what came.
 fn no_room_here(code: Code) -> &'static str {

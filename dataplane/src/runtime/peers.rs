@@ -1,7 +1,9 @@
 //! Connections to other processes: dials, hellos and heartbeats, as `controller::peers` decides. Never blocks.
 //!
 //! What two processes say to each other over a link that is up comes with messages and calls between processes; here are the
-//! link and its life.
+//! link and its life. Who there is to be connected with, `peers/membership.rs` brings.
+
+mod membership;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -17,10 +19,11 @@ use praas_transport::{Bodies, Header, Limits};
 use super::body::{Bytes, Landing, Store};
 use super::clients::Carrier;
 use super::error::ProcessError;
-use super::parcels::{Arrival, Kind, Parcel};
+use super::parcels::{Arrival, Kind, LIFE_IS_OVER, Parcel};
 use crate::client::link::keep_alive;
 use crate::clock::{now_ns, unix_s};
-use crate::config::{Checks, Congestion, ProcessConfig};
+use crate::config::{Checks, Congestion, Dial, ProcessConfig, WhenSwapped};
+use crate::controller::membership::Membership;
 use crate::controller::peers::{Action, Farewell, LinkNumber, PeerNumber, Peering, Word};
 use crate::controller::post::{self, Arrived, Bounds, Dispatch, Due, Inbox, Outbox, Ticket, Verdict, WINDOW};
 use crate::wire::{BUDGET_MAX_NS, Code, VERSIONS, frame};
@@ -43,11 +46,10 @@ const STRANGERS_NS: u64 = 1_000_000_000;
 /// Connections that speak their last words at once.
 const LEAVING_MAX: usize = 64;
 
-/// A process we were told of.
+/// The links and parcels of a member. What it is the membership knows.
 #[derive(Debug)]
 struct Target {
-    name: String,
-    addresses: Vec<SocketAddr>,
+    name: Arc<str>,
     /// Dials so far; each goes to the next address.
     dials: usize,
     /// What the log was told since it was up last: the same is not said again, and no more than so much.
@@ -73,11 +75,16 @@ enum Stage {
 #[derive(Debug)]
 pub(super) struct Peers {
     peering: Peering,
+    membership: Membership,
     name: String,
     incarnation: u64,
     session_id: [u8; 16],
-    /// `None` without peers.
+    /// Without it there are no peers.
     key: Option<Secret>,
+    dial: Dial,
+    when_swapped: WhenSwapped,
+    /// Of what waits for each.
+    bounds: Bounds,
     congestion: Congestion,
     checks: Checks,
     targets: Vec<Target>,
@@ -103,19 +110,25 @@ impl Peers {
         hello: &ResponderConfig,
         process_id: [u8; 16],
     ) -> Result<Peers, ProcessError> {
-        let told = config.peer_addresses()?.into_iter();
-        let targets: Vec<_> = told.map(|(name, addresses)| Target::new(config, name, addresses)).collect();
         let mut seed = process_id;
         seed.iter_mut().zip(hello.incarnation.to_le_bytes()).for_each(|(byte, with)| *byte ^= with);
-        Ok(Peers {
-            peering: Peering::new(&hello.process, targets.iter().map(|target| &*target.name), seed),
+        let mut peers = Peers {
+            peering: Peering::new(&hello.process, seed),
+            membership: Membership::new(&hello.process, hello.incarnation, config.peers_max as usize),
             name: hello.process.clone(),
             incarnation: hello.incarnation,
             session_id: process_id,
-            key: hello.key.clone().filter(|_| !targets.is_empty()),
+            key: hello.key.clone(),
+            dial: config.dial,
+            when_swapped: config.when_swapped,
+            bounds: Bounds {
+                parcels_max: config.mailbox_messages_max as usize,
+                bytes_max: usize::try_from(config.mailbox_bytes_max).unwrap_or(usize::MAX),
+                window: WINDOW,
+            },
             congestion: config.congestion,
             checks: config.checks,
-            targets,
+            targets: Vec::new(),
             links: HashMap::new(),
             scratch: Scratch::default(),
             limits: Limits { payload_bytes_max: config.payload_bytes_max },
@@ -126,12 +139,9 @@ impl Peers {
             strangers_due_ns: 0,
             admitted: false,
             stopped: false,
-        })
-    }
-
-    /// How many there are.
-    pub(super) fn count(&self) -> usize {
-        self.targets.len()
+        };
+        peers.begin(config)?;
+        Ok(peers)
     }
 
     /// The process is ready: peers are dialed from now on, as others are let in.
@@ -188,14 +198,16 @@ impl Peers {
         store: &mut Store,
     ) {
         // Whoever is here has a key for it: the hello lets nobody be a peer in plain text.
-        let peer = self.targets.iter().position(|target| target.name == session.peer.subject);
+        let peer = self.membership.number_of(&session.peer.subject);
         let link = match peer {
             Some(peer) => self.peering.accepted(now, peer, session.peer.incarnation),
             None => {
                 if now >= self.strangers_due_ns {
                     self.strangers_due_ns = now + STRANGERS_NS;
                     let name = &session.peer.subject;
-                    tracing::warn!("process {name} connected, of which we were not told: give --peer {name}=HOST:PORT");
+                    tracing::warn!(
+                        "process {name} connected, of which we were not told: give --peer {name}=HOST:PORT, or a table of members with it"
+                    );
                 }
                 self.peering.refused(Farewell::Unknown)
             }
@@ -221,23 +233,10 @@ impl Peers {
         self.arrivals.pop_front()
     }
 
-    pub(super) fn number_of(&self, name: &str) -> Option<PeerNumber> {
-        self.targets.iter().position(|target| target.name == name)
-    }
-
-    pub(super) fn name_of(&self, peer: PeerNumber) -> Option<&str> {
-        self.targets.get(peer).map(|target| &*target.name)
-    }
-
-    /// Those that are there.
-    pub(super) fn active(&self) -> impl Iterator<Item = &str> {
-        self.targets.iter().filter(|target| target.up.is_some()).map(|target| &*target.name)
-    }
-
     /// Something for a peer, whether it is there or not. [`Peers::pump`] sends it.
     ///
     /// # Errors
-    /// Too much waits already: the code, why, and the parcel.
+    /// Nothing is sent to it as it is now, or too much waits already: the code, why, and the parcel.
     pub(super) fn post(
         &mut self,
         peer: PeerNumber,
@@ -245,7 +244,11 @@ impl Peers {
         parcel: Parcel,
         deadline_ns: u64,
     ) -> Result<(), (Code, String, Parcel)> {
+        if let Err((code, text)) = self.may_post(peer, &parcel.kind) {
+            return Err((code, text, parcel));
+        }
         let sent = self.targets[peer].outbox.send(ticket, parcel, deadline_ns);
+        self.peering.want(peer);
         self.outboxes_due_ns = self.outboxes_due_ns.min(deadline_ns);
         sent.map_err(|full| (full.why.code(), full.why.to_string(), full.parcel))
     }
@@ -369,7 +372,7 @@ impl Peers {
             match action {
                 Action::Dial { peer, link } => {
                     if let Err(error) = self.dial(peer, link, reactor) {
-                        let address = self.targets[peer].address();
+                        let address = self.address_of(peer);
                         self.peering.gone(now, link, format!("{address}: {error}"));
                     }
                 }
@@ -384,10 +387,11 @@ impl Peers {
                     let address = address.map_or_else(String::new, |address| format!(" address={address}"));
                     let name = &self.targets[peer].name;
                     tracing::info!("peer={name} state=up incarnation={incarnation} link={link}{address}");
+                    self.membership.met(peer, incarnation);
                     let target = &mut self.targets[peer];
                     target.said.clear();
                     if target.life != 0 && target.life != incarnation {
-                        self.arrivals.push_back(Arrival::Reborn(peer));
+                        self.arrivals.push_back(Arrival::Over { peer, text: LIFE_IS_OVER });
                     }
                     (target.life, target.up) = (incarnation, Some(link));
                     target.outbox.up(incarnation);
@@ -416,11 +420,16 @@ impl Peers {
         }
     }
 
+    /// Where the last dial went.
+    fn address_of(&self, peer: PeerNumber) -> SocketAddr {
+        let addresses = self.membership.addresses_of(peer);
+        addresses[self.targets[peer].dials.saturating_sub(1) % addresses.len()]
+    }
+
     fn dial(&mut self, peer: usize, link: LinkNumber, reactor: &mut Carrier) -> io::Result<()> {
         use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
-        let target = &mut self.targets[peer];
-        target.dials += 1;
-        let address = target.address();
+        self.targets[peer].dials += 1;
+        let address = self.address_of(peer);
         let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let socket = socket_with(family, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?;
         match connect(&socket, &address) {
@@ -502,9 +511,9 @@ impl Peers {
             }
         };
         if let Err(text) = went_on {
-            let text = match self.peering.peer_of(link).map(|peer| &self.targets[peer]) {
-                Some(target) if !matches!(self.links.get(&link), Some(Stage::Open(_))) => {
-                    format!("{}: {text}", target.address())
+            let text = match self.peering.peer_of(link) {
+                Some(peer) if !matches!(self.links.get(&link), Some(Stage::Open(_))) => {
+                    format!("{}: {text}", self.address_of(peer))
                 }
                 _ => text,
             };
@@ -541,7 +550,7 @@ impl Peers {
             session_id: self.session_id,
             incarnation: self.incarnation,
             payload_checksums: self.checks == Checks::Always || !on_loopback(address),
-            expect_process: Some(self.targets[peer].name.clone()),
+            expect_process: Some(self.targets[peer].name.to_string()),
         };
         Initiator::new(config, Some(&credential)).map_err(|error| error.to_string())
     }
@@ -665,15 +674,9 @@ fn header_of(now: u64, kind: &Kind) -> Header {
 }
 
 impl Target {
-    fn new(config: &ProcessConfig, name: String, addresses: Vec<SocketAddr>) -> Target {
-        let bounds = Bounds {
-            parcels_max: config.mailbox_messages_max as usize,
-            bytes_max: usize::try_from(config.mailbox_bytes_max).unwrap_or(usize::MAX),
-            window: WINDOW,
-        };
+    fn new(name: &str, bounds: Bounds) -> Target {
         Target {
-            name,
-            addresses,
+            name: name.into(),
             dials: 0,
             said: Vec::new(),
             up: None,
@@ -681,11 +684,6 @@ impl Target {
             inbox: Inbox::new(WINDOW),
             life: 0,
         }
-    }
-
-    /// Where the last dial went.
-    fn address(&self) -> SocketAddr {
-        self.addresses[self.dials.saturating_sub(1) % self.addresses.len()]
     }
 }
 

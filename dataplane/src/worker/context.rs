@@ -124,7 +124,8 @@ impl<'a> Context<'a> {
         now_ns() >= self.deadline_ns || self.session.is_cancelled(self.origin, self.call)
     }
 
-    /// Names of the processes of this application that can be reached now, this one first. Asked anew each time: it changes during an invocation.
+    /// Names of the processes of this application that are active, this one first, as it was told last: whether they can be reached just now shows when
+    /// something is sent. Asked anew each time: it changes during an invocation.
     ///
     /// # Errors
     /// `Protocol`.
@@ -172,7 +173,7 @@ impl<'a> Context<'a> {
     /// Calls a function of another process of this application and waits for its reply, as [`Context::invoke`] does here. It runs once at most.
     ///
     /// # Errors
-    /// Every way a call can fail, `UnknownProcess`, and `PeerLost` when that process was started anew meanwhile.
+    /// Every way a call can fail, `UnknownProcess`, `PeerLost` when that process was started anew or stopped meanwhile, and `Swapped`.
     pub fn invoke_at<'p>(
         &mut self,
         process: impl AsRef<str>,
@@ -190,7 +191,7 @@ impl<'a> Context<'a> {
     /// [`Context::invoke`]: those of a loan, an input, a reply or a message are not copied.
     ///
     /// # Errors
-    /// `Busy` at a full mailbox, `UnknownProcess`, `ProcessLost`, `Timeout` when this invocation's time is over, `TooLarge`, `NoSpace`, `KeyLength`.
+    /// `Busy` at a full mailbox, `UnknownProcess`, `ProcessLost`, `Swapped`, `Timeout` when this invocation's time is over, `TooLarge`, `NoSpace`, `KeyLength`.
     pub fn send<'p>(
         &mut self,
         to: impl AsRef<str>,
@@ -200,16 +201,21 @@ impl<'a> Context<'a> {
         self.session.send_message(to.as_ref(), key.as_ref(), payload.into(), self.deadline_ns)
     }
 
-    /// Sends a message to every other process that can be reached now, one after the other. The names of those that have it, and why the
-    /// others have not.
+    /// Sends a message to every other process that is active, one after the other, each in its share of the time that this invocation has left. The
+    /// names of those that have it, and why the others have not.
     ///
     /// # Errors
     /// `TooLarge`, `KeyLength`: nobody has it.
     pub fn broadcast(&mut self, key: impl AsRef<[u8]>, payload: impl AsRef<[u8]>) -> Result<Broadcast, MessageError> {
         let (key, payload) = (key.as_ref(), payload.as_ref());
         let mut told = Broadcast::default();
-        for name in self.active_processes()?.into_iter().skip(1) {
-            match self.send(&name, key, payload) {
+        let others: Vec<String> = self.active_processes()?.into_iter().skip(1).collect();
+        for (at, name) in others.iter().enumerate() {
+            let name = name.clone();
+            // One that is not there does not take the time of the others, nor all of ours.
+            let (now, shares) = (now_ns(), (others.len() - at + 1) as u64);
+            let deadline_ns = now + self.deadline_ns.saturating_sub(now) / shares;
+            match self.session.send_message(&name, key, payload.into(), deadline_ns) {
                 Ok(()) => told.reached.push(name),
                 Err(error @ (MessageError::TooLarge { .. } | MessageError::KeyLength { .. }))
                     if told.reached.is_empty() =>

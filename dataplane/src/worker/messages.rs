@@ -71,8 +71,8 @@ pub enum MessageError {
         /// Which bound.
         text: String,
     },
-    /// No process of this name was ever heard of.
-    #[error("unknown process `{name}`: tell this one of it with --peer {name}=HOST:PORT")]
+    /// No process of this name is a member of the application.
+    #[error("unknown process `{name}`: tell this one of it with --peer {name}=HOST:PORT or a table of members")]
     UnknownProcess {
         /// The name.
         name: String,
@@ -81,6 +81,12 @@ pub enum MessageError {
     #[error("process lost: {text}")]
     ProcessLost {
         /// What is known.
+        text: String,
+    },
+    /// The process that was to have it is swapped out, and this one does not wait for it (`--when-swapped refuse`). It was not sent.
+    #[error("swapped out: {text}")]
+    Swapped {
+        /// Which process.
         text: String,
     },
     /// The time was over. Of a message that was being sent: it may arrive yet, if the text says so.
@@ -109,6 +115,7 @@ impl MessageError {
             Some(Code::Busy) => MessageError::Busy { text },
             Some(Code::UnknownProcess) => MessageError::UnknownProcess { name: text },
             Some(Code::PeerLost) => MessageError::ProcessLost { text },
+            Some(Code::Swapped) => MessageError::Swapped { text },
             Some(Code::Cancelled) => MessageError::Cancelled,
             Some(Code::Timeout) => MessageError::Timeout { text },
             _ => MessageError::Protocol { text },

@@ -41,9 +41,9 @@ impl Place {
         self.folder.join(number.to_string()).display().to_string()
     }
 
-    /// Starts one process that is told of these, by name and address, and does not wait for it.
+    /// Starts one process that is told of these, by name and address, dials them at once, and does not wait for it.
     pub(crate) fn start(&self, reactor: Reactor, who: usize, told: &[(&str, SocketAddr)]) -> Node {
-        self.start_with(reactor, who, told, &["--workers=1"])
+        self.start_with(reactor, who, told, &["--workers=1", "--dial=start"])
     }
 
     /// The same with further arguments.
@@ -84,7 +84,7 @@ impl Node {
         key: &str,
         told: &[(&str, SocketAddr)],
     ) -> Node {
-        Node::start_with(reactor, name, listen, key, told, &["--workers=1"])
+        Node::start_with(reactor, name, listen, key, told, &["--workers=1", "--dial=start"])
     }
 
     pub(crate) fn start_with(

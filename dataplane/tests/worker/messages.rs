@@ -81,14 +81,16 @@ pub(crate) fn register(worker: Worker) -> Worker {
             Ok(Output::from(reply).with_status(status))
         })
         .function("active", |context, _| Ok(context.active_processes()?.join(" ").into()))
-        .function("watch_active", |context, input| {
-            // What changes during one invocation.
+        .function("listed", |context, _| Ok(listed(context)?.into()))
+        .function("watch_listed", |context, input| {
+            // What changes during one invocation; each time it does we send ourselves what it is now.
             let [want, ms] = arguments(&input)?;
             let until = std::time::Instant::now() + Duration::from_millis(number(ms)?);
             let mut seen: Vec<String> = Vec::new();
             while std::time::Instant::now() < until {
-                let now = context.active_processes()?.join(" ");
+                let now = listed(context)?;
                 if seen.last() != Some(&now) {
+                    context.send(SELF, "seen", now.as_bytes())?;
                     seen.push(now);
                 }
                 if seen.last().map(String::as_bytes) == Some(want) {
@@ -98,6 +100,18 @@ pub(crate) fn register(worker: Worker) -> Worker {
             }
             Ok(seen.join("|").into())
         })
+}
+
+/// Those that are active, and those that are swapped out, by name, at one moment.
+fn listed(context: &mut Context<'_>) -> Result<String, Failure> {
+    loop {
+        let (mut active, mut swapped) = (context.active_processes()?, context.swapped_processes()?);
+        if context.active_processes()? == active {
+            active.sort();
+            swapped.sort();
+            return Ok(format!("{}/{}", active.join(" "), swapped.join(" ")));
+        }
+    }
 }
 
 fn text(bytes: &[u8]) -> String {

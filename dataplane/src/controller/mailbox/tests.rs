@@ -208,6 +208,8 @@ enum Step {
     },
     Withdraw(Receiver),
     Died(WorkerId),
+    /// A sender is deleted.
+    Gone(Sender),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -225,6 +227,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..10_u64).prop_map(|pass_ns| Step::Expire { pass_ns }),
         1 => receiver().prop_map(Step::Withdraw),
         1 => (1..4_u8).prop_map(Step::Died),
+        1 => sender().prop_map(Step::Gone),
     ]
 }
 
@@ -291,6 +294,13 @@ proptest! {
                 Step::Died(worker) => {
                     mailbox.worker_died(worker);
                     lists.waiting.retain(|ask| ask.by.worker != worker);
+                }
+                Step::Gone(sender) => {
+                    let got: Vec<_> = std::iter::from_fn(|| mailbox.sender_gone(sender)).collect();
+                    let (over, left) = lists.waiting.drain(..).partition(|ask| ask.from == Some(sender));
+                    lists.waiting = left;
+                    let over: Vec<Ask> = over;
+                    prop_assert_eq!(got, over.into_iter().map(|ask| ask.by).collect::<Vec<_>>());
                 }
             }
             prop_assert_eq!(mailbox.stats(), lists.stats());

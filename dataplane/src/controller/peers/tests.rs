@@ -67,13 +67,36 @@ enum Step {
     /// Killed and started anew.
     Crash(usize),
     Cut(usize),
+    /// An end is told that the other is not active, or is again: where, and maybe which life of it.
+    Told {
+        who: usize,
+        active: bool,
+        life: bool,
+    },
+    /// Something is to be sent.
+    Want(usize),
+}
+
+/// A machine with one peer.
+fn acquainted(name: &str, peer: &str, seed: [u8; 16]) -> Peering {
+    let mut peering = Peering::new(name, seed);
+    assert_eq!(peering.add(peer), 0);
+    peering.activate(0, 0, None, true);
+    peering
+}
+
+/// The same, and something is to be sent to it.
+fn told(name: &str, peer: &str, seed: [u8; 16]) -> Peering {
+    let mut peering = acquainted(name, peer, seed);
+    peering.want(0);
+    peering
 }
 
 fn end(who: usize, life: u64) -> End {
     let names = ["a", "b"];
     let mut seed = [who as u8 + 1; 16];
     seed[8] = life as u8;
-    let peering = Peering::new(names[who], std::iter::once(names[1 - who]), seed);
+    let peering = told(names[who], names[1 - who], seed);
     End { peering, now_ns: 0, life, started: false, up: None }
 }
 
@@ -127,7 +150,8 @@ impl World {
                 Action::Refused { .. } => {}
             }
         }
-        let stages = &self.ends[who].peering.peers[0].links;
+        let Peer { links: stages, active, .. } = &self.ends[who].peering.peers[0];
+        assert!(*active || stages.is_empty(), "no link with whom is not active: {stages:?}");
         assert!(stages.len() <= 3, "bounded: {stages:?}");
         assert_eq!(self.ends[who].up, stages.iter().find(|link| link.is_up()).map(|link| link.number));
         assert_eq!(stages.len(), self.ends[who].peering.peer_of.len());
@@ -144,7 +168,8 @@ impl World {
             Step::Timer(who) => {
                 let End { peering, now_ns, started, .. } = &mut self.ends[who];
                 *started = true;
-                *now_ns = (*now_ns).max(peering.wake_ns());
+                // Whoever waits for nothing lets no time pass.
+                *now_ns = (*now_ns).max(Some(peering.wake_ns()).filter(|at_ns| *at_ns < u64::MAX).unwrap_or(0));
                 peering.tick(*now_ns);
                 self.act(who);
             }
@@ -161,6 +186,17 @@ impl World {
                 self.conns[conn].pipes.iter_mut().for_each(VecDeque::clear);
             }
             Step::Deliver { conn, to } => self.deliver(conn, to),
+            Step::Told { who, active, life } => {
+                let other = self.ends[1 - who].life;
+                let End { peering, now_ns, .. } = &mut self.ends[who];
+                if active {
+                    peering.activate(*now_ns, 0, life.then_some(other), true);
+                } else {
+                    peering.deactivate(0, 0);
+                }
+                self.act(who);
+            }
+            Step::Want(who) => self.ends[who].peering.want(0),
         }
     }
 
@@ -230,6 +266,40 @@ impl World {
         let mut hasher = DefaultHasher::new();
         format!("{self:?}").hash(&mut hasher);
         hasher.finish()
+    }
+}
+
+/// Nobody dials before something is to be sent, and one that sends is enough, whichever it is.
+#[test]
+fn n11_one_that_has_something_to_send_finds_one_that_has_not_in_every_order() {
+    for sends in 0..2 {
+        let mut world = World::new();
+        let names = ["a", "b"];
+        world.ends.iter_mut().zip(0..).for_each(|(end, who)| {
+            end.peering = acquainted(names[who], names[1 - who], [who as u8 + 1; 16]);
+        });
+        for who in [0, 1] {
+            world.step(Step::Timer(who));
+            assert_eq!(world.ends[who].peering.wake_ns(), u64::MAX);
+        }
+        assert!(world.conns.is_empty());
+        world.step(Step::Want(sends));
+        let (mut seen, mut open) = (HashSet::new(), vec![world]);
+        while let Some(world) = open.pop() {
+            if !seen.insert(world.key()) {
+                continue;
+            }
+            world.clone().converge();
+            let mut next = world.on_their_way();
+            next.extend((world.conns.is_empty()).then_some(Step::Timer(sends)));
+            for step in next {
+                let mut world = world.clone();
+                world.step(step);
+                assert_eq!(world.conns.len(), 1);
+                open.push(world);
+            }
+        }
+        assert!(seen.len() > 5, "{} states", seen.len());
     }
 }
 
@@ -325,7 +395,7 @@ proptest! {
     /// Longer than what can be tried in every order.
     #[test]
     fn n11_n10_n1_crashes_cuts_and_slowness_at_random_end_in_one_connection(
-        steps in prop::collection::vec((0_u8..20, any::<u16>()), 0..150)
+        steps in prop::collection::vec((0_u8..22, any::<u16>()), 0..150)
     ) {
         let mut world = World::new();
         for (what, which) in steps {
@@ -335,10 +405,17 @@ proptest! {
                 0 => Step::Crash(which % 2),
                 1 if !world.conns.is_empty() => Step::Cut(which % world.conns.len()),
                 2..=5 => Step::Timer(which % 2),
+                20 => Step::Told { who: which % 2, active: which & 2 == 0, life: which & 4 == 0 },
+                21 => Step::Want(which % 2),
                 _ if !on_their_way.is_empty() => on_their_way[which % on_their_way.len()],
                 _ => Step::Timer(which % 2),
             };
             world.step(step);
+        }
+        // Whatever they were told: in the end both are active, and something is to be sent.
+        for who in [0, 1] {
+            world.step(Step::Told { who, active: true, life: false });
+            world.step(Step::Want(who));
         }
         world.converge();
     }
@@ -346,7 +423,7 @@ proptest! {
 
 /// A leader with one peer, `b`, at a virtual time.
 fn leader() -> Peering {
-    Peering::new("a", std::iter::once("b"), [1; 16])
+    told("a", "b", [1; 16])
 }
 
 fn actions(peering: &mut Peering) -> Vec<Action> {
@@ -392,7 +469,7 @@ fn n11_an_earlier_life_is_refused_and_a_later_one_takes_over() {
 #[test]
 fn n11_a_peer_that_dials_again_has_given_up_what_it_had() {
     for (name, up) in [("a", true), ("c", false)] {
-        let mut peering = Peering::new(name, std::iter::once("b"), [1; 16]);
+        let mut peering = told(name, "b", [1; 16]);
         let first = peering.accepted(0, 0, 7);
         peering.heard(0, first, if up { Word::Pong } else { Word::Confirm });
         actions(&mut peering);
@@ -402,6 +479,55 @@ fn n11_a_peer_that_dials_again_has_given_up_what_it_had() {
         assert!(done.contains(&Action::Down { peer: 0, link: first, loss: Loss::Redialed }), "{done:?}");
         assert_eq!(done.contains(&Action::Up { peer: 0, link: second, incarnation: 7 }), up, "{done:?}");
     }
+}
+
+/// G7: the table says which life of a peer is there. An earlier one, still connected, is given up, and refused from then on; that life itself, met before
+/// we were told of it, is kept.
+#[test]
+fn r4_g7_who_is_told_of_a_later_life_gives_up_the_earlier_one() {
+    let mut a = leader();
+    let link = a.accepted(0, 0, 10);
+    actions(&mut a);
+    a.activate(S, 0, Some(12), true);
+    let goodbye = |link, farewell| Action::Say { link, word: Word::Goodbye(farewell) };
+    assert_eq!(
+        actions(&mut a),
+        [goodbye(link, Farewell::Spare), Action::Close { link }, Action::Down { peer: 0, link, loss: Loss::Moved }]
+    );
+    let earlier = a.accepted(S, 0, 10);
+    assert!(actions(&mut a).contains(&goodbye(earlier, Farewell::Stale)));
+    // It is dialed at once, without a pause.
+    a.tick(S);
+    assert!(matches!(actions(&mut a)[..], [Action::Dial { .. }]));
+    let met = a.accepted(S, 0, 13);
+    assert!(actions(&mut a).contains(&Action::Up { peer: 0, link: met, incarnation: 13 }));
+    a.activate(2 * S, 0, Some(13), true);
+    assert_eq!(actions(&mut a), [], "that life is up already");
+    // Elsewhere, and nobody says which life that is: the one that is up may be an earlier one.
+    a.activate(2 * S, 0, None, true);
+    assert!(actions(&mut a).contains(&Action::Down { peer: 0, link: met, loss: Loss::Moved }));
+}
+
+#[test]
+fn r4_who_is_not_active_is_not_dialed_and_not_let_in() {
+    let mut a = leader();
+    let link = a.accepted(0, 0, 10);
+    actions(&mut a);
+    a.deactivate(0, 11);
+    let done = actions(&mut a);
+    assert!(done.contains(&Action::Down { peer: 0, link, loss: Loss::NotActive }), "{done:?}");
+    a.want(0);
+    a.tick(S);
+    assert_eq!((actions(&mut a), a.wake_ns()), (vec![], u64::MAX));
+    let refused = a.accepted(S, 0, 12);
+    assert!(actions(&mut a).contains(&Action::Say { link: refused, word: Word::Goodbye(Farewell::NotActive) }));
+    // Active again, a life that is over is not let in, and the next one is.
+    a.activate(2 * S, 0, None, false);
+    assert_eq!(actions(&mut a), []);
+    let stale = a.accepted(2 * S, 0, 10);
+    assert!(actions(&mut a).contains(&Action::Say { link: stale, word: Word::Goodbye(Farewell::Stale) }));
+    let up = a.accepted(2 * S, 0, 11);
+    assert!(actions(&mut a).contains(&Action::Up { peer: 0, link: up, incarnation: 11 }));
 }
 
 #[test]
@@ -523,7 +649,7 @@ fn n11_who_stops_says_so_and_dials_no_more() {
     let done = actions(&mut a);
     assert!(!done.iter().any(|action| matches!(action, Action::Dial { .. } | Action::Up { .. })), "{done:?}");
     // The other one hears it, and looks for the next life.
-    let mut b = Peering::new("b", std::iter::once("a"), [2; 16]);
+    let mut b = told("b", "a", [2; 16]);
     let link = b.accepted(0, 0, 1);
     b.heard(0, link, Word::Confirm);
     b.heard(0, link, Word::Goodbye(Farewell::Stopping));

@@ -66,7 +66,7 @@ impl Session {
         Ok(self.names.learn(number, &String::from_utf8_lossy(bytes.as_ref())))
     }
 
-    /// Names of the processes that are there, and of those that are swapped out.
+    /// Names of the processes that are active, and of those that are swapped out.
     pub(crate) fn processes(&mut self) -> Result<(Vec<String>, Vec<String>), MessageError> {
         let (_, bytes) = self.ask_mail(MailOp::Processes, 0, 0, Inline::empty().into(), 0)?;
         serde_json::from_slice(bytes.as_ref()).map_err(|error| MessageError::Protocol { text: error.to_string() })

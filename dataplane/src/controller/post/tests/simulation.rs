@@ -110,6 +110,7 @@ pub(super) struct Counts {
     pub(super) lost: u64,
     pub(super) timed_out: [u64; 2],
     pub(super) cancelled: [u64; 2],
+    pub(super) gone: [u64; 2],
     pub(super) again: u64,
     pub(super) full: u64,
     pub(super) stale_dues: u64,
@@ -177,6 +178,13 @@ impl World {
         // What it had to send died with it.
         let other = &mut self.sides[1 - who];
         other.never.extend(old.kept.into_keys().filter(|name| !other.arrived.contains_key(name)));
+        if self.dice.one_in(2) {
+            // The other end is told that this one was stopped, before it is started anew.
+            other.down();
+            other.outbox.close();
+            assert_eq!(other.outbox.holds(), (0, 0));
+            self.act(1 - who);
+        }
     }
 
     /// It closes a connection that is broken. What it sent before may still arrive.
@@ -310,6 +318,14 @@ impl World {
                 self.counts.cancelled[usize::from(was_sent)] += 1;
                 if !was_sent {
                     not_sent();
+                }
+            }
+            End::Gone { sent: was_sent } => {
+                assert!(self.sides[1 - from].life > 1, "gone, and the peer never restarted");
+                self.counts.gone[usize::from(was_sent)] += 1;
+                if !was_sent {
+                    self.sides[1 - from].never.insert(sent.name);
+                    assert_eq!(arrived, None, "{:?} was not sent", sent.name);
                 }
             }
             End::Lost => {
