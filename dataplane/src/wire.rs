@@ -128,6 +128,10 @@ pub(crate) mod record {
     /// body = key of the message in the `ANSWER` that follows.
     pub(crate) const KEY_IS: u8 = 25;
 
+    /// Worker → controller: tag = number of another process, id = call, aux = deadline, body = input: a nested call of the function there whose
+    /// name was said as a key ([`super::MailOp::Key`]) just before. Ends in a `REPLY`; a `CANCEL` calls it off; its block comes back as a `RELEASE`.
+    pub(crate) const CALL_AT: u8 = 40;
+
     /// Bit of the kind: the body holds several arguments.
     pub(crate) const ARGS: u8 = 0x80;
     /// Bit of a `REPLY`: the function still reads its input; the request's block stays lent until a `RELEASE`.
@@ -437,7 +441,7 @@ impl StateOp {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u16)]
 pub(crate) enum MailOp {
-    /// The next question is about this key.
+    /// What follows is about this key, or about the function of this name. No question: a block comes back as a `RELEASE`.
     Key = 0,
     /// A message to a process, under the key at its end or the one said before.
     Send = 1,
@@ -449,15 +453,14 @@ pub(crate) enum MailOp {
     NameOf = 4,
     /// Names of all processes: two lists, those that are there and those that are swapped out (JSON).
     Processes = 5,
-    /// A call of a function, whose name is the key, of another process. The answer is its reply.
-    Call = 6,
+    // 6 was a call of another process, which is a record of its own now.
 }
 
 impl MailOp {
     /// From the low four bits of a tag.
     pub(crate) fn from_wire(tag: u16) -> Option<MailOp> {
-        use MailOp::{Call, Key, NameOf, Processes, Receive, Resolve, Send};
-        [Key, Send, Receive, Resolve, NameOf, Processes, Call].into_iter().find(|op| *op as u16 == tag & 15)
+        use MailOp::{Key, NameOf, Processes, Receive, Resolve, Send};
+        [Key, Send, Receive, Resolve, NameOf, Processes].into_iter().find(|op| *op as u16 == tag & 15)
     }
 }
 

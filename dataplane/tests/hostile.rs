@@ -467,6 +467,7 @@ fn r1_w11_who_breaks_the_protocol_of_messages_is_killed_and_only_it() {
         "to anybody",
         "a call of itself",
         "a call of nobody",
+        "a call of no name",
         "two receives at once",
         "a message while it receives",
         "a flood",

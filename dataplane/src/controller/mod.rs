@@ -446,7 +446,7 @@ impl<P: Keep> Controller<P> {
 
     /// The deadline of the invocation a worker serves: its nested calls end with it, whatever it asks for. One that
     /// serves nothing we know of gets what a client gets that names no deadline.
-    fn served_until(&self, now_ns: u64, worker: WorkerId) -> u64 {
+    pub(crate) fn served_until(&self, now_ns: u64, worker: WorkerId) -> u64 {
         let (mut serving, by_default) = (worker, now_ns.saturating_add(self.bounds.deadline_ns));
         // Under a lease it works for its caller. Workers that lie may lease each other in a circle.
         for _ in 0..self.staff.places() {

@@ -87,21 +87,19 @@ impl Process {
             return Ok(());
         };
         // Before any of it is copied.
-        if !matches!(op, MailOp::Send | MailOp::Call) && bytes.as_ref().len() > KEY_BYTES_MAX {
+        if op != MailOp::Send && bytes.as_ref().len() > KEY_BYTES_MAX {
             return Err(Violation("a key or a name that is longer than any"));
         }
         match op {
-            MailOp::Send | MailOp::Call => {
+            MailOp::Send => {
                 return self.on_send(
                     now,
                     worker,
-                    op,
                     question,
                     number,
                     deadline_ns,
                     bytes,
                     key_bytes,
-                    descriptor.kind() & record::ARGS != 0,
                 );
             }
             MailOp::Key => {
@@ -112,6 +110,9 @@ impl Process {
                 if let Some(seat) = &mut self.seats[usize::from(worker)] {
                     seat.key = Some(key);
                 }
+                // No answer says that it was read.
+                self.release(bytes);
+                return Ok(());
             }
             MailOp::Receive => {
                 // A copy, since the worker may still write it.
@@ -155,7 +156,7 @@ impl Process {
         self.peers.number_of(name).map(|peer| number_of(Sender::Peer(peer)))
     }
 
-    fn process_name(&self, number: u16) -> Option<&str> {
+    pub(super) fn process_name(&self, number: u16) -> Option<&str> {
         match number {
             0 => Some(&self.config.process),
             number => self.peers.name_of(usize::from(number) - 1),
@@ -173,13 +174,11 @@ impl Process {
         &mut self,
         now: u64,
         worker: WorkerId,
-        op: MailOp,
         question: u64,
         number: u16,
         deadline_ns: u64,
         bytes: Bytes,
         key_bytes: usize,
-        is_args: bool,
     ) -> Result<(), Violation> {
         let mut short = [0; praas_shm::INLINE_BYTES_MAX];
         let (key, bytes) = match (&bytes, key_bytes) {
@@ -208,12 +207,8 @@ impl Process {
                 return Ok(());
             }
         };
-        let payload = Payload { bytes, is_args, keeps: false };
-        if op == MailOp::Call && self.process_name(number).is_some() && number != 0 {
-            self.call_peer(now, worker, question, usize::from(number) - 1, deadline_ns, key, payload);
-            return Ok(());
-        }
-        if op == MailOp::Call || self.process_name(number).is_none() {
+        let payload = Payload { bytes, is_args: false, keeps: false };
+        if self.process_name(number).is_none() {
             self.release(payload.bytes);
             return Err(Violation("a process of no number that it was told"));
         }

@@ -477,7 +477,7 @@ impl Process {
 
     /// Whether its function waits for a message or for another process.
     fn is_waiting(&self, worker: WorkerId) -> bool {
-        self.seats[usize::from(worker)].as_ref().is_some_and(|seat| seat.waits)
+        self.seats[usize::from(worker)].as_ref().is_some_and(|seat| seat.waits || seat.away > 0 && seat.awaits_calls())
     }
 
     /// Pinned to our core, or not pinned at all.

@@ -81,7 +81,8 @@ pub(super) enum Posted {
 pub(super) struct RemoteCall {
     worker: WorkerId,
     incarnation: u64,
-    question: u64,
+    /// Its number with the worker.
+    nested: u64,
     peer: PeerNumber,
     ticket: Ticket,
     deadline_ns: u64,
@@ -178,32 +179,74 @@ impl Process {
     }
 
     /// A function calls one of another process.
-    #[expect(clippy::too_many_arguments, reason = "the fields of one record")]
-    pub(super) fn call_peer(
+    pub(super) fn on_call_at(
         &mut self,
         now: u64,
         worker: WorkerId,
-        question: u64,
-        peer: PeerNumber,
-        deadline_ns: u64,
-        function: Vec<u8>,
-        payload: Payload,
-    ) {
-        let incarnation = self.incarnation_of(worker);
-        self.now_waits(worker);
+        descriptor: &Descriptor,
+        heap: Option<Buffer>,
+    ) -> Result<(), Violation> {
+        let (nested, number) = (descriptor.id(), descriptor.tag());
+        if self.controller.nested_of(worker) > crate::worker::NESTED_MAX {
+            return Err(Violation("more nested calls open than one function may have"));
+        }
+        let named = self.seats[usize::from(worker)].as_mut().and_then(|seat| seat.key.take());
+        let function = named.ok_or(Violation("a call of another process without the name of its function"))?;
+        if number == 0 || self.process_name(number).is_none() {
+            return Err(Violation("a process of no number that it was told"));
+        }
+        let peer = usize::from(number) - 1;
+        let Some(bytes) = self.bytes_of(worker, descriptor.body(), heap)? else {
+            let CallError { code, text, .. } = owner_died();
+            self.reply_text(worker, nested, code, 0, &text);
+            return Ok(());
+        };
+        if self.is_too_much(&bytes) {
+            let text = no_space(&bytes, &self.store.heap);
+            self.release(bytes);
+            self.reply_text(worker, nested, Code::NoSpace, 0, &text);
+            return Ok(());
+        }
+        let bytes = match self.keepable(bytes) {
+            Ok(bytes) => bytes,
+            Err(text) => {
+                self.reply_text(worker, nested, Code::NoSpace, 0, &text);
+                return Ok(());
+            }
+        };
+        let deadline_ns = descriptor.aux().min(self.controller.served_until(now, worker));
         self.correspondence.calls += 1;
         let call = self.correspondence.calls;
-        let kind = Kind::Call { call, deadline_ns, is_args: payload.is_args };
-        let parcel = Parcel { kind, key: function.into(), bytes: Arc::new(payload.bytes) };
+        let kind = Kind::Call { call, deadline_ns, is_args: descriptor.kind() & record::ARGS != 0 };
+        let parcel = Parcel { kind, key: function.into(), bytes: Arc::new(bytes) };
         match self.post(now, peer, parcel, deadline_ns, Posted::Call { call }) {
             Ok(ticket) => {
-                let remote = RemoteCall { worker, incarnation, question, peer, ticket, deadline_ns };
+                let incarnation = self.incarnation_of(worker);
+                let remote = RemoteCall { worker, incarnation, nested, peer, ticket, deadline_ns };
                 self.correspondence.remote.insert(call, remote);
                 self.correspondence.deadlines.insert((deadline_ns, call));
+                if let Some(seat) = &mut self.seats[usize::from(worker)] {
+                    seat.away += 1;
+                }
+                self.controller.waits(worker);
             }
-            Err((code, text)) => self.answer_text(worker, question, code, &text),
+            Err((code, text)) => self.reply_text(worker, nested, code, 0, &text),
         }
         self.take_peers_in(now);
+        Ok(())
+    }
+
+    /// A worker calls one of its calls off: if it is one to another process, that is told.
+    pub(super) fn cancel_away(&mut self, now: u64, worker: WorkerId, nested: u64) {
+        if self.seats[usize::from(worker)].as_ref().is_none_or(|seat| seat.away == 0) {
+            return;
+        }
+        let its = (worker, self.incarnation_of(worker), nested);
+        let is_it = |remote: &RemoteCall| (remote.worker, remote.incarnation, remote.nested) == its;
+        let found = self.correspondence.remote.iter().find(|(_, remote)| is_it(remote)).map(|(call, _)| *call);
+        if let Some(remote) = found.and_then(|call| self.call_off(now, call)) {
+            self.end_remote(&remote, Code::Cancelled, 0, "cancelled by its caller");
+        }
     }
 
     fn incarnation_of(&self, worker: WorkerId) -> u64 {
@@ -239,7 +282,7 @@ impl Process {
             let Some(remote) = self.call_off(now, call) else { return };
             let name = self.peers.name_of(remote.peer).unwrap_or("?").to_owned();
             let text = format!("no answer of process {name} came in time; the function may have run");
-            self.end_remote(&remote, Code::Timeout, 0, text.as_bytes());
+            self.end_remote(&remote, Code::Timeout, 0, &text);
         }
     }
 
@@ -275,18 +318,32 @@ impl Process {
     fn end_calls_taken_by(&mut self, peer: PeerNumber) {
         for call in self.correspondence.taken_by(peer) {
             if let Some(remote) = self.correspondence.end(call) {
-                self.end_remote(&remote, Code::PeerLost, 0, LIFE_IS_OVER.as_bytes());
+                self.end_remote(&remote, Code::PeerLost, 0, LIFE_IS_OVER);
             }
         }
     }
 
-    fn end_remote(&mut self, remote: &RemoteCall, code: Code, status: i32, text: &[u8]) {
-        if self.incarnation_of(remote.worker) != remote.incarnation {
-            return;
+    fn end_remote(&mut self, remote: &RemoteCall, code: Code, status: i32, text: &str) {
+        if self.comes_home(remote) {
+            self.reply_text(remote.worker, remote.nested, code, status, text);
         }
-        let me = ParticipantId::new(remote.worker).expect("workers have participant numbers");
-        let (body, heap) = self.body_of_bytes(text, me);
-        self.answer_question(remote.worker, remote.question, code, status.cast_unsigned().into(), body, heap);
+    }
+
+    /// A call to another process is over. Whether the worker that made it is still there to hear of it.
+    fn comes_home(&mut self, remote: &RemoteCall) -> bool {
+        let seat = self.seats[usize::from(remote.worker)].as_mut();
+        let Some(seat) = seat.filter(|seat| seat.incarnation == remote.incarnation) else { return false };
+        seat.away -= 1;
+        self.controller.waited(remote.worker);
+        true
+    }
+
+    /// Ends a call of a worker's with a text.
+    fn reply_text(&mut self, worker: WorkerId, nested: u64, code: Code, status: i32, text: &str) {
+        let me = ParticipantId::new(worker).expect("workers have participant numbers");
+        let (body, heap) = self.body_of_bytes(text.as_bytes(), me);
+        let aux = status.cast_unsigned().into();
+        self.send(worker, Descriptor::new(record::REPLY, code as u16, nested, aux, body), heap);
     }
 
     /// What connections with other processes brought, and what became of our parcels.
@@ -329,7 +386,7 @@ impl Process {
             Posted::Call { .. } if code == Code::Ok => {}
             Posted::Call { call } => {
                 if let Some(remote) = self.correspondence.end(call) {
-                    self.end_remote(&remote, code, 0, text.as_bytes());
+                    self.end_remote(&remote, code, 0, &text);
                 }
             }
             Posted::Message { .. } | Posted::Nobody => {}
@@ -345,7 +402,7 @@ impl Process {
                 {
                     // `NoSpace` would say that it has not run.
                     let text = answer_did_not_fit(no_room_here(code));
-                    self.end_remote(&remote, Code::Failed, -1, text.as_bytes());
+                    self.end_remote(&remote, Code::Failed, -1, &text);
                 }
                 return Verdict::Refused(code);
             }
@@ -369,13 +426,9 @@ impl Process {
                 Verdict::Stored
             }
             Kind::Answer { call, code, status, is_args: _ } => {
-                match self
-                    .correspondence
-                    .end_of(peer, call)
-                    .filter(|remote| self.incarnation_of(remote.worker) == remote.incarnation)
-                {
-                    None => self.release(bytes),
-                    Some(remote) => self.hand_answer(now, &remote, code, status, bytes),
+                match self.correspondence.end_of(peer, call) {
+                    Some(remote) if self.comes_home(&remote) => self.hand_answer(now, &remote, code, status, bytes),
+                    Some(_) | None => self.release(bytes),
                 }
                 Verdict::Stored
             }
@@ -403,7 +456,8 @@ impl Process {
                 self.body_of_bytes(&copy, me)
             }
         };
-        self.answer_question(remote.worker, remote.question, code, status.cast_unsigned().into(), body, heap);
+        let aux = status.cast_unsigned().into();
+        self.send(remote.worker, Descriptor::new(record::REPLY, code as u16, remote.nested, aux, body), heap);
         self.hands_over(now, remote.worker);
     }
 }

@@ -48,6 +48,8 @@ pub(crate) struct Seat {
     pub(crate) wants_key: bool,
     /// The function on it waits for a message or for another process.
     pub(crate) waits: bool,
+    /// Calls of other processes that the function on it has open.
+    pub(crate) away: u32,
     /// The question with which it waits for a message.
     pub(crate) receives: Option<u64>,
     /// The message it was handed last.
@@ -118,6 +120,7 @@ impl Seat {
             key: None,
             wants_key: false,
             waits: false,
+            away: 0,
             receives: None,
             handed: None,
             verdict: None,
@@ -297,6 +300,11 @@ impl Seat {
             Channel::Ring { segment, .. } => segment.activity(),
             _ => 0,
         }
+    }
+
+    /// Whether its function waits for nested calls, as far as it says so; over queues nobody does.
+    pub(crate) fn awaits_calls(&self) -> bool {
+        !matches!(self.channel, Channel::Ring { .. }) || self.activity() == crate::worker::ACTIVITY_WAITING
     }
 
     /// Where this worker says it is with a client's connection; `None` while it changes.

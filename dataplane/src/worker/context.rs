@@ -169,7 +169,8 @@ impl<'a> Context<'a> {
         State::new(self.session)
     }
 
-    /// Calls a function of another process of this application and waits for its reply, as [`Context::invoke`] does here. It runs once at most.
+    /// Calls a function of another process of this application and waits for its reply, as [`Context::invoke`] does here: [`Context::submit_at`] and
+    /// [`Context::wait`]. It runs once at most.
     ///
     /// # Errors
     /// Every way a call can fail, `UnknownProcess`, and `PeerLost` when that process was started anew meanwhile.
@@ -179,10 +180,34 @@ impl<'a> Context<'a> {
         function: &str,
         payload: impl Into<Payload<'p>>,
     ) -> Result<Reply, InvokeError> {
-        if process.as_ref() == SELF || process.as_ref() == self.session.welcome.process {
+        if self.is_here(process.as_ref()) {
             return self.invoke(function, payload);
         }
-        self.session.invoke_at(process.as_ref(), function, payload.into(), self.deadline_ns)
+        let pending = self.submit_at(process, function, payload)?;
+        self.wait(pending)
+    }
+
+    /// Starts a call of a function of another process and returns at once, but for the first call to a process, whose number is asked for. The handle is
+    /// one as of [`Context::submit`]: waited for alone or among others, calls here and there mixed, or called off, which that process is told. A call that
+    /// has not ended when this invocation ends, or its deadline passes, is called off, too. It runs once at most.
+    ///
+    /// # Errors
+    /// `Busy` with 1024 nested calls open, `UnknownProcess`, `UnknownFunction` for a name that no function can have, `TooLarge`, `NoSpace`; nothing was
+    /// sent then.
+    pub fn submit_at<'p>(
+        &mut self,
+        process: impl AsRef<str>,
+        function: &str,
+        payload: impl Into<Payload<'p>>,
+    ) -> Result<Pending, InvokeError> {
+        if self.is_here(process.as_ref()) {
+            return self.submit(function, payload);
+        }
+        self.session.submit_at(process.as_ref(), function, payload.into(), self.deadline_ns).map(Pending)
+    }
+
+    fn is_here(&self, process: &str) -> bool {
+        process == SELF || process == self.session.welcome.process
     }
 
     /// Sends a message to a process of this application, or to this one ([`SELF`](crate::SELF)), and waits until it is in that one's

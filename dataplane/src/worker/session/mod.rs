@@ -177,7 +177,19 @@ enum Carried {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Route {
     Controller,
-    Ring { position: u64 },
+    Ring {
+        position: u64,
+    },
+    /// To another process, through the controller.
+    Away,
+}
+
+impl Route {
+    /// Under a lease: we keep its deadline, and its answer comes from the callee.
+    #[inline(always)]
+    fn is_leased(self) -> bool {
+        matches!(self, Route::Ring { .. })
+    }
 }
 
 #[derive(Debug)]
