@@ -132,6 +132,10 @@ pub(crate) mod record {
     /// name was said as a key ([`super::MailOp::Key`]) just before. Ends in a `REPLY`; a `CANCEL` calls it off; its block comes back as a `RELEASE`.
     pub(crate) const CALL_AT: u8 = 40;
 
+    /// tag = function, id = the first call, aux = deadline, body = their number (`u16`): so many `REQUEST`s that follow are one batch, and run
+    /// together. Each has its `REPLY`, in their order.
+    pub(crate) const BATCH: u8 = 41;
+
     /// Bit of the kind: the body holds several arguments.
     pub(crate) const ARGS: u8 = 0x80;
     /// Bit of a `REPLY`: the function still reads its input; the request's block stays lent until a `RELEASE`.
@@ -520,7 +524,20 @@ pub(crate) enum FromWorker {
     /// Ring only: the worker mapped its segment, which can be sealed now.
     Mapped,
     /// The worker serves these functions.
-    Ready { version: u32, functions: Vec<String> },
+    Ready {
+        version: u32,
+        functions: Vec<String>,
+        /// Of those that are not called one by one.
+        #[serde(default)]
+        triggers: Vec<(u16, Trigger)>,
+    },
+}
+
+/// What a function runs for, if not for one call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Trigger {
+    /// For several calls: as many, or those that came so long after the first.
+    Batch { calls: u16, wait_ns: u64 },
 }
 
 /// Several arguments in one payload: `u32` count, `u32` length of each, then the bytes, little-endian.

@@ -92,15 +92,7 @@ impl Process {
         }
         match op {
             MailOp::Send => {
-                return self.on_send(
-                    now,
-                    worker,
-                    question,
-                    number,
-                    deadline_ns,
-                    bytes,
-                    key_bytes,
-                );
+                return self.on_send(now, worker, question, number, deadline_ns, bytes, key_bytes);
             }
             MailOp::Key => {
                 let key = bytes.as_ref().to_vec();

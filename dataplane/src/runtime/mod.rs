@@ -225,6 +225,7 @@ impl Process {
             leases: config.leases && !config.isolate,
             hot_calls: if config.lease_connections { HOT_CALLS } else { 0 },
             results_bytes_max: usize::try_from(config.results_bytes_max).unwrap_or(usize::MAX),
+            batch_bytes_max: usize::try_from(config.payload_bytes_max).unwrap_or(usize::MAX),
         };
         Ok(Process {
             reactor,

@@ -33,6 +33,8 @@ pub(crate) struct Seat {
     pub(crate) cpu: Option<usize>,
     /// Oldest first: it answers them in this order.
     pub(crate) given: VecDeque<Given>,
+    /// Calls of a batch that it is still to be given.
+    pub(crate) batch_left: u16,
     backlog: VecDeque<(Descriptor, Option<Heap>)>,
     /// Blocks of objects that are its own again, to be said when there is room. As many as it wrote objects: its own memory bounds them.
     returns: VecDeque<BlockRef>,
@@ -85,6 +87,8 @@ pub(crate) struct Given {
     pub(crate) position: Option<u64>,
     pub(crate) request: Request,
     pub(crate) is_args: bool,
+    /// It runs together with those before and behind it that do, when the worker has all of them.
+    pub(crate) in_batch: bool,
 }
 
 #[derive(Debug)]
@@ -112,6 +116,7 @@ impl Seat {
             knows: 0,
             cpu,
             given: VecDeque::new(),
+            batch_left: 0,
             backlog: VecDeque::new(),
             returns: VecDeque::new(),
             texts: VecDeque::new(),
@@ -258,7 +263,8 @@ impl Seat {
     /// Whether the worker had begun on the first call it has, as far as one can tell from outside.
     pub(crate) fn had_begun(&self) -> bool {
         // Given a call that is no longer here: it was answered, though not as it should be.
-        let Some(given) = self.given.front() else { return true };
+        let last = self.given.iter().take_while(|given| given.in_batch).last();
+        let Some(given) = last.or(self.given.front()) else { return true };
         match &self.channel {
             Channel::Mapping { .. } => false,
             Channel::Ring { link, .. } => given.position.is_some_and(|position| position < link.peer_taken()),

@@ -94,7 +94,9 @@ impl Process {
             let Ok((bytes @ 1.., _)) = handover::receive(seat.control.as_fd(), &mut buffer) else { return Ok(()) };
             match serde_json::from_slice(&buffer[..bytes]) {
                 Ok(FromWorker::Mapped) => self.attach(worker),
-                Ok(FromWorker::Ready { version, functions }) => self.register(now, worker, version, &functions),
+                Ok(FromWorker::Ready { version, functions, triggers }) => {
+                    self.register(now, worker, version, &functions, &triggers);
+                }
                 Err(_) => self.condemn(worker, Cause::Violation("a malformed control message")),
             }
             if !self.announced
@@ -135,7 +137,14 @@ impl Process {
         Ok(())
     }
 
-    pub(super) fn register(&mut self, now: u64, worker: WorkerId, version: u32, functions: &[String]) {
+    pub(super) fn register(
+        &mut self,
+        now: u64,
+        worker: WorkerId,
+        version: u32,
+        functions: &[String],
+        triggers: &[(u16, wire::Trigger)],
+    ) {
         let channel_ready = !matches!(
             self.seats[usize::from(worker)].as_ref().map(|seat| &seat.channel),
             None | Some(Channel::Mapping { .. })
@@ -145,7 +154,7 @@ impl Process {
         } else if !channel_ready {
             Err(Violation("it registered before it mapped its segment"))
         } else {
-            self.controller.ready(now, worker, functions)
+            self.controller.ready(now, worker, functions, triggers)
         };
         if let Err(Violation(what)) = result {
             self.condemn(worker, Cause::Violation(what));

@@ -8,6 +8,7 @@
 //! }
 //! ```
 
+mod batch;
 mod context;
 pub mod messages;
 mod session;
@@ -29,7 +30,8 @@ use praas_transport::queue::{Queue, Receiver, Sender};
 use crate::config::Ipc;
 use crate::error::{Failure, InvokeError};
 use crate::payload::{BlockKey, Bytes, Input, Output, Payload, Place};
-use crate::wire::{Code, FromWorker, PROTOCOL_VERSION, ToWorker, WorkerWelcome, record};
+use crate::wire::{Code, FromWorker, PROTOCOL_VERSION, ToWorker, Trigger, WorkerWelcome, record};
+pub use batch::Batch;
 pub use context::{Context, FunctionId, Lease, Pending};
 pub use messages::{Broadcast, Key, Message, MessageError, SELF, Source};
 pub(crate) use session::{ACTIVITY_WAITING, NESTED_MAX};
@@ -45,6 +47,7 @@ type Handler = Box<dyn FnMut(&mut Session, &mut Incoming) -> Result<(), Fatal>>;
 #[derive(Default)]
 pub struct Worker {
     functions: Vec<(String, Handler)>,
+    triggers: Vec<(u16, Trigger)>,
 }
 
 impl std::fmt::Debug for Worker {
@@ -69,12 +72,40 @@ impl Worker {
     where
         F: FnMut(&mut Context<'_>, Input) -> Result<Output, Failure> + 'static,
     {
-        assert!((1..=255).contains(&name.len()), "a function's name has 1 to 255 bytes, `{name}` has {}", name.len());
-        assert!(self.functions.iter().all(|(known, _)| known != name), "function `{name}` is registered twice");
-        assert!(self.functions.len() < usize::from(u16::MAX), "65 535 functions are the most");
+        self.check(name);
         let handler = move |session: &mut Session, incoming: &mut Incoming| invoke(session, incoming, &mut function);
         self.functions.push((name.to_owned(), Box::new(handler)));
         self
+    }
+
+    /// Registers a function that runs once for several calls (trigger *batch*): it gets their inputs in the order they came, and gives an output or a
+    /// failure for each, in that order. Each caller gets its own, as from any function; a failure of the whole goes to all of them. A call that
+    /// is cancelled or late, or whose caller is gone, is taken out before the run, and its answer is dropped afterwards. When the worker dies during the
+    /// run, each call ends or runs again as its own delivery says.
+    ///
+    /// The deadline of the invocation is the latest of its calls; it is [cancelled](Context::is_cancelled) when nobody waits for any of them.
+    ///
+    /// # Panics
+    /// As [`Worker::function`], and when `batch` is out of range.
+    #[must_use]
+    pub fn batch<F>(mut self, name: &str, batch: Batch, mut function: F) -> Worker
+    where
+        F: FnMut(&mut Context<'_>, Vec<Input>) -> Result<Vec<Result<Output, Failure>>, Failure> + 'static,
+    {
+        let number = self.check(name);
+        let handler =
+            move |session: &mut Session, incoming: &mut Incoming| batch::serve(session, incoming, &mut function);
+        self.functions.push((name.to_owned(), Box::new(handler)));
+        self.triggers.push((number, batch.trigger()));
+        self
+    }
+
+    /// The number that a function of this name gets.
+    fn check(&self, name: &str) -> u16 {
+        assert!((1..=255).contains(&name.len()), "a function's name has 1 to 255 bytes, `{name}` has {}", name.len());
+        assert!(self.functions.iter().all(|(known, _)| known != name), "function `{name}` is registered twice");
+        let number = u16::try_from(self.functions.len()).ok().filter(|number| *number < u16::MAX);
+        number.expect("65 535 functions are the most")
     }
 
     /// Serves until the process ends. To be called from the program's first thread, which is the one that runs the functions.
@@ -100,7 +131,7 @@ impl Worker {
 
     fn run(self, control: OwnedFd) -> Result<(), Fatal> {
         let (names, mut handlers): (Vec<String>, Vec<Handler>) = self.functions.into_iter().unzip();
-        let mut session = register(control, names)?;
+        let mut session = register(control, names, self.triggers)?;
         let mut incoming = Incoming::none();
         while session.next_request(&mut incoming)? {
             if !session.begin(&incoming)? {
@@ -195,7 +226,11 @@ fn panicked(session: &mut Session, incoming: &Incoming, panic: &(dyn std::any::A
     let block = incoming.request.block().map(|block| BlockKey::from(&block));
     session.dismiss_all();
     let error = InvokeError::Panicked { text: panic_text(panic) };
-    session.reply_error(incoming.origin, incoming.request.id(), block, &error)?;
+    if session.batch.is_empty() {
+        session.reply_error(incoming.origin, incoming.request.id(), block, &error)?;
+    } else {
+        session.answer_batch([], || error.clone())?;
+    }
     session.give_back_before_exit()?;
     std::process::exit(crate::exit::WORKER_PANICKED);
 }
@@ -218,7 +253,7 @@ fn attach(welcome: &WorkerWelcome, number: u8, incarnation: u64, fd: OwnedFd) ->
 }
 
 /// Introduces this worker to its controller: maps, links, names its functions.
-fn register(control: OwnedFd, functions: Vec<String>) -> Result<Session, Fatal> {
+fn register(control: OwnedFd, functions: Vec<String>, triggers: Vec<(u16, Trigger)>) -> Result<Session, Fatal> {
     let mut buffer = vec![0; 64 << 10];
     let mut next = |control: &OwnedFd| -> Result<(ToWorker, std::vec::IntoIter<OwnedFd>), Fatal> {
         let (bytes, fds) =
@@ -277,6 +312,10 @@ fn register(control: OwnedFd, functions: Vec<String>) -> Result<Session, Fatal> 
             (Channel::Queue { sender: Sender::new(sender), receiver }, None)
         }
     };
-    say(&control, &FromWorker::Ready { version: PROTOCOL_VERSION, functions: functions.clone() })?;
-    Session::new(welcome, me, functions, control, channel, controller)
+    let ready =
+        FromWorker::Ready { version: PROTOCOL_VERSION, functions: functions.clone(), triggers: triggers.clone() };
+    say(&control, &ready)?;
+    let mut session = Session::new(welcome, me, functions, control, channel, controller)?;
+    session.set_triggers(&triggers);
+    Ok(session)
 }

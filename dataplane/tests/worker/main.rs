@@ -6,6 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
+mod batch;
 #[path = "../support/dice.rs"]
 mod dice;
 mod messages;
@@ -120,7 +121,7 @@ fn main() -> ExitCode {
             let child = if input.is_empty() { command.arg("1000") } else { command.args(["sleep", "1000"]) }.spawn()?;
             Ok(child.id().to_string().into())
         });
-    messages::register(state::register(worker)).serve()
+    batch::register(messages::register(state::register(worker))).serve()
 }
 
 thread_local! {

@@ -139,7 +139,9 @@ fn wait_any_at(context: &mut Context<'_>, input: Input) -> Result<Output, Failur
 /// Starts so many calls of `echo` at another process, of several sizes, and waits for them from the last to the first. What was too many is told.
 fn many_at(context: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
     let [process, count] = arguments(&input)?;
-    let content = |at: u64| vec![u8::try_from(at % 251).unwrap_or(0); [3, 40, 41, 5000, 300_000][usize::try_from(at % 5).unwrap_or(0)]];
+    let content = |at: u64| {
+        vec![u8::try_from(at % 251).unwrap_or(0); [3, 40, 41, 5000, 300_000][usize::try_from(at % 5).unwrap_or(0)]]
+    };
     let mut open = Vec::new();
     let mut refused = String::new();
     for at in 0..number(count)? {

@@ -12,6 +12,10 @@ impl Session {
         payload: Payload<'_>,
     ) -> Result<Reply, InvokeError> {
         self.return_or_die();
+        if self.is_batched(function) {
+            let number = self.submit(function, deadline_ns, payload)?;
+            return self.collect(number);
+        }
         let Some(calling) = &self.calling else { return self.invoke_by_window(function, deadline_ns, payload) };
         let callee = calling.callee;
         let over_exchange = self.exchange_wanted && !calling.exchange.busy();
@@ -294,7 +298,9 @@ impl Session {
         self.check_nested()?;
         let kind = record::REQUEST | if payload.is_args { record::ARGS } else { 0 };
         let foreign = matches!(payload.bytes.place, Place::Held(_));
-        let leased = self.calling.as_ref().filter(|_| !foreign).map(|calling| (calling.callee, calling.in_flight));
+        let by_controller = foreign || self.is_batched(function);
+        let leased =
+            self.calling.as_ref().filter(|_| !by_controller).map(|calling| (calling.callee, calling.in_flight));
         let Some((callee, in_flight)) = leased else {
             let (body, carried, heap) = self.load(payload.bytes, ParticipantId::CONTROLLER)?;
             let number = self.nested.open(Route::Controller, deadline_ns, carried);
@@ -511,10 +517,8 @@ impl Session {
     /// An answer to a call of the window.
     pub(super) fn settle(&mut self, descriptor: &Descriptor, giver: Giver, heap: Option<Buffer>) -> Result<(), Fatal> {
         let from_controller = giver.participant == ParticipantId::CONTROLLER;
-        let found = self
-            .nested
-            .get(descriptor.id())
-            .filter(|call| !call.settled && call.route.is_leased() != from_controller);
+        let found =
+            self.nested.get(descriptor.id()).filter(|call| !call.settled && call.route.is_leased() != from_controller);
         let Some(call) = found else {
             return if from_controller { Err(Fatal("an answer to a call that is not open".into())) } else { Ok(()) };
         };
