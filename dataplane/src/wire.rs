@@ -135,6 +135,9 @@ pub(crate) mod record {
     /// tag = function, id = the first call, aux = deadline, body = their number (`u16`): so many `REQUEST`s that follow are one batch, and run
     /// together. Each has its `REPLY`, in their order.
     pub(crate) const BATCH: u8 = 41;
+    /// As `BATCH`, but the body holds the number of a process (`u16`) for each of the `REQUEST`s that follow: their bodies are messages of those,
+    /// for a function that runs for messages.
+    pub(crate) const JOIN: u8 = 42;
 
     /// Bit of the kind: the body holds several arguments.
     pub(crate) const ARGS: u8 = 0x80;
@@ -538,6 +541,8 @@ pub(crate) enum FromWorker {
 pub(crate) enum Trigger {
     /// For several calls: as many, or those that came so long after the first.
     Batch { calls: u16, wait_ns: u64 },
+    /// For one message under each of these keys.
+    Join { keys: Vec<Vec<u8>>, one_sender: bool, idempotent: bool },
 }
 
 /// Several arguments in one payload: `u32` count, `u32` length of each, then the bytes, little-endian.

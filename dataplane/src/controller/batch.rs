@@ -39,6 +39,13 @@ pub(super) fn is_batch(key: CallKey) -> bool {
     key & BATCH != 0
 }
 
+/// What a function runs for, if not for one call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Together {
+    Calls(Batching),
+    Messages,
+}
+
 #[derive(Debug)]
 struct Collecting {
     /// With the bytes of their inputs.
@@ -57,7 +64,7 @@ struct Closed {
 #[derive(Debug)]
 pub(super) struct Batches {
     /// By function; none at all when none is called in batches.
-    triggers: Vec<Option<Batching>>,
+    triggers: Vec<Option<Together>>,
     /// Inputs of one batch together, but of a call that has more alone: what a worker is given at once is bounded as one payload is.
     bytes_max: usize,
     /// By function.
@@ -82,16 +89,36 @@ impl Batches {
 
     /// From now on calls of this function are collected. To be said before the first one.
     pub(super) fn collect(&mut self, function: u16, batching: Batching) {
+        self.set(function, Together::Calls(batching));
+    }
+
+    /// This function is not called: what it runs for is put here as one batch at a time.
+    pub(super) fn reserve(&mut self, function: u16) {
+        self.set(function, Together::Messages);
+    }
+
+    fn set(&mut self, function: u16, together: Together) {
         let at = usize::from(function);
         if self.triggers.len() <= at {
             self.triggers.resize(at + 1, None);
         }
-        self.triggers[at] = Some(batching);
+        self.triggers[at] = Some(together);
     }
 
-    /// Whether calls of this function are collected.
+    /// Whether this function runs for several calls, or messages, at once.
     pub(super) fn has(&self, function: u16) -> bool {
         self.triggers.get(usize::from(function)).is_some_and(Option::is_some)
+    }
+
+    /// Whether it runs for messages and is not called.
+    pub(super) fn is_reserved(&self, function: u16) -> bool {
+        self.triggers.get(usize::from(function)) == Some(&Some(Together::Messages))
+    }
+
+    /// The functions that run for messages.
+    pub(super) fn reserved(&self) -> Vec<u16> {
+        let all = (0..).zip(&self.triggers);
+        all.filter(|(_, trigger)| **trigger == Some(Together::Messages)).map(|(function, _)| function).collect()
     }
 
     /// Calls that wait here.
@@ -107,7 +134,9 @@ impl Batches {
         call: CallKey,
         bytes: usize,
     ) -> impl Iterator<Item = BatchKey> + use<> {
-        let Batching { calls, wait_ns } = self.triggers[usize::from(function)].expect("asked with `has` before");
+        let Some(Together::Calls(Batching { calls, wait_ns })) = self.triggers[usize::from(function)] else {
+            unreachable!("whoever admits calls asks with `has` and `is_reserved` before");
+        };
         let is_too_much = |batch: &Collecting| batch.bytes.saturating_add(bytes) > self.bytes_max;
         let before = if self.collecting.get(&function).is_some_and(is_too_much) { self.close(function) } else { None };
         let due_ns = now_ns.saturating_add(wait_ns);
@@ -171,7 +200,7 @@ impl Batches {
         (function, calls)
     }
 
-    /// Calls that were taken and run again, in the order they came: a batch again.
+    /// Calls that were taken and run again, in the order they came: a batch again. Or what a function that is not called runs for.
     pub(super) fn put_back(&mut self, function: u16, calls: Vec<CallKey>) -> BatchKey {
         self.waiting += calls.len();
         self.made += 1;

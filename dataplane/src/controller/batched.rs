@@ -1,10 +1,11 @@
-//! Calls of functions that are run in batches: collected, handed to a worker together, and what becomes of them when it dies.
+//! Functions that run for several calls or messages at once: collected, handed to a worker together, and what becomes of them when it dies.
 //!
 //! A batch waits in the queue as one call would, in the turns of its function. Nobody is given one ahead or under a lease.
 
 use super::batch::{BatchKey, Batching};
 use super::queue::LaneId;
-use super::{Action, CallKey, Controller, Keep, WorkerId, batch, place};
+use super::join::{KEYS_MAX, RunId};
+use super::{Action, Call, CallKey, Controller, Keep, USES, Waiter, WorkerId, batch, key, place};
 use crate::wire::Trigger;
 
 /// The turns that the batches of a function take. Connections count up from 2^32, and never so far.
@@ -16,14 +17,67 @@ impl<P: Keep> Controller<P> {
     /// How the functions of the first worker are called. False when one cannot be called so.
     pub(super) fn set_triggers(&mut self, triggers: &[(u16, Trigger)]) -> bool {
         for (function, trigger) in triggers {
-            let Trigger::Batch { calls, wait_ns } = *trigger;
-            let is_fine = (1..=batch::CALLS_MAX).contains(&calls) && wait_ns <= batch::WAIT_MAX_NS;
-            if !is_fine || usize::from(*function) >= self.functions.len() || self.batches.has(*function) {
+            if usize::from(*function) >= self.functions.len() || self.batches.has(*function) {
                 return false;
             }
-            self.batches.collect(*function, Batching { calls, wait_ns });
+            match trigger {
+                Trigger::Batch { calls, wait_ns } => {
+                    if !(1..=batch::CALLS_MAX).contains(calls) || *wait_ns > batch::WAIT_MAX_NS {
+                        return false;
+                    }
+                    self.batches.collect(*function, Batching { calls: *calls, wait_ns: *wait_ns });
+                }
+                Trigger::Join { keys, .. } => {
+                    let is_key = |key: &Vec<u8>| (1..=praas_shm::KEY_BYTES_MAX).contains(&key.len());
+                    let differ = (1..keys.len()).all(|at| !keys[..at].contains(&keys[at]));
+                    if !(1..=KEYS_MAX).contains(&keys.len()) || !keys.iter().all(is_key) || !differ {
+                        return false;
+                    }
+                    self.batches.reserve(*function);
+                }
+            }
         }
         true
+    }
+
+    /// Until when a function that runs for messages may not run, ns; `None`: it may now.
+    pub(crate) fn refuses_joins_until(&self, now_ns: u64, function: u16) -> Option<u64> {
+        if self.draining {
+            return Some(u64::MAX);
+        }
+        let left_ns = self.circuits.get(usize::from(function)).and_then(|circuit| circuit.refuses(now_ns))?;
+        Some(now_ns + left_ns)
+    }
+
+    /// A function runs for messages, as soon as a worker is free; its time is counted from then. For each of them the end is told by
+    /// [`Action::Joined`] or [`Action::Unjoin`], in their order.
+    pub(crate) fn join(&mut self, now_ns: u64, run: RunId, function: u16, idempotent: bool, messages: Vec<P>) {
+        let of = messages.len();
+        let calls = messages.into_iter().map(|payload| {
+            self.uses = self.uses.wrapping_add(1) & USES;
+            let (from, uses, payload) = (Waiter::Join { run, of }, self.uses, Some(payload));
+            let call =
+                Call { from, function, deadline_ns: u64::MAX, idempotent, attempts: 0, uses, abandoned: false, payload };
+            key(self.calls.insert(call), uses)
+        });
+        let calls = calls.collect();
+        let batch = self.batches.put_back(function, calls);
+        self.run_batch(now_ns, batch);
+    }
+
+    /// Gives all messages back for which no worker was free yet, each with its run: where their bytes lie is about to go.
+    pub(crate) fn unjoin_waiting(&mut self) -> Vec<(RunId, P)> {
+        let mut back = Vec::new();
+        for function in self.batches.reserved() {
+            for key in self.batches.of(function) {
+                self.take_out(function, key);
+                let Call { from, payload, .. } = self.calls.remove(place(key));
+                if let (Waiter::Join { run, .. }, Some(payload)) = (from, payload) {
+                    back.push((run, payload));
+                }
+            }
+        }
+        back
     }
 
     /// A call that was admitted waits for others.
@@ -56,10 +110,28 @@ impl<P: Keep> Controller<P> {
 
     pub(super) fn dispatch_batch(&mut self, now_ns: u64, worker: WorkerId, batch: BatchKey) {
         let (function, calls) = self.batches.take(batch);
+        let Some(first) = calls.first().copied() else { return };
+        let run = match self.calls[place(first)].from {
+            Waiter::Join { run, .. } => Some(run),
+            _ => None,
+        };
+        if run.is_some() {
+            let deadline_ns = now_ns.saturating_add(self.bounds.deadline_ns);
+            calls.iter().for_each(|call| self.calls[place(*call)].deadline_ns = deadline_ns);
+            self.wake_by(deadline_ns);
+        }
         let deadline_ns = calls.iter().map(|call| self.calls[place(*call)].deadline_ns).max().unwrap_or(0);
-        self.staff.give_batch(now_ns, worker, &calls);
-        if let ([first, _, ..], Ok(count)) = (&calls[..], u16::try_from(calls.len())) {
-            self.actions.push_back(Action::Batch { worker, call: *first, function, calls: count, deadline_ns });
+        if run.is_some() || calls.len() > 1 {
+            self.staff.give_batch(now_ns, worker, &calls);
+        } else {
+            let expected_ns = self.expected_ns(function);
+            self.staff.give(now_ns, worker, first, expected_ns);
+        }
+        let count = u16::try_from(calls.len()).expect("a batch is bounded");
+        if let Some(run) = run {
+            self.actions.push_back(Action::Join { worker, call: first, function, calls: count, deadline_ns, run });
+        } else if count > 1 {
+            self.actions.push_back(Action::Batch { worker, call: first, function, calls: count, deadline_ns });
         }
         for key in calls {
             let call = self.call(key).expect("a call in a batch is known");

@@ -17,6 +17,7 @@
 //! | `dedupe.rs`   | which calls came before, and how they ended                    |
 //! | `state.rs`     | which object is current under each key, and when its bytes may go |
 //! | `peers.rs`    | which connection joins us to each process we were told of      |
+//! | `join.rs`     | which messages a function runs for                             |
 //! | `mailbox.rs`  | which function gets which message                              |
 //! | `post.rs`     | what is sent to a process again, and what came from it before  |
 
@@ -26,6 +27,7 @@ mod batched;
 mod circuit;
 pub(crate) mod connection_lease;
 mod dedupe;
+pub(crate) mod join;
 mod lease;
 pub(crate) mod mailbox;
 mod pace;
@@ -47,6 +49,7 @@ use batch::{Batches, is_batch};
 use circuit::Circuit;
 use connection_lease::ConnectionLeases;
 use dedupe::{Dedupe, Seen};
+use join::RunId;
 pub(crate) use dedupe::{Keep, Once, SessionId, Stale, WINDOW_CALLS};
 use lease::Lease;
 use pace::Pace;
@@ -89,6 +92,11 @@ enum Waiter {
     Nobody {
         connection: u64,
     },
+    /// Nobody: it is one of so many messages that a function runs for.
+    Join {
+        run: RunId,
+        of: usize,
+    },
 }
 
 impl Waiter {
@@ -97,7 +105,7 @@ impl Waiter {
         match self {
             Waiter::Worker { .. } => true,
             Waiter::Client { connection, .. } => connection & PEER != 0,
-            Waiter::Session { .. } | Waiter::Nobody { .. } => false,
+            Waiter::Session { .. } | Waiter::Nobody { .. } | Waiter::Join { .. } => false,
         }
     }
 }
@@ -137,6 +145,12 @@ pub(crate) enum Action<P> {
     Dispatch { worker: WorkerId, call: CallKey, function: u16, deadline_ns: u64, payload: P },
     /// The next so many calls that are handed to this worker, of which `call` is the first, are one batch: to be run once, by `deadline_ns`.
     Batch { worker: WorkerId, call: CallKey, function: u16, calls: u16, deadline_ns: u64 },
+    /// The same of the messages of a run.
+    Join { worker: WorkerId, call: CallKey, function: u16, calls: u16, deadline_ns: u64, run: RunId },
+    /// The next message of a run is answered for: the function took it, or failed or was lost with it.
+    Joined { run: RunId, failure: Option<CallError> },
+    /// The next message of a run is back: it did not run, or may run again.
+    Unjoin { run: RunId, payload: P },
     /// Tell the caller how it ended.
     Answer { to: Caller, outcome: Outcome<P> },
     /// Nobody wants this payload any more.
@@ -335,6 +349,11 @@ impl<P: Keep> Controller<P> {
                 (connection.map(|connection| Caller::Client { connection, call }), connection)
             }
             Waiter::Nobody { connection } => (None, Some(connection)),
+            Waiter::Join { run, .. } => {
+                let failure = if let Outcome::Failed(error) = &outcome { Some(error.clone()) } else { None };
+                self.actions.push_back(Action::Joined { run, failure });
+                (None, None)
+            }
         };
         if let Some(open) = connection.and_then(|connection| self.connections.get_mut(&connection)) {
             *open = open.saturating_sub(1);
@@ -525,6 +544,11 @@ impl<P: Keep> Controller<P> {
         if circuit.refuses(now_ns).is_some() {
             return Err(self.broken(now_ns, usize::from(function)));
         }
+        if self.batches.is_reserved(function) {
+            let name = &self.functions[usize::from(function)];
+            let text = format!("`{name}` is not called: it runs when there is a message under each of its keys");
+            return refuse(Code::UnknownFunction, text);
+        }
         if deadline_ns <= now_ns {
             return refuse(Code::Timeout, "the deadline had passed when the call arrived".into());
         }
@@ -663,7 +687,7 @@ impl<P: Keep> Controller<P> {
             // Its memory is in a state the function did not foresee: the worker exits by itself and is replaced.
             self.dismiss(now_ns, worker);
         }
-        Ok(answered)
+        Ok(answered && !matches!(call.from, Waiter::Join { .. }))
     }
 
     /// A function no longer waits for a call of its own.
@@ -713,6 +737,11 @@ impl<P: Keep> Controller<P> {
                     self.take_out(function, key);
                 } else {
                     self.queue.remove(lane_of(from), key);
+                }
+                if let Waiter::Join { run, .. } = from {
+                    // It is nobody's call that ends here: its message waits on.
+                    self.actions.push_back(Action::Unjoin { run, payload });
+                    return;
                 }
                 self.actions.push_back(Action::Discard(payload));
             }
@@ -858,6 +887,7 @@ fn lane_of(waiter: Waiter) -> LaneId {
         Waiter::Client { connection, .. } | Waiter::Nobody { connection } => connection,
         Waiter::Session { session, .. } => session_lane(session),
         Waiter::Worker { worker, .. } => u64::from(worker),
+        Waiter::Join { .. } => unreachable!("messages wait in the turns of their function"),
     }
 }
 

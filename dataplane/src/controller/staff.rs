@@ -90,6 +90,8 @@ pub(super) struct Post {
     ahead: VecDeque<(CallKey, u64)>,
     /// Those that it runs together with that one, in the order in which it answers them. It has none ahead then.
     batch: VecDeque<CallKey>,
+    /// What it has is one batch, and is not taken back in parts.
+    is_sealed: bool,
     /// How long the one it runs is expected to take, and all those ahead, ns.
     pub(super) runs_ns: u64,
     ahead_ns: u64,
@@ -158,7 +160,9 @@ impl Staff {
     pub(super) fn give_batch(&mut self, now_ns: u64, worker: WorkerId, calls: &[CallKey]) {
         let [first, rest @ ..] = calls else { return };
         self.give(now_ns, worker, *first, 0);
-        self.posts[usize::from(worker)].batch.extend(rest);
+        let post = &mut self.posts[usize::from(worker)];
+        post.batch.extend(rest);
+        post.is_sealed = true;
     }
 
     /// Those that a worker runs besides the one that it answers next.
@@ -178,8 +182,9 @@ impl Staff {
     pub(super) fn next_of_batch(&mut self, worker: WorkerId) -> bool {
         let post = &mut self.posts[usize::from(worker)];
         let next = post.batch.pop_front();
-        if let Some(call) = next {
-            post.state = State::Running { call };
+        match next {
+            Some(call) => post.state = State::Running { call },
+            None => post.is_sealed = false,
         }
         next.is_some()
     }
@@ -238,7 +243,7 @@ impl Staff {
         suits: impl Fn(&Post) -> bool,
     ) -> Option<WorkerId> {
         let may = |post: &Post| {
-            let is_at_hand = post.batch.is_empty() && post.nested == 0 && post.overdue.is_none() && !post.asked_back;
+            let is_at_hand = !post.is_sealed && post.nested == 0 && post.overdue.is_none() && !post.asked_back;
             is_at_hand && post.ahead.len() < ahead_max && post.runs_ns.saturating_add(post.ahead_ns) <= load_ns
         };
         let found = bits(self.running).map(|worker| (worker, &self.posts[usize::from(worker)]));
@@ -486,6 +491,7 @@ impl<P: Keep> Controller<P> {
                 Action::Dispatch { worker, call, payload, .. } if worker == dead => requests.push((call, payload)),
                 Action::TellCancelled { worker, .. }
                 | Action::Batch { worker, .. }
+                | Action::Join { worker, .. }
                 | Action::Withdraw { worker }
                 | Action::Signal { worker, .. }
                 | Action::Retire { worker }
@@ -506,6 +512,11 @@ impl<P: Keep> Controller<P> {
     fn judge(&mut self, now_ns: u64, ran: Vec<(CallKey, Option<P>)>, cause: Cause, started: bool) {
         let function = ran.iter().find_map(|(key, _)| Some(self.calls.get(place(*key))?.function));
         let Some(function) = function.map(usize::from) else { return };
+        if let Some((key, _)) = ran.first()
+            && let Waiter::Join { run, of } = self.calls[place(*key)].from
+        {
+            return self.judge_join(now_ns, run, of, ran, cause, started);
+        }
         let mut may_again = true;
         if started && cause.is_the_functions() {
             self.lost_to(now_ns, function);
@@ -519,6 +530,41 @@ impl<P: Keep> Controller<P> {
         }
         if let (Ok(function), false) = (u16::try_from(function), together.is_empty()) {
             self.batch_again(function, together);
+        }
+    }
+
+    /// The same of messages: back to the mailbox with those that were not begun on, or may run again. Whoever answered for the first had done with all.
+    fn judge_join(
+        &mut self,
+        now_ns: u64,
+        run: super::join::RunId,
+        of: usize,
+        ran: Vec<(CallKey, Option<P>)>,
+        cause: Cause,
+        started: bool,
+    ) {
+        let was_done = ran.len() < of;
+        // All of them or none: one may have been on its way to the worker, in parts.
+        let is_whole = ran.iter().all(|(_, request)| request.is_some());
+        let mut function = None;
+        for (key, request) in ran {
+            let call = self.calls.remove(place(key));
+            function = Some(usize::from(call.function));
+            let again = is_whole && !was_done && !call.abandoned && (!started || call.idempotent);
+            match request {
+                Some(payload) if again => self.actions.push_back(Action::Unjoin { run, payload }),
+                request => {
+                    self.actions.extend(request.map(Action::Discard));
+                    if !call.abandoned {
+                        let lost = || self.worker_lost(cause, usize::from(call.function), started);
+                        let failure = if was_done { None } else { Some(lost()) };
+                        self.actions.push_back(Action::Joined { run, failure });
+                    }
+                }
+            }
+        }
+        if let Some(function) = function.filter(|_| started && cause.is_the_functions()) {
+            self.lost_to(now_ns, function);
         }
     }
 

@@ -12,6 +12,7 @@ use super::*;
 mod ahead;
 mod batch;
 mod connection_lease;
+mod join;
 mod once;
 mod simulation;
 
@@ -104,6 +105,9 @@ struct Bench {
 enum Did {
     Dispatch { worker: WorkerId, call: CallKey, function: u16 },
     Batch { worker: WorkerId, calls: u16 },
+    Join { worker: WorkerId, calls: u16, run: u64 },
+    Joined { run: u64, code: Option<Code> },
+    Unjoin { run: u64 },
     Done { to: Caller },
     Failed { to: Caller, code: Code, text: String },
     Discard,
@@ -149,6 +153,12 @@ impl Bench {
                     Did::Dispatch { worker, call, function }
                 }
                 Action::Batch { worker, calls, .. } => Did::Batch { worker, calls },
+                Action::Join { worker, calls, run, .. } => Did::Join { worker, calls, run },
+                Action::Joined { run, failure } => Did::Joined { run, code: failure.map(|failure| failure.code) },
+                Action::Unjoin { run, payload } => {
+                    payload.spend();
+                    Did::Unjoin { run }
+                }
                 Action::Answer { to, outcome: Outcome::Done { payload, .. } } => {
                     payload.spend();
                     Did::Done { to }

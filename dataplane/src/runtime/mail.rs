@@ -239,7 +239,12 @@ impl Process {
         payload: Payload,
     ) -> Result<(), (Code, String)> {
         match self.mailbox.deliver(from, key, payload) {
-            Ok(Delivered::Stored) => Ok(()),
+            Ok(Delivered::Stored) => {
+                if !self.joins.is_empty() {
+                    self.join_stored(now, from, key);
+                }
+                Ok(())
+            }
             Ok(Delivered::Handed { to, message }) => {
                 self.hand(now, to, message);
                 Ok(())
@@ -374,6 +379,17 @@ impl Process {
         Ok(())
     }
 
+    /// The same, and over queues to a buffer: what a worker can be given.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn move_to_workers(&mut self, bytes: &mut Bytes) -> Result<(), String> {
+        if let (Bytes::Kept(kept), None) = (&*bytes, &self.store.arena) {
+            *bytes = Bytes::Heap(self.store.heap.count(Buffer::from(&kept[..])));
+        }
+        self.move_to_arena(bytes)
+    }
+
     /// Says the key of the message that comes next.
     ///
     /// # Errors
@@ -388,9 +404,11 @@ impl Process {
         Ok(())
     }
 
-    fn put_back(&mut self, now: u64, from: Sender, key: Arc<[u8]>, payload: Payload, number: u64) {
-        if let Some((to, message)) = self.mailbox.restore(Message { from, key, payload, number }) {
-            self.hand(now, to, message);
+    pub(super) fn put_back(&mut self, now: u64, from: Sender, key: Arc<[u8]>, payload: Payload, number: u64) {
+        match self.mailbox.restore(Message { from, key, payload, number }) {
+            Some((to, message)) => self.hand(now, to, message),
+            None if self.joins.is_empty() => {}
+            None => self.joins_due_ns = now,
         }
     }
 
@@ -398,6 +416,9 @@ impl Process {
     /// does not any more. Before its memory goes.
     pub(super) fn outlive_mail(&mut self, now: u64, worker: WorkerId, seat: &mut Seat) {
         self.mailbox.worker_died(worker);
+        for (run, payload) in self.controller.unjoin_waiting() {
+            self.on_unjoin(now, run, payload);
+        }
         let me = ParticipantId::new(worker).expect("workers have participant numbers");
         let Process { mailbox, store, .. } = self;
         for payload in mailbox.payloads_mut() {

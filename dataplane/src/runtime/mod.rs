@@ -12,6 +12,7 @@ mod clients;
 mod error;
 mod greeting;
 mod hot;
+mod joins;
 mod lent;
 mod mail;
 mod parcels;
@@ -41,6 +42,7 @@ use praas_transport::reactor::{self, Interest, Kind, Reactor};
 use crate::clock::{now_ns, unix_ns};
 use crate::config::{Checks, Ipc, Pin, ProcessConfig, WaitMode};
 use crate::controller::connection_lease::HOT_CALLS;
+use crate::controller::join::Joins;
 use crate::controller::mailbox::Mailbox;
 use crate::controller::{
     Action, Bounds, CallError, CallKey, Caller, Cause, Controller, Outcome, Request, Signal, Stale, Terms, Violation,
@@ -128,6 +130,9 @@ pub struct Process {
     shared: Option<Shared>,
     objects: Objects,
     mailbox: Mailbox<Payload>,
+    joins: Joins<Payload, CallError>,
+    /// When to look for runs of those that can begin.
+    joins_due_ns: u64,
     correspondence: Correspondence,
     /// Empty between turns: objects' blocks to be given back, with the life of their owner.
     released: Vec<(u32, BlockRef)>,
@@ -243,6 +248,8 @@ impl Process {
             objects: Objects::new(&config, &identity(process_id, incarnation))?,
             released: Vec::new(),
             mailbox: mail::mailbox(&config),
+            joins: Joins::new(Vec::new(), 0),
+            joins_due_ns: u64::MAX,
             correspondence: Correspondence::new(incarnation),
             lent_on: HashMap::new(),
             lease_ends: HashMap::new(),
@@ -309,6 +316,9 @@ impl Process {
             }
             if now >= self.mailbox.wake_ns() {
                 self.expire_receives(now);
+            }
+            if now >= self.joins_due_ns {
+                self.run_joins(now);
             }
             self.act(now);
             if now >= self.objects.due_ns() {
@@ -412,6 +422,7 @@ impl Process {
                 .min(self.lent_due_ns)
                 .min(self.objects.due_ns())
                 .min(self.mailbox.wake_ns())
+                .min(self.joins_due_ns)
                 .min(self.correspondence.wake_ns());
             timeout = Duration::from_nanos(due_ns.saturating_sub(now)).min(SLEEP_MAX);
             // Armed before the last look at the rings: whoever publishes after it sees us asleep and rings.

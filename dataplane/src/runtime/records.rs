@@ -257,6 +257,8 @@ impl Process {
                         self.recycle(buffer);
                         None
                     }
+                    // Its own again since it was handed over.
+                    seat::Request::Back(_) => None,
                     seat::Request::Inline(_) | seat::Request::Heap(None) => None,
                 };
                 (self.bytes_of(worker, body, heap)?, returned)

@@ -98,6 +98,8 @@ pub(crate) enum Request {
     Lent(BlockRef),
     /// A caller's block, passed on.
     Foreign(Foreign),
+    /// A block of the worker's own, back.
+    Back(Foreign),
     /// Queue: the buffer, once it is with the kernel. One a worker, and not counted in the quota.
     Heap(Option<Buffer>),
 }
@@ -255,7 +257,7 @@ impl Seat {
         match request {
             Request::Inline(inline) => Body::Inline(*inline),
             Request::Lent(block) => Body::Block(*block),
-            Request::Foreign(foreign) => Body::Block(*foreign.view.block()),
+            Request::Foreign(foreign) | Request::Back(foreign) => Body::Block(*foreign.view.block()),
             Request::Heap(_) => Body::Inline(Inline::empty()),
         }
     }
@@ -279,6 +281,21 @@ impl Seat {
             Channel::Mapping { .. } => false,
             Channel::Ring { link, .. } => link.peer_received() >= handed.question,
             Channel::Queue { sender, .. } => handed.position.is_some_and(|end| has_read(sender, end)),
+        }
+    }
+
+    /// Over a queue: what was not all sent yet, in our hands again with the calls that it belongs to.
+    pub(crate) fn take_unsent(&mut self) {
+        let Channel::Queue { sender, .. } = &mut self.channel else { return };
+        let begun = sender.take_unsent().and_then(|message| {
+            Some((Descriptor::from_bytes(&message.head).ok()?, message.body))
+        });
+        let waiting = self.backlog.drain(..).filter_map(|(record, heap)| Some((record, heap?.into_buffer())));
+        for (record, body) in begun.into_iter().chain(waiting) {
+            let is_it = |given: &&mut Given| given.call == record.id() && record.kind() & record::KIND == record::REQUEST;
+            if let Some(Given { request: Request::Heap(kept @ None), .. }) = self.given.iter_mut().find(is_it) {
+                *kept = Some(body);
+            }
         }
     }
 

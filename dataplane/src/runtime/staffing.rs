@@ -154,7 +154,12 @@ impl Process {
         } else if !channel_ready {
             Err(Violation("it registered before it mapped its segment"))
         } else {
-            self.controller.ready(now, worker, functions, triggers)
+            let is_first = self.controller.functions().is_empty();
+            let ready = self.controller.ready(now, worker, functions, triggers);
+            if is_first && ready.is_ok() {
+                self.set_joins(triggers);
+            }
+            ready
         };
         if let Err(Violation(what)) = result {
             self.condemn(worker, Cause::Violation(what));
@@ -195,6 +200,7 @@ impl Process {
         let me = ParticipantId::new(worker).expect("workers have participant numbers");
         self.outlive_mail(now, worker, &mut seat);
         self.outlive_parcels(now, worker, seat.incarnation);
+        seat.take_unsent();
         let requests = self.take_requests_back(worker, std::mem::take(&mut seat.given));
         if let Some(arena) = &mut self.store.arena {
             arena.reclaim(me);
@@ -243,12 +249,19 @@ impl Process {
         given: impl IntoIterator<Item = Given>,
     ) -> Vec<(CallKey, Payload)> {
         let me = ParticipantId::new(worker).expect("workers have participant numbers");
+        let Process { store, seats, .. } = self;
+        let lives = |of: &Foreign| {
+            seats[usize::from(of.giver)].as_ref().is_some_and(|seat| seat.incarnation == of.incarnation)
+        };
         let mut back = |request| {
             Some(match request {
                 seat::Request::Inline(inline) => Bytes::Inline(inline),
-                seat::Request::Lent(block) => Bytes::Own(self.store.arena.as_mut()?.take_back(me, &block).ok()?),
+                seat::Request::Lent(block) => Bytes::Own(store.arena.as_mut()?.take_back(me, &block).ok()?),
+                // A message, whose sender or receiver is dead.
+                seat::Request::Back(foreign) => super::mail::outlived(store, &foreign.view),
+                seat::Request::Foreign(foreign) if !lives(&foreign) => super::mail::outlived(store, &foreign.view),
                 seat::Request::Foreign(foreign) => Bytes::Foreign(foreign),
-                seat::Request::Heap(buffer) => Bytes::Heap(self.store.heap.count(buffer?)),
+                seat::Request::Heap(buffer) => Bytes::Heap(store.heap.count(buffer?)),
             })
         };
         let requests = given.into_iter().filter_map(|Given { call, request, is_args, .. }| {

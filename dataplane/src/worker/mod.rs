@@ -10,6 +10,7 @@
 
 mod batch;
 mod context;
+mod join;
 pub mod messages;
 mod session;
 pub mod state;
@@ -33,6 +34,7 @@ use crate::payload::{BlockKey, Bytes, Input, Output, Payload, Place};
 use crate::wire::{Code, FromWorker, PROTOCOL_VERSION, ToWorker, Trigger, WorkerWelcome, record};
 pub use batch::Batch;
 pub use context::{Context, FunctionId, Lease, Pending};
+pub use join::Join;
 pub use messages::{Broadcast, Key, Message, MessageError, SELF, Source};
 pub(crate) use session::{ACTIVITY_WAITING, NESTED_MAX};
 use session::{Channel, Fatal, Incoming, Origin, Session, SharedState, fatal};
@@ -97,6 +99,31 @@ impl Worker {
             move |session: &mut Session, incoming: &mut Incoming| batch::serve(session, incoming, &mut function);
         self.functions.push((name.to_owned(), Box::new(handler)));
         self.triggers.push((number, batch.trigger()));
+        self
+    }
+
+    /// Registers a function that runs when a message is in the mailbox under each of the keys of `join` (trigger *join*). It takes one of each, the
+    /// oldest, all at once, and gets them in the order of the keys. Messages of other processes count as those of this one. Nobody calls it, and
+    /// nobody gets a result: what it has to say it sends. A failure goes to the log of the process.
+    ///
+    /// A receive that waits for one of these messages comes before it; while not all are there, they can be received as any. As many runs go on at
+    /// once as there may be workers; the rest waits in the mailbox, whose bounds are those of all messages. When a worker dies before it has begun, the
+    /// messages go back to their places; when it dies in the middle of the run, they do so only if the function is
+    /// [idempotent](Join::idempotent), and are lost else, which the log says. A run has the process's `deadline_ms`.
+    ///
+    /// # Panics
+    /// As [`Worker::function`], and when `join` is out of range.
+    #[must_use]
+    pub fn join<F>(mut self, name: &str, join: Join, mut function: F) -> Worker
+    where
+        F: FnMut(&mut Context<'_>, Vec<Message>) -> Result<(), Failure> + 'static,
+    {
+        let number = self.check(name);
+        self.triggers.push((number, join.trigger()));
+        let handler = move |session: &mut Session, incoming: &mut Incoming| {
+            join::serve(session, incoming, &join.keys, &mut function)
+        };
+        self.functions.push((name.to_owned(), Box::new(handler)));
         self
     }
 
@@ -252,9 +279,12 @@ fn attach(welcome: &WorkerWelcome, number: u8, incarnation: u64, fd: OwnedFd) ->
         .map_err(|e| fatal("cannot attach a segment", e))
 }
 
+/// Longest message on the control socket.
+const CONTROL_BYTES_MAX: usize = 64 << 10;
+
 /// Introduces this worker to its controller: maps, links, names its functions.
 fn register(control: OwnedFd, functions: Vec<String>, triggers: Vec<(u16, Trigger)>) -> Result<Session, Fatal> {
-    let mut buffer = vec![0; 64 << 10];
+    let mut buffer = vec![0; CONTROL_BYTES_MAX];
     let mut next = |control: &OwnedFd| -> Result<(ToWorker, std::vec::IntoIter<OwnedFd>), Fatal> {
         let (bytes, fds) =
             handover::receive(control.as_fd(), &mut buffer).map_err(|e| fatal("cannot read the control socket", e))?;
@@ -264,6 +294,13 @@ fn register(control: OwnedFd, functions: Vec<String>, triggers: Vec<(u16, Trigge
     };
     let say = |control: &OwnedFd, message: &FromWorker| -> Result<(), Fatal> {
         let bytes = serde_json::to_vec(message).expect("our own messages are serialisable");
+        if bytes.len() > CONTROL_BYTES_MAX {
+            let text = format!(
+                "the names of the functions and the keys they run for take {} bytes, and {CONTROL_BYTES_MAX} may",
+                bytes.len()
+            );
+            return Err(Fatal(text));
+        }
         handover::send(control.as_fd(), &bytes, &[]).map_err(|e| fatal("cannot write the control socket", e))
     };
     let (ToWorker::Welcome(welcome), mut fds) = next(&control)? else {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 mod batch;
 #[path = "../support/dice.rs"]
 mod dice;
+mod join;
 mod messages;
 mod state;
 
@@ -121,7 +122,7 @@ fn main() -> ExitCode {
             let child = if input.is_empty() { command.arg("1000") } else { command.args(["sleep", "1000"]) }.spawn()?;
             Ok(child.id().to_string().into())
         });
-    batch::register(messages::register(state::register(worker))).serve()
+    join::register(batch::register(messages::register(state::register(worker)))).serve()
 }
 
 thread_local! {

@@ -246,6 +246,9 @@ impl World {
                     seat.batch_left = calls;
                     seat.inbox.push_back(ToWorker::Batch { calls });
                 }
+                Action::Join { .. } | Action::Joined { .. } | Action::Unjoin { .. } => {
+                    panic!("nobody runs for messages here")
+                }
                 Action::Withdraw { worker } => self.withdraw(worker),
                 Action::Answer { to: Caller::Client { connection, call }, outcome } => {
                     if let Outcome::Done { payload, .. } = outcome {

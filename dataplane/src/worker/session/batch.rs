@@ -2,11 +2,12 @@
 
 use super::*;
 use crate::wire::Trigger;
+use crate::worker::messages::Message;
 
 impl Session {
     /// What the functions run for that do not run for one call.
     pub(crate) fn set_triggers(&mut self, triggers: &[(u16, Trigger)]) {
-        for (function, Trigger::Batch { .. }) in triggers {
+        for (function, _) in triggers {
             let at = usize::from(*function);
             if self.batched.len() <= at {
                 self.batched.resize(at + 1, false);
@@ -15,7 +16,7 @@ impl Session {
         }
     }
 
-    /// Whether calls of this function are collected by the controller, so that none may go to a leased worker.
+    /// Whether calls of this function are collected by the controller, or refused, so that none may go to a leased worker.
     #[inline(always)]
     pub(super) fn is_batched(&self, function: u16) -> bool {
         self.batched.get(usize::from(function)).copied().unwrap_or(false)
@@ -25,15 +26,41 @@ impl Session {
     pub(crate) fn gather(&mut self, head: &Descriptor) -> Result<Vec<Input>, Fatal> {
         let count = head.inline().and_then(|body| body.as_slice().try_into().ok()).map(u16::from_le_bytes);
         let count = count.ok_or(Fatal("a batch without a number".into()))?;
-        let mut inputs = Vec::with_capacity(usize::from(count));
+        self.gather_all(usize::from(count))
+    }
+
+    /// The same of the messages of a run, which are under these keys.
+    pub(crate) fn gather_messages(&mut self, head: &Descriptor, keys: &[Vec<u8>]) -> Result<Vec<Message>, Fatal> {
+        let senders = head.inline().ok_or(Fatal("a run for messages of nobody".into()))?;
+        let (senders, _) = senders.as_slice().as_chunks::<2>();
+        let inputs = self.gather_all(senders.len())?;
+        if inputs.len() != keys.len() {
+            return Err(Fatal("a run with another number of messages than keys".into()));
+        }
+        let message = |((Input { bytes, .. }, key), from): ((Input, &Vec<u8>), &[u8; 2])| {
+            let from = self.process_name(u16::from_le_bytes(*from)).map_err(|error| Fatal(error.to_string()))?;
+            Ok(Message { payload_bytes: bytes.as_ref().len(), bytes, from, key: key.clone() })
+        };
+        inputs.into_iter().zip(keys).zip(senders).map(message).collect()
+    }
+
+    fn gather_all(&mut self, count: usize) -> Result<Vec<Input>, Fatal> {
+        let mut inputs = Vec::with_capacity(count);
         for left in (0..count).rev() {
             let incoming = self.next_of_batch()?;
+            let request = &incoming.request;
             // Read at once: what comes behind it may be the news that the owner of its bytes has died.
-            let (bytes, block) =
-                self.receive(incoming.request.body(), self.giver(ParticipantId::CONTROLLER), incoming.heap)?;
+            let (bytes, block) = match request.block().filter(|block| block.owner == self.me) {
+                // A message to ourselves.
+                Some(block) => match self.take_back(ParticipantId::CONTROLLER, &block) {
+                    Some(loan) => (Place::Own(loan).into(), None),
+                    None => return Err(Fatal("the controller handed us a block of ours that it does not hold".into())),
+                },
+                None => self.receive(request.body(), self.giver(ParticipantId::CONTROLLER), incoming.heap)?,
+            };
             self.memory.serve_with(block);
-            inputs.push(Input { bytes, is_args: incoming.request.kind() & record::ARGS != 0 });
-            self.batch.push_back((incoming.request.id(), block));
+            inputs.push(Input { bytes, is_args: request.kind() & record::ARGS != 0 });
+            self.batch.push_back((request.id(), block));
             if let (0, Channel::Ring { link, .. }) = (left, &self.channel)
                 && link.take(incoming.position) != Take::Mine
             {

@@ -54,7 +54,7 @@ impl Session {
         Ok(number)
     }
 
-    fn process_name(&mut self, number: u16) -> Result<Rc<str>, MessageError> {
+    pub(super) fn process_name(&mut self, number: u16) -> Result<Rc<str>, MessageError> {
         if let Some(name) = self.names.name(number) {
             return Ok(name);
         }

@@ -699,7 +699,7 @@ impl Session {
         let (kind, tag, id, aux) = (descriptor.kind(), descriptor.tag(), descriptor.id(), descriptor.aux());
         let giver = self.giver(ParticipantId::CONTROLLER);
         match kind & record::KIND {
-            record::REQUEST | record::BATCH => {
+            record::REQUEST | record::BATCH | record::JOIN => {
                 let position = match &self.channel {
                     Channel::Ring { link, .. } => link.consumer.head() - 1,
                     Channel::Queue { .. } => 0,
