@@ -26,6 +26,6 @@ pub use payload::{Input, Loan, Output, Payload, Reply};
 pub use praas_transport::hello::{Credential, Role, Secret, SecretError, Session};
 pub use runtime::{Process, ProcessError, Ready};
 pub use worker::{
-    Batch, Broadcast, Context, Draft, FunctionId, Join, Key, KeyInfo, Lease, Message, MessageError, Object, Pending, SELF,
-    Source, State, StateError, Typed, Worker,
+    Batch, Broadcast, Context, Draft, FunctionId, Join, Key, KeyInfo, Lease, Message, MessageError, Object, Pending,
+    SELF, Source, State, StateError, Typed, Worker,
 };

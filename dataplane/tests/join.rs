@@ -49,7 +49,10 @@ fn m1_m3_a_function_runs_with_the_oldest_message_under_each_key() {
                 assert!(received(&mut client, "pair") == expected(&fourth, &second), "{bytes:?}");
             }
             let refused = client.invoke("joined", b"x").unwrap_err();
-            assert!(matches!(&refused, InvokeError::UnknownFunction { text } if text.contains("not called")), "{refused}");
+            assert!(
+                matches!(&refused, InvokeError::UnknownFunction { text } if text.contains("not called")),
+                "{refused}"
+            );
         }
     });
 }

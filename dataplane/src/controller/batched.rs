@@ -3,8 +3,8 @@
 //! A batch waits in the queue as one call would, in the turns of its function. Nobody is given one ahead or under a lease.
 
 use super::batch::{BatchKey, Batching};
-use super::queue::LaneId;
 use super::join::{KEYS_MAX, RunId};
+use super::queue::LaneId;
 use super::{Action, Call, CallKey, Controller, Keep, USES, Waiter, WorkerId, batch, key, place};
 use crate::wire::Trigger;
 
@@ -56,8 +56,16 @@ impl<P: Keep> Controller<P> {
         let calls = messages.into_iter().map(|payload| {
             self.uses = self.uses.wrapping_add(1) & USES;
             let (from, uses, payload) = (Waiter::Join { run, of }, self.uses, Some(payload));
-            let call =
-                Call { from, function, deadline_ns: u64::MAX, idempotent, attempts: 0, uses, abandoned: false, payload };
+            let call = Call {
+                from,
+                function,
+                deadline_ns: u64::MAX,
+                idempotent,
+                attempts: 0,
+                uses,
+                abandoned: false,
+                payload,
+            };
             key(self.calls.insert(call), uses)
         });
         let calls = calls.collect();

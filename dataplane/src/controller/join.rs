@@ -149,13 +149,8 @@ impl<P: Keep, F> Joins<P, F> {
             payload: (),
             number: message.number,
         };
-        let run = Run {
-            join,
-            messages: messages.iter().map(about).collect(),
-            back: Vec::new(),
-            answered: 0,
-            failure: None,
-        };
+        let run =
+            Run { join, messages: messages.iter().map(about).collect(), back: Vec::new(), answered: 0, failure: None };
         self.runs.insert(self.made, run);
         Begun { run: self.made, function, idempotent, messages }
     }

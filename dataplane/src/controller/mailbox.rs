@@ -361,9 +361,12 @@ impl<P: Keep> Mailbox<P> {
     /// Who has sent messages that are stored under this key.
     pub(crate) fn senders_of(&self, key: &[u8]) -> Vec<Sender> {
         let Some(id) = self.keys.find(key) else { return Vec::new() };
-        let (mut senders, mut after) = (Vec::new(), Bound::Included((Pattern { from: Some(Sender::Own), key: None }, 0)));
+        let (mut senders, mut after) =
+            (Vec::new(), Bound::Included((Pattern { from: Some(Sender::Own), key: None }, 0)));
         // From sender to sender, over what each has stored.
-        while let Some((Pattern { from: Some(sender), .. }, _)) = self.answering.0.range((after, Bound::Unbounded)).next() {
+        while let Some((Pattern { from: Some(sender), .. }, _)) =
+            self.answering.0.range((after, Bound::Unbounded)).next()
+        {
             let from = Some(*sender);
             if self.answering.first(Pattern { from, key: Some(id) }).is_some() {
                 senders.push(*sender);

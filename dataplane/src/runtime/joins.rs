@@ -78,7 +78,13 @@ impl Process {
         if let Some(CallError { code, status, text, .. }) = failure {
             let name = self.controller.functions().get(usize::from(function)).map_or("?", String::as_str);
             let keys = keys.iter().map(|key| String::from_utf8_lossy(key)).collect::<Vec<_>>().join(", ");
-            tracing::error!(run, function = name, ?code, status, "the messages under {keys} are gone with a run that failed: {text}");
+            tracing::error!(
+                run,
+                function = name,
+                ?code,
+                status,
+                "the messages under {keys} are gone with a run that failed: {text}"
+            );
         }
     }
 

@@ -287,12 +287,12 @@ impl Seat {
     /// Over a queue: what was not all sent yet, in our hands again with the calls that it belongs to.
     pub(crate) fn take_unsent(&mut self) {
         let Channel::Queue { sender, .. } = &mut self.channel else { return };
-        let begun = sender.take_unsent().and_then(|message| {
-            Some((Descriptor::from_bytes(&message.head).ok()?, message.body))
-        });
+        let begun =
+            sender.take_unsent().and_then(|message| Some((Descriptor::from_bytes(&message.head).ok()?, message.body)));
         let waiting = self.backlog.drain(..).filter_map(|(record, heap)| Some((record, heap?.into_buffer())));
         for (record, body) in begun.into_iter().chain(waiting) {
-            let is_it = |given: &&mut Given| given.call == record.id() && record.kind() & record::KIND == record::REQUEST;
+            let is_it =
+                |given: &&mut Given| given.call == record.id() && record.kind() & record::KIND == record::REQUEST;
             if let Some(Given { request: Request::Heap(kept @ None), .. }) = self.given.iter_mut().find(is_it) {
                 *kept = Some(body);
             }

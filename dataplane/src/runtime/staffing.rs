@@ -250,9 +250,8 @@ impl Process {
     ) -> Vec<(CallKey, Payload)> {
         let me = ParticipantId::new(worker).expect("workers have participant numbers");
         let Process { store, seats, .. } = self;
-        let lives = |of: &Foreign| {
-            seats[usize::from(of.giver)].as_ref().is_some_and(|seat| seat.incarnation == of.incarnation)
-        };
+        let lives =
+            |of: &Foreign| seats[usize::from(of.giver)].as_ref().is_some_and(|seat| seat.incarnation == of.incarnation);
         let mut back = |request| {
             Some(match request {
                 seat::Request::Inline(inline) => Bytes::Inline(inline),

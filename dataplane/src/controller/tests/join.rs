@@ -6,8 +6,14 @@ const TOGETHER: u16 = 3;
 
 /// Workers that run `together` for a message under each of three keys.
 fn joining(workers: u8, keys: &[&str]) -> Bench {
-    let mut bench =
-        Bench::new(Bounds { workers, workers_max: workers, queue_max: 100, ahead_max: 4, connection_calls_max: 9, ..bounds() });
+    let mut bench = Bench::new(Bounds {
+        workers,
+        workers_max: workers,
+        queue_max: 100,
+        ahead_max: 4,
+        connection_calls_max: 9,
+        ..bounds()
+    });
     bench.tick(0);
     let keys = keys.iter().map(|key| key.as_bytes().to_vec()).collect();
     bench.triggers = vec![(TOGETHER, Trigger::Join { keys, one_sender: false, idempotent: false })];
@@ -107,7 +113,8 @@ fn what_waits_for_a_worker_can_be_had_back_and_a_broken_function_gives_it_back()
     let (_, calls) = given(&bench.join(1, false), 1);
     bench.join(2, false);
     bench.join(3, false);
-    let back: Vec<_> = bench.controller.unjoin_waiting().into_iter().map(|(run, payload)| (run, payload.spend())).collect();
+    let back: Vec<_> =
+        bench.controller.unjoin_waiting().into_iter().map(|(run, payload)| (run, payload.spend())).collect();
     let mut runs: Vec<_> = back.iter().map(|(run, _)| *run).collect();
     runs.sort_unstable();
     assert_eq!((runs, bench.controller.queue.len()), (vec![2, 2, 2, 3, 3, 3], 0));
