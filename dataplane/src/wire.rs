@@ -131,6 +131,8 @@ pub(crate) mod record {
     /// Worker → controller: tag = number of another process, id = call, aux = deadline, body = input: a nested call of the function there whose
     /// name was said as a key ([`super::MailOp::Key`]) just before. Ends in a `REPLY`; a `CANCEL` calls it off; its block comes back as a `RELEASE`.
     pub(crate) const CALL_AT: u8 = 40;
+    /// The same, and it may be sent to a later life of that process.
+    pub(crate) const CALL_AT_ANY_LIFE: u8 = 43;
 
     /// tag = function, id = the first call, aux = deadline, body = their number (`u16`): so many `REQUEST`s that follow are one batch, and run
     /// together. Each has its `REPLY`, in their order.
@@ -141,6 +143,8 @@ pub(crate) mod record {
 
     /// Bit of the kind: the body holds several arguments.
     pub(crate) const ARGS: u8 = 0x80;
+    /// Bit of a `CALL_AT`: it may run again when the worker that runs it is lost.
+    pub(crate) const AGAIN: u8 = 0x40;
     /// Bit of a `REPLY`: the function still reads its input; the request's block stays lent until a `RELEASE`.
     pub(crate) const KEEPS: u8 = 0x40;
     /// The kind without its bits.

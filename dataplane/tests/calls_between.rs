@@ -125,3 +125,50 @@ fn g3_calls_in_flight_end_when_the_other_process_dies_and_new_ones_reach_its_nex
         assert_eq!(ask(&mut left[0].1, "many_at", &[b"b", b"20"]), "20 ");
     });
 }
+
+/// What becomes of a call whose worker, or process, dies with it, by how it was to be delivered.
+#[test]
+fn p13_r6_calls_are_run_and_sent_again_as_their_delivery_says() {
+    const MODES: [&str; 3] = ["at most once", "effectively once", "retry"];
+    on_both_reactors(|reactor| {
+        let place = Place::new();
+        let mut nodes = pair(&place, reactor, IPC[0], [3, 1]);
+        let (left, right) = nodes.split_at_mut(1);
+        let submit = |client: &mut Client, function: &str, payload: &str, mode: &str| {
+            let arguments: [&[u8]; 4] = [b"b", function.as_bytes(), payload.as_bytes(), mode.as_bytes()];
+            client.submit("call_at_with", Outgoing::from_args(&arguments)).unwrap()
+        };
+        for mode in MODES {
+            let file = place.folder.join(mode);
+            let input = format!("abort once {}", file.display());
+            let call = submit(&mut left[0].1, "together", &input, mode);
+            match left[0].1.wait(call) {
+                Ok(reply) => assert!(mode != MODES[0] && *reply == *input.as_bytes(), "{mode}"),
+                Err(error) => assert!(mode == MODES[0] && error.to_string().contains("worker lost"), "{mode}: {error}"),
+            }
+            assert!(file.exists(), "{mode}: it ran");
+        }
+        // One runs, the others wait for its worker, when the process is killed.
+        let path = place.folder.join("notes");
+        let note = |mode: &str| format!("{} {} 300", path.display(), mode.replace(' ', "_"));
+        let calls = MODES.map(|mode| submit(&mut left[0].1, "note", &note(mode), mode));
+        wait_until("one of them runs", PATIENCE, || std::fs::read(&path).is_ok_and(|notes| !notes.is_empty()));
+        // The others have been sent by now: their verdicts came before an answer to what was asked after them.
+        std::thread::sleep(Duration::from_millis(50));
+        right[0].0.kill();
+        let told = [(NAMES[0], place.address(0))];
+        let again = place.start_with(reactor, 1, &told, &["--workers=1", "--workers-max=1", "--plaintext"]);
+        again.wait_up("a");
+        for (call, mode) in calls.into_iter().zip(MODES) {
+            match left[0].1.wait(call) {
+                Ok(reply) => assert!(mode == MODES[2] && *reply == *note(mode).as_bytes(), "{mode}"),
+                Err(error) => {
+                    assert!(mode != MODES[2] && error.to_string().contains("process lost"), "{mode}: {error}")
+                }
+            }
+        }
+        let notes = std::fs::read_to_string(&path).unwrap();
+        assert!(notes.lines().filter(|line| *line == "retry").count() >= 1, "{notes}");
+        assert!(notes.lines().filter(|line| *line != "retry").count() <= 2, "{notes}");
+    });
+}

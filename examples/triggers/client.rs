@@ -7,8 +7,9 @@ fn main() -> anyhow::Result<()> {
     let mut words = std::env::args().skip(1);
     let Some(address) = words.next() else { bail!("usage: triggers-client ADDRESS [WHAT ...]") };
     let mut client = Client::connect(address, &ClientConfig::default())?;
-    let calls =
-        (0..100).map(|entry| client.submit("enter", format!("entry {entry}").into_bytes())).collect::<Result<Vec<_>, _>>()?;
+    let calls = (0..100)
+        .map(|entry| client.submit("enter", format!("entry {entry}").into_bytes()))
+        .collect::<Result<Vec<_>, _>>()?;
     let mut numbers = Vec::new();
     for call in calls {
         numbers.push(String::from_utf8_lossy(&client.wait(call)?).parse::<u32>()?);

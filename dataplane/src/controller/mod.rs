@@ -447,7 +447,7 @@ impl<P: Keep> Controller<P> {
             waiter = Waiter::Session { session, call };
         }
         self.uses = self.uses.wrapping_add(1) & USES;
-        let bytes = payload.len_bytes();
+        let collected_bytes = self.batches.has(function).then(|| payload.len_bytes());
         let index = self.calls.insert(Call {
             from: waiter,
             function,
@@ -460,7 +460,7 @@ impl<P: Keep> Controller<P> {
         });
         let key = key(index, self.uses);
         self.wake_by(deadline_ns);
-        if self.batches.has(function) {
+        if let Some(bytes) = collected_bytes {
             self.give_way(gives_way);
             return self.collect(now_ns, function, key, bytes);
         }
@@ -650,7 +650,7 @@ impl<P: Keep> Controller<P> {
         let answered = !call.abandoned && !late;
         let panicked = matches!(&outcome, Outcome::Failed(error) if error.code == Code::Panicked);
         // The last answer of a batch speaks of its function and its worker, as the only one of a call does.
-        let is_last = !self.staff.next_of_batch(worker);
+        let is_last = !is_batched || !self.staff.next_of_batch(worker);
         if is_last && panicked {
             self.lost_to(now_ns, usize::from(call.function));
         } else if is_last {

@@ -416,7 +416,13 @@ impl Process {
     /// does not any more. Before its memory goes.
     pub(super) fn outlive_mail(&mut self, now: u64, worker: WorkerId, seat: &mut Seat) {
         self.mailbox.worker_died(worker);
-        for (run, payload) in self.controller.unjoin_waiting() {
+        for (run, mut payload) in self.controller.unjoin_waiting() {
+            // Now, as it may go to a receive that has begun to wait since.
+            if let Bytes::Foreign(Foreign { giver, view, .. }) = &payload.bytes
+                && *giver == worker
+            {
+                payload.bytes = outlived(&mut self.store, view);
+            }
             self.on_unjoin(now, run, payload);
         }
         let me = ParticipantId::new(worker).expect("workers have participant numbers");

@@ -71,7 +71,7 @@ impl Process {
         let is_args = kind & record::ARGS != 0;
         if matches!(
             kind & record::KIND,
-            record::REQUEST | record::REPLY | record::STATE | record::MAIL | record::CALL_AT
+            record::REQUEST | record::REPLY | record::STATE | record::MAIL | record::CALL_AT | record::CALL_AT_ANY_LIFE
         ) && let Some(seat) = &mut self.seats[usize::from(worker)]
         {
             if matches!(kind & record::KIND, record::STATE | record::MAIL) && (seat.waits || seat.owes_answer()) {
@@ -147,7 +147,7 @@ impl Process {
                 Ok(())
             }
             record::MAP => self.on_map(worker, tag, id),
-            record::CALL_AT => self.on_call_at(now, worker, &descriptor, heap),
+            record::CALL_AT | record::CALL_AT_ANY_LIFE => self.on_call_at(now, worker, &descriptor, heap),
             record::MAIL => self.on_mail(now, worker, &descriptor, heap),
             record::FORWARDED => self.on_forwarded(now, worker, &descriptor),
             record::FORWARDED_BODY => self.on_forwarded_body(now, worker, body),

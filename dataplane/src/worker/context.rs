@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::session::{Origin, Session};
+use crate::client::Delivery;
 use crate::clock::now_ns;
 use crate::error::InvokeError;
 use crate::payload::{Loan, Payload, Reply};
@@ -200,10 +201,34 @@ impl<'a> Context<'a> {
         function: &str,
         payload: impl Into<Payload<'p>>,
     ) -> Result<Pending, InvokeError> {
+        self.submit_at_with(process, function, payload, Delivery::AtMostOnce)
+    }
+
+    /// The same, with what may happen to the call when the worker that runs it there, or that process, is lost. As for clients, but that the two processes
+    /// themselves see to it that a broken connection neither loses a call nor doubles it:
+    ///
+    /// | | a worker there dies with it | that process is started anew |
+    /// |---|---|---|
+    /// | [`Delivery::AtMostOnce`] | `WorkerLost` | `PeerLost` |
+    /// | [`Delivery::EffectivelyOnce`] | it runs again, up to three times | `PeerLost`: what that process knew of it is lost |
+    /// | [`Delivery::Retry`] | it runs again, up to three times | it is sent to the new life, up to three times |
+    ///
+    /// All of it until the deadline of this invocation. A call of this process itself runs once at most.
+    ///
+    /// # Errors
+    /// As [`Context::submit_at`].
+    pub fn submit_at_with<'p>(
+        &mut self,
+        process: impl AsRef<str>,
+        function: &str,
+        payload: impl Into<Payload<'p>>,
+        delivery: Delivery,
+    ) -> Result<Pending, InvokeError> {
         if self.is_here(process.as_ref()) {
             return self.submit(function, payload);
         }
-        self.session.submit_at(process.as_ref(), function, payload.into(), self.deadline_ns).map(Pending)
+        let pending = self.session.submit_at(process.as_ref(), function, payload.into(), self.deadline_ns, delivery);
+        pending.map(Pending)
     }
 
     fn is_here(&self, process: &str) -> bool {

@@ -66,7 +66,7 @@ fn together(context: &mut Context<'_>, mut inputs: Vec<Input>) -> Result<Vec<Res
     }
     if first("nest").is_some() {
         // What lies in our inputs is read while others answer us.
-        let reply = context.invoke("echo", &vec![9; 5000])?;
+        let reply = context.invoke("echo", vec![9; 5000])?;
         if *reply != [9; 5000] {
             return Err(Failure::new(-3, "another answer"));
         }

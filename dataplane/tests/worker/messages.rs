@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use praas_dataplane::{Context, Failure, Input, Key, Message, Output, Payload, SELF, Source, Worker};
+use praas_dataplane::{Context, Delivery, Failure, Input, Key, Message, Output, Payload, SELF, Source, Worker};
 
 use crate::state::{arguments, number};
 
@@ -79,6 +79,16 @@ pub(crate) fn register(worker: Worker) -> Worker {
             let reply = context.invoke_at(text(process), &text(function), payload)?;
             let status = reply.status();
             Ok(Output::from(reply).with_status(status))
+        })
+        .function("call_at_with", |context, input| {
+            let [process, function, payload, delivery] = arguments(&input)?;
+            let delivery = match delivery {
+                b"retry" => Delivery::Retry,
+                b"effectively once" => Delivery::EffectivelyOnce,
+                _ => Delivery::AtMostOnce,
+            };
+            let pending = context.submit_at_with(text(process), &text(function), payload, delivery)?;
+            Ok(context.wait(pending)?.into())
         })
         .function("wait_any_at", wait_any_at)
         .function("many_at", many_at)

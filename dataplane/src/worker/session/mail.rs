@@ -1,6 +1,7 @@
 //! Messages as a worker has them: given to the controller, and asked of it.
 
 use super::*;
+use crate::client::Delivery;
 use crate::wire::MailOp;
 use crate::worker::messages::{Key, Message, MessageError, SELF, Source};
 use praas_shm::{INLINE_BYTES_MAX, KEY_BYTES_MAX};
@@ -141,6 +142,7 @@ impl Session {
         function: &str,
         payload: Payload<'_>,
         deadline_ns: u64,
+        delivery: Delivery,
     ) -> Result<u64, InvokeError> {
         let failed = |error: MessageError| match error {
             MessageError::UnknownProcess { name } => InvokeError::UnknownProcess { text: name },
@@ -167,7 +169,12 @@ impl Session {
         }
         // What it lends comes back as a `RELEASE`, and not with the answer: what may be sent yet is read until it has been.
         let call = self.nested.open(Route::Away, deadline_ns, Carried::Nothing);
-        let kind = record::CALL_AT | if payload.is_args { record::ARGS } else { 0 };
+        let kind = match delivery {
+            Delivery::AtMostOnce => record::CALL_AT,
+            Delivery::EffectivelyOnce => record::CALL_AT | record::AGAIN,
+            Delivery::Retry => record::CALL_AT_ANY_LIFE | record::AGAIN,
+        };
+        let kind = kind | if payload.is_args { record::ARGS } else { 0 };
         let request = Descriptor::new(kind, number, call, deadline_ns, body);
         self.send_controller(&request, heap).unwrap_or_else(|Fatal(text)| die(&text));
         Ok(call)
