@@ -30,6 +30,6 @@ pub use payload::{Input, Loan, Output, Payload, Reply};
 pub use praas_transport::hello::{Credential, Role, Secret, SecretError, Session};
 pub use runtime::{LogError, Process, ProcessError, Ready};
 pub use worker::{
-    Broadcast, Context, Draft, FunctionId, Key, KeyInfo, Lease, Message, MessageError, Object, Pending, SELF, Source,
-    State, StateError, Typed, Worker,
+    Batch, Broadcast, Context, Draft, FunctionId, Join, Key, KeyInfo, Lease, Message, MessageError, Object, Pending,
+    SELF, Source, State, StateError, Typed, Worker,
 };

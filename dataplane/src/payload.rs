@@ -45,6 +45,8 @@ pub(crate) struct Memory {
     pub(crate) payload_bytes_max: u64,
     /// The block of the request being served, while its input lives: the answer gives it back by itself.
     pub(crate) current: Cell<Option<BlockKey>>,
+    /// The same of the requests that are run together, those whose input lives.
+    pub(crate) batch: RefCell<Vec<BlockKey>>,
     /// Queue channel: buffers to use again.
     pub(crate) spare: RefCell<Vec<Buffer>>,
 }
@@ -95,6 +97,22 @@ impl Memory {
         self.current.set(block);
     }
 
+    /// One more request that is run together with others.
+    pub(crate) fn serve_with(&self, block: Option<BlockKey>) {
+        self.batch.borrow_mut().extend(block);
+    }
+
+    /// The next of those that were run together is answered: it counts as the one that is served.
+    pub(crate) fn answer_of_batch(&self, block: Option<BlockKey>) {
+        self.serve(block.filter(|block| self.take_from_batch(block)));
+    }
+
+    fn take_from_batch(&self, block: &BlockKey) -> bool {
+        let mut batch = self.batch.borrow_mut();
+        let at = batch.iter().position(|other| other == block);
+        at.map(|at| batch.swap_remove(at)).is_some()
+    }
+
     /// Whether the input of the request still lives. Its block is then returned when it is dropped.
     #[inline(always)]
     pub(crate) fn served(&self) -> bool {
@@ -106,8 +124,9 @@ impl Memory {
         let is_current = self.current.get() == Some(BlockKey::from(block));
         if is_current {
             self.current.set(None);
+            return true;
         }
-        is_current
+        !self.batch.borrow().is_empty() && self.take_from_batch(&BlockKey::from(block))
     }
 
     pub(crate) fn adopt(self: &Rc<Self>, block: Block) -> Loan {

@@ -134,8 +134,23 @@ pub(crate) mod record {
     /// body = key of the message in the `ANSWER` that follows.
     pub(crate) const KEY_IS: u8 = 25;
 
+    /// Worker → controller: tag = number of another process, id = call, aux = deadline, body = input: a nested call of the function there whose
+    /// name was said as a key ([`super::MailOp::Key`]) just before. Ends in a `REPLY`; a `CANCEL` calls it off; its block comes back as a `RELEASE`.
+    pub(crate) const CALL_AT: u8 = 40;
+    /// The same, and it may be sent to a later life of that process.
+    pub(crate) const CALL_AT_ANY_LIFE: u8 = 43;
+
+    /// tag = function, id = the first call, aux = deadline, body = their number (`u16`): so many `REQUEST`s that follow are one batch, and run
+    /// together. Each has its `REPLY`, in their order.
+    pub(crate) const BATCH: u8 = 41;
+    /// As `BATCH`, but the body holds the number of a process (`u16`) for each of the `REQUEST`s that follow: their bodies are messages of those,
+    /// for a function that runs for messages.
+    pub(crate) const JOIN: u8 = 42;
+
     /// Bit of the kind: the body holds several arguments.
     pub(crate) const ARGS: u8 = 0x80;
+    /// Bit of a `CALL_AT`: it may run again when the worker that runs it is lost.
+    pub(crate) const AGAIN: u8 = 0x40;
     /// Bit of a `REPLY`: the function still reads its input; the request's block stays lent until a `RELEASE`.
     pub(crate) const KEEPS: u8 = 0x40;
     /// The kind without its bits.
@@ -448,7 +463,7 @@ impl StateOp {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u16)]
 pub(crate) enum MailOp {
-    /// The next question is about this key.
+    /// What follows is about this key, or about the function of this name. No question: a block comes back as a `RELEASE`.
     Key = 0,
     /// A message to a process, under the key at its end or the one said before.
     Send = 1,
@@ -460,15 +475,14 @@ pub(crate) enum MailOp {
     NameOf = 4,
     /// Names of processes: two lists, those that are active and those that are swapped out (JSON).
     Processes = 5,
-    /// A call of a function, whose name is the key, of another process. The answer is its reply.
-    Call = 6,
+    // 6 was a call of another process, which is a record of its own now.
 }
 
 impl MailOp {
     /// From the low four bits of a tag.
     pub(crate) fn from_wire(tag: u16) -> Option<MailOp> {
-        use MailOp::{Call, Key, NameOf, Processes, Receive, Resolve, Send};
-        [Key, Send, Receive, Resolve, NameOf, Processes, Call].into_iter().find(|op| *op as u16 == tag & 15)
+        use MailOp::{Key, NameOf, Processes, Receive, Resolve, Send};
+        [Key, Send, Receive, Resolve, NameOf, Processes].into_iter().find(|op| *op as u16 == tag & 15)
     }
 }
 
@@ -528,7 +542,22 @@ pub(crate) enum FromWorker {
     /// Ring only: the worker mapped its segment, which can be sealed now.
     Mapped,
     /// The worker serves these functions.
-    Ready { version: u32, functions: Vec<String> },
+    Ready {
+        version: u32,
+        functions: Vec<String>,
+        /// Of those that are not called one by one.
+        #[serde(default)]
+        triggers: Vec<(u16, Trigger)>,
+    },
+}
+
+/// What a function runs for, if not for one call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Trigger {
+    /// For several calls: as many, or those that came so long after the first.
+    Batch { calls: u16, wait_ns: u64 },
+    /// For one message under each of these keys.
+    Join { keys: Vec<Vec<u8>>, one_sender: bool, idempotent: bool },
 }
 
 /// Several arguments in one payload: `u32` count, `u32` length of each, then the bytes, little-endian.

@@ -467,6 +467,7 @@ fn r1_w11_who_breaks_the_protocol_of_messages_is_killed_and_only_it() {
         "to anybody",
         "a call of itself",
         "a call of nobody",
+        "a call of no name",
         "two receives at once",
         "a message while it receives",
         "a flood",
@@ -513,4 +514,50 @@ fn g4_keys_of_messages_that_are_never_given_back_take_no_memory() {
     assert_eq!(&*client.wait(evil).unwrap(), b"done");
     let input = content(1, 700_000);
     assert!(call(&mut client, "copy", &input).unwrap() == input);
+}
+
+/// Answers to calls that run together: as many as there are, each to its own, in their order.
+#[test]
+fn r1_w11_a_worker_that_answers_a_batch_wrongly_is_killed_and_only_it() {
+    on_both_channels(|ipc| {
+        // What each attack leaves answered of the three.
+        for (name, answered) in [
+            ("one too many", 3),
+            ("one that is none", 3),
+            ("the second first", 0),
+            ("the first twice", 1),
+            ("the last only", 0),
+            ("a number of nobody", 0),
+        ] {
+            let (process, mut client) = start_evil(ipc);
+            let before = children(process.pid());
+            let first: u32 = String::from_utf8_lossy(&client.invoke("pid", b"").unwrap()).parse().unwrap();
+            let calls = [(); 3].map(|()| client.submit("together", name).unwrap());
+            for (at, call) in calls.into_iter().enumerate() {
+                match client.wait(call) {
+                    Ok(reply) => assert!(at < answered && *reply == *b"done", "{ipc} {name}: {at}"),
+                    Err(InvokeError::WorkerLost { text }) => {
+                        assert!(at >= answered && text.contains("protocol"), "{ipc} {name}: {at} {text}");
+                    }
+                    Err(error) => panic!("{ipc} {name}: {error}"),
+                }
+            }
+            wait_until("only it has died", PATIENCE, || {
+                let now = children(process.pid());
+                let died: Vec<_> = before.iter().filter(|pid| !now.contains(pid)).collect();
+                died == [&first] && now.len() == 3
+            });
+            for n in 0..30_u8 {
+                assert_eq!(&*client.invoke("echo", &[n]).unwrap(), [n], "after `{name}`");
+            }
+        }
+        // One that gives no answer is in nobody's way for longer than its callers wait.
+        let (_process, mut client) = start_evil(ipc);
+        let calls = [(); 3]
+            .map(|()| client.submit_within("together", "none, and the next", Duration::from_millis(500)).unwrap());
+        for call in calls {
+            assert!(matches!(client.wait(call), Err(InvokeError::Timeout { .. })));
+        }
+        assert_eq!(&*client.invoke("echo", b"x").unwrap(), b"x");
+    });
 }

@@ -122,6 +122,14 @@ fn s2_notes_are_remembered_by_every_worker_and_heard_of_once() {
 }
 
 #[test]
+fn triggers_run_once_for_many_calls_and_when_all_messages_are_there() {
+    let process = start(env!("CARGO_BIN_EXE_triggers-worker"), 2, 2);
+    let printed = run(env!("CARGO_BIN_EXE_triggers-client"), &[&process.addr().to_string(), "apples", "pears"]);
+    let shipped = "shipped: apples for 1 coins\nshipped: pears for 2 coins\n";
+    assert_eq!(printed, format!("100 entries, each with a number of its own\n{shipped}"));
+}
+
+#[test]
 fn event_loop_serves_two_processes_from_one_thread() {
     let processes = [1, 2].map(|workers| start(env!("CARGO_BIN_EXE_echo-worker"), workers, workers));
     let addresses = processes.each_ref().map(|process| process.addr().to_string());

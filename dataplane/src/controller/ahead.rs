@@ -12,7 +12,7 @@
 //! has not answered for a millisecond, and not before.
 
 use super::staff::Post;
-use super::{Action, CallKey, Controller, Keep, Outcome, Waiter, WorkerId, lane_of, place};
+use super::{Action, CallKey, Controller, Keep, Outcome, Waiter, WorkerId, is_batch, lane_of, place};
 
 /// Work that a worker may have, the call that it runs included. Longer functions lose little by waiting for us: 3 us a call.
 const LOAD_NS: u64 = 100_000;
@@ -34,7 +34,7 @@ impl<P: Keep> Controller<P> {
     /// Hands calls that wait to workers that are busy.
     pub(super) fn give_ahead(&mut self, now_ns: u64) {
         while let Some(key) = self.queue.next() {
-            if matches!(self.calls[place(key)].from, Waiter::Worker { .. }) {
+            if is_batch(key) || matches!(self.calls[place(key)].from, Waiter::Worker { .. }) {
                 return;
             }
             let may = |post: &Post| is_at_it(post, now_ns);
@@ -47,6 +47,9 @@ impl<P: Keep> Controller<P> {
     /// The worker to give a call to at once: one that is at short calls, or one that has nothing to do.
     pub(super) fn next_worker(&mut self, now_ns: u64, key: CallKey) -> Option<WorkerId> {
         let idle = self.staff.idle()?;
+        if is_batch(key) {
+            return Some(idle);
+        }
         let call = &self.calls[place(key)];
         let is_short = |ns: u64| ns <= SHORT_NS;
         let has_room = self.queue.len() + self.staff.ahead() < self.bounds.queue_max;
@@ -138,7 +141,7 @@ impl<P: Keep> Controller<P> {
             match (known, refused) {
                 (Some((from, _, false)), None) => {
                     self.call(key).expect("looked up above").payload = Some(payload);
-                    self.queue.push_first(lane_of(from), key);
+                    self.put_first(from, key);
                 }
                 (_, refused) => {
                     self.actions.push_back(Action::Discard(payload));
@@ -150,6 +153,16 @@ impl<P: Keep> Controller<P> {
                     }
                 }
             }
+        }
+    }
+
+    /// A call is back in the queue, before all others of its caller.
+    pub(super) fn put_first(&mut self, from: Waiter, key: CallKey) {
+        let function = self.calls[place(key)].function;
+        if self.batches.has(function) {
+            self.batch_again(function, vec![key]);
+        } else {
+            self.queue.push_first(lane_of(from), key);
         }
     }
 

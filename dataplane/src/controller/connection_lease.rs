@@ -90,7 +90,8 @@ impl<P: Keep> Controller<P> {
     /// A client calls: what that says about it.
     pub(super) fn warm(&mut self, connection: u64, function: u16, terms: Terms, payload: &P) {
         let alone = self.connections.get(&connection) == Some(&1);
-        let plain = !terms.fire && terms.once.is_none() && payload.len_bytes() <= HOT_BYTES_MAX;
+        let plain =
+            !terms.fire && terms.once.is_none() && !self.batches.has(function) && payload.len_bytes() <= HOT_BYTES_MAX;
         let heat = self.connection_leases.heat.entry(connection).or_default();
         heat.counts = alone && plain;
         if !heat.counts || heat.function != function {

@@ -14,6 +14,7 @@
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use praas_shm::KEY_BYTES_MAX;
@@ -369,6 +370,31 @@ impl<P: Keep> Mailbox<P> {
         }
         self.store(message.from, &message.key, message.payload, message.number);
         None
+    }
+
+    /// The oldest message under each of these keys, of this sender or of any: all of them, or none. Those of receives that wait are not here.
+    pub(crate) fn take_each(&mut self, from: Option<Sender>, keys: &[Arc<[u8]>]) -> Option<Vec<Message<P>>> {
+        let oldest = |key: &Arc<[u8]>| self.oldest(Wanted { from, key: Some(key) });
+        let numbers: Vec<u64> = keys.iter().map(oldest).collect::<Option<_>>()?;
+        Some(numbers.into_iter().map(|number| self.take(number)).collect())
+    }
+
+    /// Who has sent messages that are stored under this key.
+    pub(crate) fn senders_of(&self, key: &[u8]) -> Vec<Sender> {
+        let Some(id) = self.keys.find(key) else { return Vec::new() };
+        let (mut senders, mut after) =
+            (Vec::new(), Bound::Included((Pattern { from: Some(Sender::Own), key: None }, 0)));
+        // From sender to sender, over what each has stored.
+        while let Some((Pattern { from: Some(sender), .. }, _)) =
+            self.answering.0.range((after, Bound::Unbounded)).next()
+        {
+            let from = Some(*sender);
+            if self.answering.first(Pattern { from, key: Some(id) }).is_some() {
+                senders.push(*sender);
+            }
+            after = Bound::Excluded((Pattern { from, key: Some(KeyId::MAX) }, u64::MAX));
+        }
+        senders
     }
 
     /// Time passes. Ends a receive whose deadline it was and gives it; to be called until there is none.

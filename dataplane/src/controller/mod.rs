@@ -8,6 +8,7 @@
 //! | `mod.rs`      | admission, dispatch, deadlines, answers                        |
 //! | `queue.rs`    | whose call is next                                             |
 //! | `lease.rs`    | which worker may call which without us                         |
+//! | `batch.rs`    | which calls are run together                                   |
 //! | `connection_lease.rs` | which client talks to a worker without us              |
 //! | `ahead.rs`    | which calls busy workers are given already, and take back      |
 //! | `pace.rs`     | how long a function takes                                      |
@@ -16,13 +17,17 @@
 //! | `dedupe.rs`   | which calls came before, and how they ended                    |
 //! | `state.rs`     | which object is current under each key, and when its bytes may go |
 //! | `peers.rs`    | which connection joins us to each process we were told of      |
+//! | `join.rs`     | which messages a function runs for                             |
 //! | `mailbox.rs`  | which function gets which message                              |
 //! | `post.rs`     | what is sent to a process again, and what came from it before  |
 
 mod ahead;
+pub(crate) mod batch;
+mod batched;
 mod circuit;
 pub(crate) mod connection_lease;
 mod dedupe;
+pub(crate) mod join;
 mod lease;
 pub(crate) mod mailbox;
 pub(crate) mod membership;
@@ -40,11 +45,13 @@ use std::collections::{HashMap, VecDeque};
 use slab::Slab;
 
 use crate::numbered::NumberMap;
-use crate::wire::Code;
+use crate::wire::{Code, Trigger};
+use batch::{Batches, is_batch};
 use circuit::Circuit;
 use connection_lease::ConnectionLeases;
 use dedupe::{Dedupe, Seen};
 pub(crate) use dedupe::{Keep, Once, SessionId, Stale, WINDOW_CALLS};
+use join::RunId;
 use lease::Lease;
 use pace::Pace;
 use queue::{LaneId, Queue};
@@ -86,6 +93,11 @@ enum Waiter {
     Nobody {
         connection: u64,
     },
+    /// Nobody: it is one of so many messages that a function runs for.
+    Join {
+        run: RunId,
+        of: usize,
+    },
 }
 
 impl Waiter {
@@ -94,7 +106,7 @@ impl Waiter {
         match self {
             Waiter::Worker { .. } => true,
             Waiter::Client { connection, .. } => connection & PEER != 0,
-            Waiter::Session { .. } | Waiter::Nobody { .. } => false,
+            Waiter::Session { .. } | Waiter::Nobody { .. } | Waiter::Join { .. } => false,
         }
     }
 }
@@ -132,6 +144,14 @@ pub(crate) enum Outcome<P> {
 pub(crate) enum Action<P> {
     /// Hand the call to a worker, behind those it has.
     Dispatch { worker: WorkerId, call: CallKey, function: u16, deadline_ns: u64, payload: P },
+    /// The next so many calls that are handed to this worker, of which `call` is the first, are one batch: to be run once, by `deadline_ns`.
+    Batch { worker: WorkerId, call: CallKey, function: u16, calls: u16, deadline_ns: u64 },
+    /// The same of the messages of a run.
+    Join { worker: WorkerId, call: CallKey, function: u16, calls: u16, deadline_ns: u64, run: RunId },
+    /// The next message of a run is answered for: the function took it, or failed or was lost with it.
+    Joined { run: RunId, failure: Option<CallError> },
+    /// The next message of a run is back: it did not run, or may run again.
+    Unjoin { run: RunId, payload: P },
     /// Tell the caller how it ended.
     Answer { to: Caller, outcome: Outcome<P> },
     /// Nobody wants this payload any more.
@@ -184,6 +204,8 @@ pub(crate) struct Bounds {
     pub(crate) hot_calls: u8,
     /// Results kept for calls that are sent again, bytes.
     pub(crate) results_bytes_max: usize,
+    /// Inputs that a function is called with at once, bytes.
+    pub(crate) batch_bytes_max: usize,
 }
 
 /// What a request asks for besides a function.
@@ -240,11 +262,14 @@ pub(crate) struct Violation(pub(crate) &'static str);
 pub(crate) struct Controller<P> {
     bounds: Bounds,
     functions: Vec<String>,
+    /// Of those that are not called one by one.
+    triggers: Vec<(u16, Trigger)>,
     circuits: Vec<Circuit>,
     paces: Vec<Pace>,
     calls: Slab<Call<P>>,
     uses: u32,
     queue: Queue,
+    batches: Batches,
     connections: NumberMap<u32>,
     dedupe: Dedupe<P>,
     staff: Staff,
@@ -262,8 +287,10 @@ impl<P: Keep> Controller<P> {
     pub(crate) fn new(bounds: Bounds) -> Self {
         Controller {
             dedupe: Dedupe::new(bounds.results_bytes_max),
+            batches: Batches::new(bounds.batch_bytes_max),
             bounds,
             functions: Vec::new(),
+            triggers: Vec::new(),
             circuits: Vec::new(),
             paces: Vec::new(),
             calls: Slab::new(),
@@ -323,6 +350,11 @@ impl<P: Keep> Controller<P> {
                 (connection.map(|connection| Caller::Client { connection, call }), connection)
             }
             Waiter::Nobody { connection } => (None, Some(connection)),
+            Waiter::Join { run, .. } => {
+                let failure = if let Outcome::Failed(error) = &outcome { Some(error.clone()) } else { None };
+                self.actions.push_back(Action::Joined { run, failure });
+                (None, None)
+            }
         };
         if let Some(open) = connection.and_then(|connection| self.connections.get_mut(&connection)) {
             *open = open.saturating_sub(1);
@@ -415,7 +447,8 @@ impl<P: Keep> Controller<P> {
             self.dedupe.begin(session, call);
             waiter = Waiter::Session { session, call };
         }
-        self.uses = self.uses.wrapping_add(1);
+        self.uses = self.uses.wrapping_add(1) & USES;
+        let collected_bytes = self.batches.has(function).then(|| payload.len_bytes());
         let index = self.calls.insert(Call {
             from: waiter,
             function,
@@ -428,16 +461,14 @@ impl<P: Keep> Controller<P> {
         });
         let key = key(index, self.uses);
         self.wake_by(deadline_ns);
+        if let Some(bytes) = collected_bytes {
+            self.give_way(gives_way);
+            return self.collect(now_ns, function, key, bytes);
+        }
         match self.next_worker(now_ns, key) {
             Some(worker) if self.queue.is_empty() => self.dispatch(now_ns, worker, key),
             _ => {
-                if let Some(greedy) = gives_way {
-                    let text = format!(
-                        "{} calls wait for a worker, the most that may, and more of this caller than of others",
-                        self.bounds.queue_max
-                    );
-                    self.abandon(greedy, Some(CallError::new(Code::Busy, text)));
-                }
+                self.give_way(gives_way);
                 self.queue.push(lane, key);
                 self.make_room(now_ns);
                 self.give_ahead(now_ns);
@@ -445,15 +476,30 @@ impl<P: Keep> Controller<P> {
         }
     }
 
+    /// A call of a caller who has more than others makes room for another's.
+    fn give_way(&mut self, greedy: Option<CallKey>) {
+        if let Some(greedy) = greedy {
+            let text = format!(
+                "{} calls wait for a worker, the most that may, and more of this caller than of others",
+                self.bounds.queue_max
+            );
+            self.abandon(greedy, Some(CallError::new(Code::Busy, text)));
+        }
+    }
+
     /// The deadline of the invocation a worker serves: its nested calls end with it, whatever it asks for. One that
     /// serves nothing we know of gets what a client gets that names no deadline.
-    fn served_until(&self, now_ns: u64, worker: WorkerId) -> u64 {
+    pub(crate) fn served_until(&self, now_ns: u64, worker: WorkerId) -> u64 {
         let (mut serving, by_default) = (worker, now_ns.saturating_add(self.bounds.deadline_ns));
         // Under a lease it works for its caller. Workers that lie may lease each other in a circle.
         for _ in 0..self.staff.places() {
             match self.staff.state(serving) {
                 State::Running { call } => {
-                    return self.calls.get(place(call)).map_or(by_default, |call| call.deadline_ns);
+                    let runs = std::iter::once(call).chain(self.staff.batch(serving));
+                    return runs
+                        .filter_map(|call| Some(self.calls.get(place(call))?.deadline_ns))
+                        .max()
+                        .unwrap_or(by_default);
                 }
                 State::Serving { lease } => match self.leases.get(&lease) {
                     Some(lease) => serving = lease.caller,
@@ -499,13 +545,21 @@ impl<P: Keep> Controller<P> {
         if circuit.refuses(now_ns).is_some() {
             return Err(self.broken(now_ns, usize::from(function)));
         }
+        if self.batches.is_reserved(function) {
+            let name = &self.functions[usize::from(function)];
+            let text = format!("`{name}` is not called: it runs when there is a message under each of its keys");
+            return refuse(Code::UnknownFunction, text);
+        }
         if deadline_ns <= now_ns {
             return refuse(Code::Timeout, "the deadline had passed when the call arrived".into());
         }
-        if self.staff.idle().is_some() || self.queue.len() + self.staff.ahead() < self.bounds.queue_max {
+        // Those that are collected wait, whoever has nothing to do.
+        let runs_at_once = self.staff.idle().is_some() && !self.batches.has(function);
+        let waiting = self.queue.len() + self.staff.ahead() + self.batches.waiting();
+        if runs_at_once || waiting < self.bounds.queue_max {
             return Ok(None);
         }
-        match self.queue.to_give_way(lane) {
+        match self.queue.to_give_way(lane).filter(|greedy| !is_batch(*greedy)) {
             None => refuse(Code::Busy, format!("{} calls wait for a worker, the most that may", self.bounds.queue_max)),
             greedy => Ok(greedy),
         }
@@ -525,7 +579,8 @@ impl<P: Keep> Controller<P> {
         if self.circuits[function].refuses(now_ns).is_none() {
             return;
         }
-        let waiting: Vec<CallKey> = self.queue.iter().collect();
+        let mut waiting: Vec<CallKey> = self.queue.iter().filter(|key| !is_batch(*key)).collect();
+        waiting.extend(u16::try_from(function).map(|function| self.batches.of(function)).unwrap_or_default());
         for key in waiting {
             if self.call(key).is_some_and(|call| usize::from(call.function) == function) {
                 self.abandon(key, Some(self.broken(now_ns, function)));
@@ -536,6 +591,9 @@ impl<P: Keep> Controller<P> {
     }
 
     fn dispatch(&mut self, now_ns: u64, worker: WorkerId, key: CallKey) {
+        if is_batch(key) {
+            return self.dispatch_batch(now_ns, worker, key);
+        }
         let call = self.call(key).expect("a queued call is known");
         let payload = call.payload.take().expect("a queued call has its payload");
         let (function, deadline_ns) = (call.function, call.deadline_ns);
@@ -583,18 +641,26 @@ impl<P: Keep> Controller<P> {
             return Err((Violation("an answer to a call it was not given"), outcome));
         }
         let call = self.calls.remove(place(key));
-        self.paces[usize::from(call.function)].answered(self.staff.took_ns(now_ns, worker));
+        let took_ns = self.staff.took_ns(now_ns, worker);
+        let is_batched = self.batches.has(call.function);
+        if !is_batched {
+            self.paces[usize::from(call.function)].answered(took_ns);
+        }
         // Late is late, also when the timer has not fired yet.
         let late = !call.abandoned && call.deadline_ns <= now_ns;
         let answered = !call.abandoned && !late;
         let panicked = matches!(&outcome, Outcome::Failed(error) if error.code == Code::Panicked);
-        if panicked {
+        // The last answer of a batch speaks of its function and its worker, as the only one of a call does.
+        let is_last = !is_batched || !self.staff.next_of_batch(worker);
+        if is_last && panicked {
             self.lost_to(now_ns, usize::from(call.function));
-        } else {
+        } else if is_last {
             self.circuits[usize::from(call.function)].worked();
         }
         self.staff.on_time(worker);
-        if panicked {
+        if !is_last {
+            // It goes on with the answer to the next.
+        } else if panicked {
             self.withdraw(worker);
         } else if let Some(next) = self.staff.go_on(worker) {
             self.begins(now_ns, worker, next);
@@ -602,7 +668,7 @@ impl<P: Keep> Controller<P> {
         } else {
             self.employ(now_ns, worker);
             // Before the answer, so that the caller finds its lease when it wakes and the next call goes directly.
-            if let (Waiter::Worker { worker: caller, .. }, true) = (call.from, answered) {
+            if let (Waiter::Worker { worker: caller, .. }, true) = (call.from, answered && !is_batched) {
                 self.offer_lease(caller, worker);
             }
         }
@@ -618,11 +684,11 @@ impl<P: Keep> Controller<P> {
             let text = "the deadline passed before the function answered";
             self.answer(call.from, Outcome::Failed(CallError::new(Code::Timeout, text)));
         }
-        if panicked {
+        if panicked && is_last {
             // Its memory is in a state the function did not foresee: the worker exits by itself and is replaced.
             self.dismiss(now_ns, worker);
         }
-        Ok(answered)
+        Ok(answered && !matches!(call.from, Waiter::Join { .. }))
     }
 
     /// A function no longer waits for a call of its own.
@@ -664,11 +730,20 @@ impl<P: Keep> Controller<P> {
     /// Nobody waits for `key` any more: a queued call is forgotten, a running one goes on unheard until its deadline.
     fn abandon(&mut self, key: CallKey, answer: Option<CallError>) {
         let Some(call) = self.call(key) else { return };
-        let (from, known) = (call.from, call.abandoned);
+        let (from, function, known) = (call.from, call.function, call.abandoned);
         match call.payload.take() {
             Some(payload) => {
                 self.calls.remove(place(key));
-                self.queue.remove(lane_of(from), key);
+                if self.batches.has(function) {
+                    self.take_out(function, key);
+                } else {
+                    self.queue.remove(lane_of(from), key);
+                }
+                if let Waiter::Join { run, .. } = from {
+                    // It is nobody's call that ends here: its message waits on.
+                    self.actions.push_back(Action::Unjoin { run, payload });
+                    return;
+                }
                 self.actions.push_back(Action::Discard(payload));
             }
             None => {
@@ -676,6 +751,7 @@ impl<P: Keep> Controller<P> {
                 match self.staff.holder(key) {
                     Some((worker, Turn::Now)) => self.actions.push_back(Action::TellCancelled { worker, call: key }),
                     Some((worker, Turn::Later)) => self.withdraw(worker),
+                    Some((worker, Turn::Together)) => self.tell_if_all_abandoned(worker),
                     None => {}
                 }
             }
@@ -708,24 +784,30 @@ impl<P: Keep> Controller<P> {
         for key in due {
             let Some(call) = self.call(key) else { continue };
             let abandoned = call.abandoned;
-            let runs_on = match self.staff.holder(key) {
-                Some((worker, Turn::Now)) => Some(worker),
-                Some((_, Turn::Later)) | None => None,
+            let (runs, overdue) = match self.staff.holder(key) {
+                Some((worker, Turn::Now)) => (true, Some(worker)),
+                // It may go on as long as one of them waits.
+                Some((worker, Turn::Together)) => {
+                    (true, Some(worker).filter(|_| self.served_until(now_ns, worker) <= now_ns))
+                }
+                Some((_, Turn::Later)) | None => (false, None),
             };
             if !abandoned {
-                let error = match runs_on {
-                    Some(_) => CallError::timed_out_running(),
-                    None => CallError::new(Code::Timeout, "the deadline passed before a worker was free"),
+                let error = if runs {
+                    CallError::timed_out_running()
+                } else {
+                    CallError::new(Code::Timeout, "the deadline passed before a worker was free")
                 };
                 self.abandon(key, Some(error));
             }
-            if let Some(worker) = runs_on {
+            if let Some(worker) = overdue {
                 self.grant_grace(now_ns, worker);
                 self.withdraw(worker);
             }
         }
         let next = self.calls.iter().map(|(_, call)| call.deadline_ns).filter(|deadline| *deadline > now_ns).min();
         self.wake_by(next.unwrap_or(u64::MAX));
+        self.close_batches(now_ns);
         self.mind_staff(now_ns);
         self.look_at_packed(now_ns);
         if !self.queue.is_empty() {
@@ -752,10 +834,17 @@ impl<P: Keep> Controller<P> {
             return;
         }
         self.wake_by(now_ns + LOOK_NS);
+        let is_nested = |key: &CallKey| self.calls.get(place(*key)).is_some_and(|call| call.from.is_function());
         let nested = self
             .queue
             .iter()
-            .filter(|key| self.calls.get(place(*key)).is_some_and(|call| call.from.is_function()))
+            .filter_map(|key| {
+                if is_batch(key) {
+                    self.batches.calls(key).iter().copied().rfind(is_nested)
+                } else {
+                    Some(key).filter(is_nested)
+                }
+            })
             .last();
         let waiting = waiting.unwrap_or_else(|| self.waiting_with_leases(self.staff.nesting()));
         if !self.staff.all_waiting(waiting) {
@@ -787,6 +876,8 @@ impl<P: Keep> Controller<P> {
     /// Takes no more calls from clients. What runs goes on.
     pub(crate) fn drain(&mut self) {
         self.draining = true;
+        self.batches.hasten();
+        self.wake_ns = 0;
         self.revoke_connections();
     }
 }
@@ -797,6 +888,7 @@ fn lane_of(waiter: Waiter) -> LaneId {
         Waiter::Client { connection, .. } | Waiter::Nobody { connection } => connection,
         Waiter::Session { session, .. } => session_lane(session),
         Waiter::Worker { worker, .. } => u64::from(worker),
+        Waiter::Join { .. } => unreachable!("messages wait in the turns of their function"),
     }
 }
 
@@ -804,6 +896,9 @@ fn lane_of(waiter: Waiter) -> LaneId {
 fn session_lane(session: u64) -> LaneId {
     1 << 63 | session
 }
+
+/// How often a place may be used before it counts anew: the highest bit of a number says that it is no call's.
+const USES: u32 = u32::MAX >> 1;
 
 fn key(index: usize, uses: u32) -> CallKey {
     (u64::from(uses) << 32) | index as u64

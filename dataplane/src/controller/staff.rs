@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use crate::wire::Trigger;
+
 use super::{Action, CallError, CallKey, Code, Controller, Keep, Outcome, Signal, Violation, Waiter, WorkerId, place};
 
 /// A worker beyond `workers` that has had nothing to do for this long is retired.
@@ -133,6 +135,8 @@ impl Cause {
 pub(super) enum Turn {
     Now,
     Later,
+    /// Now, in one run with others that have no answer either.
+    Together,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -140,6 +144,10 @@ pub(super) struct Post {
     state: State,
     /// Calls it has besides the one it runs, the next one first, and how long each is expected to take.
     ahead: VecDeque<(CallKey, u64)>,
+    /// Those that it runs together with that one, in the order in which it answers them. It has none ahead then.
+    batch: VecDeque<CallKey>,
+    /// What it has is one batch, and is not taken back in parts.
+    is_sealed: bool,
     /// How long the one it runs is expected to take, and all those ahead, ns.
     pub(super) runs_ns: u64,
     ahead_ns: u64,
@@ -204,6 +212,39 @@ impl Staff {
         }
     }
 
+    /// A worker that does nothing gets calls to run together.
+    pub(super) fn give_batch(&mut self, now_ns: u64, worker: WorkerId, calls: &[CallKey]) {
+        let [first, rest @ ..] = calls else { return };
+        self.give(now_ns, worker, *first, 0);
+        let post = &mut self.posts[usize::from(worker)];
+        post.batch.extend(rest);
+        post.is_sealed = true;
+    }
+
+    /// Those that a worker runs besides the one that it answers next.
+    pub(super) fn batch(&self, worker: WorkerId) -> impl Iterator<Item = CallKey> {
+        self.posts[usize::from(worker)].batch.iter().copied()
+    }
+
+    /// The call that a worker runs, or of those that it runs the one that it answers next.
+    pub(super) fn runs(&self, worker: WorkerId) -> Option<CallKey> {
+        match self.state(worker) {
+            State::Running { call } => Some(call),
+            _ => None,
+        }
+    }
+
+    /// A worker has answered one call of those it runs. Whether there is one more that it is to answer now.
+    pub(super) fn next_of_batch(&mut self, worker: WorkerId) -> bool {
+        let post = &mut self.posts[usize::from(worker)];
+        let next = post.batch.pop_front();
+        match next {
+            Some(call) => post.state = State::Running { call },
+            None => post.is_sealed = false,
+        }
+        next.is_some()
+    }
+
     /// How long a worker took for the call that it is done with now.
     pub(super) fn took_ns(&mut self, now_ns: u64, worker: WorkerId) -> u64 {
         let began_ns = std::mem::replace(&mut self.posts[usize::from(worker)].began_ns, now_ns);
@@ -258,7 +299,7 @@ impl Staff {
         suits: impl Fn(&Post) -> bool,
     ) -> Option<WorkerId> {
         let may = |post: &Post| {
-            let is_at_hand = post.nested == 0 && post.overdue.is_none() && !post.asked_back;
+            let is_at_hand = !post.is_sealed && post.nested == 0 && post.overdue.is_none() && !post.asked_back;
             is_at_hand && post.ahead.len() < ahead_max && post.runs_ns.saturating_add(post.ahead_ns) <= load_ns
         };
         let found = bits(self.running).map(|worker| (worker, &self.posts[usize::from(worker)]));
@@ -314,6 +355,9 @@ impl Staff {
             let post = &self.posts[usize::from(worker)];
             let now = post.state == State::Running { call };
             let later = || post.ahead.iter().any(|(ahead, _)| *ahead == call);
+            if post.batch.contains(&call) || now && !post.batch.is_empty() {
+                return Some((worker, Turn::Together));
+            }
             (now || later()).then_some((worker, if now { Turn::Now } else { Turn::Later }))
         })
     }
@@ -390,7 +434,13 @@ impl<P: Keep> Controller<P> {
     }
 
     /// A worker registered. Its functions must be those of the first.
-    pub(crate) fn ready(&mut self, now_ns: u64, worker: WorkerId, functions: &[String]) -> Result<(), Violation> {
+    pub(crate) fn ready(
+        &mut self,
+        now_ns: u64,
+        worker: WorkerId,
+        functions: &[String],
+        triggers: &[(u16, Trigger)],
+    ) -> Result<(), Violation> {
         if !matches!(self.staff.state(worker), State::Starting { .. }) {
             return Err(Violation("registered twice"));
         }
@@ -398,7 +448,11 @@ impl<P: Keep> Controller<P> {
             self.functions = functions.to_vec();
             self.circuits.resize_with(functions.len(), Default::default);
             self.paces.resize_with(functions.len(), Default::default);
-        } else if self.functions != functions {
+            if !self.set_triggers(triggers) {
+                return Err(Violation("registered a trigger that there is not, or for a function that there is not"));
+            }
+            self.triggers = triggers.to_vec();
+        } else if self.functions != functions || self.triggers != triggers {
             return Err(Violation("registered other functions than the workers before it; was its program replaced?"));
         }
         self.staff.failures = 0;
@@ -446,6 +500,7 @@ impl<P: Keep> Controller<P> {
         mourners: u64,
     ) {
         let state = self.staff.state(worker);
+        let runs: Vec<CallKey> = self.staff.runs(worker).into_iter().chain(self.staff.batch(worker)).collect();
         // A request it was about to be given is one it never saw.
         let unsent = self.recall(worker);
         let started = started && !unsent.iter().any(|(call, _)| state == State::Running { call: *call });
@@ -462,17 +517,14 @@ impl<P: Keep> Controller<P> {
             post.mourners &= !(1 << worker);
         }
         self.abandon_all(|from| matches!(from, Waiter::Worker { worker: of, .. } if of == worker));
-        let first = match state {
-            State::Running { call } => Some(call),
-            _ => None,
+        let mut request_of = |runs: &CallKey| {
+            let at = requests.iter().position(|(call, _)| call == runs)?;
+            Some(requests.remove(at).1)
         };
-        let at = requests.iter().position(|(call, _)| Some(*call) == first);
-        let request = at.map(|at| requests.remove(at).1);
-        // Behind the first: those it cannot have begun on.
+        let ran: Vec<_> = runs.iter().map(|call| (*call, request_of(call))).collect();
+        // Behind those: what it cannot have begun on.
         self.requeue(now_ns, requests);
-        if let Some(first) = first {
-            self.judge(now_ns, first, cause, started, request);
-        }
+        self.judge(now_ns, ran, cause, started);
         self.distribute(now_ns);
         self.leases_of_the_dead(now_ns, worker);
         let forgotten: Vec<WorkerId> = self
@@ -494,6 +546,8 @@ impl<P: Keep> Controller<P> {
             match action {
                 Action::Dispatch { worker, call, payload, .. } if worker == dead => requests.push((call, payload)),
                 Action::TellCancelled { worker, .. }
+                | Action::Batch { worker, .. }
+                | Action::Join { worker, .. }
                 | Action::Withdraw { worker }
                 | Action::Signal { worker, .. }
                 | Action::Retire { worker }
@@ -510,20 +564,81 @@ impl<P: Keep> Controller<P> {
         requests
     }
 
-    /// The verdict on the call a dead worker had (faults.md): never started means nothing happened.
-    fn judge(&mut self, now_ns: u64, key: CallKey, cause: Cause, started: bool, request: Option<P>) {
-        let Some(call) = self.call(key) else { return };
-        call.attempts += 1;
-        let mut again = !call.abandoned && call.attempts <= super::ATTEMPTS_MAX && (!started || call.idempotent);
-        let (from, function, abandoned) = (call.from, usize::from(call.function), call.abandoned);
+    /// The verdict on the calls a dead worker ran, one or a batch (faults.md): never started means nothing happened.
+    fn judge(&mut self, now_ns: u64, ran: Vec<(CallKey, Option<P>)>, cause: Cause, started: bool) {
+        let function = ran.iter().find_map(|(key, _)| Some(self.calls.get(place(*key))?.function));
+        let Some(function) = function.map(usize::from) else { return };
+        if let Some((key, _)) = ran.first()
+            && let Waiter::Join { run, of } = self.calls[place(*key)].from
+        {
+            return self.judge_join(now_ns, run, of, ran, cause, started);
+        }
+        let mut may_again = true;
         if started && cause.is_the_functions() {
             self.lost_to(now_ns, function);
-            again &= self.circuits[function].refuses(now_ns).is_none();
+            may_again = self.circuits[function].refuses(now_ns).is_none();
         }
+        let mut together = Vec::new();
+        for (key, request) in ran {
+            if self.judge_one(key, cause, started, may_again, request) {
+                together.push(key);
+            }
+        }
+        if let (Ok(function), false) = (u16::try_from(function), together.is_empty()) {
+            self.batch_again(function, together);
+        }
+    }
+
+    /// The same of messages: back to the mailbox with those that were not begun on, or may run again. Whoever answered for the first had done with all.
+    fn judge_join(
+        &mut self,
+        now_ns: u64,
+        run: super::join::RunId,
+        of: usize,
+        ran: Vec<(CallKey, Option<P>)>,
+        cause: Cause,
+        started: bool,
+    ) {
+        let was_done = ran.len() < of;
+        // All of them or none: one may have been on its way to the worker, in parts.
+        let is_whole = ran.iter().all(|(_, request)| request.is_some());
+        let mut function = None;
+        for (key, request) in ran {
+            let call = self.calls.remove(place(key));
+            function = Some(usize::from(call.function));
+            let again = is_whole && !was_done && !call.abandoned && (!started || call.idempotent);
+            match request {
+                Some(payload) if again => self.actions.push_back(Action::Unjoin { run, payload }),
+                request => {
+                    self.actions.extend(request.map(Action::Discard));
+                    if !call.abandoned {
+                        let lost = || self.worker_lost(cause, usize::from(call.function), started);
+                        let failure = if was_done { None } else { Some(lost()) };
+                        self.actions.push_back(Action::Joined { run, failure });
+                    }
+                }
+            }
+        }
+        if let Some(function) = function.filter(|_| started && cause.is_the_functions()) {
+            self.lost_to(now_ns, function);
+        }
+    }
+
+    /// Whether the call is to be run again in a batch.
+    fn judge_one(&mut self, key: CallKey, cause: Cause, started: bool, may_again: bool, request: Option<P>) -> bool {
+        let Some(call) = self.call(key) else { return false };
+        call.attempts += 1;
+        let may_again = may_again && call.attempts <= super::ATTEMPTS_MAX && (!started || call.idempotent);
+        let again = may_again && !call.abandoned;
+        let (from, function, abandoned) = (call.from, usize::from(call.function), call.abandoned);
         match request {
             Some(payload) if again => {
+                let is_batched = u16::try_from(function).is_ok_and(|function| self.batches.has(function));
                 self.call(key).expect("looked up above").payload = Some(payload);
-                self.queue.push_first(super::lane_of(from), key);
+                if !is_batched {
+                    self.queue.push_first(super::lane_of(from), key);
+                }
+                return is_batched;
             }
             request => {
                 self.calls.remove(place(key));
@@ -535,6 +650,7 @@ impl<P: Keep> Controller<P> {
                 }
             }
         }
+        false
     }
 
     /// How a call ends whose worker died with it.

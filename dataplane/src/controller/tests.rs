@@ -10,7 +10,9 @@ use std::rc::Rc;
 use super::*;
 
 mod ahead;
+mod batch;
 mod connection_lease;
+mod join;
 mod once;
 mod simulation;
 
@@ -80,11 +82,12 @@ fn bounds() -> Bounds {
         leases: true,
         hot_calls: 0,
         results_bytes_max: 1 << 20,
+        batch_bytes_max: 1 << 20,
     }
 }
 
 fn functions() -> Vec<String> {
-    ["echo", "abort", "slow"].map(str::to_owned).to_vec()
+    ["echo", "abort", "slow", "together"].map(str::to_owned).to_vec()
 }
 
 /// A controller, the hand that turns its clock, and what it has decided.
@@ -93,12 +96,18 @@ struct Bench {
     ledger: Ledger,
     now_ns: u64,
     calls: u64,
+    /// What workers register besides functions.
+    triggers: Vec<(u16, Trigger)>,
 }
 
 /// An action without its payload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Did {
     Dispatch { worker: WorkerId, call: CallKey, function: u16 },
+    Batch { worker: WorkerId, calls: u16 },
+    Join { worker: WorkerId, calls: u16, run: u64 },
+    Joined { run: u64, code: Option<Code> },
+    Unjoin { run: u64 },
     Done { to: Caller },
     Failed { to: Caller, code: Code, text: String },
     Discard,
@@ -116,7 +125,7 @@ enum Did {
 
 impl Bench {
     fn new(bounds: Bounds) -> Bench {
-        Bench { controller: Controller::new(bounds), ledger: Ledger::default(), now_ns: S, calls: 0 }
+        Bench { controller: Controller::new(bounds), ledger: Ledger::default(), now_ns: S, calls: 0, triggers: vec![] }
     }
 
     /// With `workers` started and ready.
@@ -133,7 +142,7 @@ impl Bench {
     }
 
     fn register(&mut self, worker: WorkerId) {
-        self.controller.ready(self.now_ns, worker, &functions()).unwrap();
+        self.controller.ready(self.now_ns, worker, &functions(), &self.triggers).unwrap();
     }
 
     fn did(&mut self) -> Vec<Did> {
@@ -142,6 +151,13 @@ impl Bench {
                 Action::Dispatch { worker, call, function, payload, .. } => {
                     payload.spend();
                     Did::Dispatch { worker, call, function }
+                }
+                Action::Batch { worker, calls, .. } => Did::Batch { worker, calls },
+                Action::Join { worker, calls, run, .. } => Did::Join { worker, calls, run },
+                Action::Joined { run, failure } => Did::Joined { run, code: failure.map(|failure| failure.code) },
+                Action::Unjoin { run, payload } => {
+                    payload.spend();
+                    Did::Unjoin { run }
                 }
                 Action::Answer { to, outcome: Outcome::Done { payload, .. } } => {
                     payload.spend();
@@ -639,10 +655,10 @@ fn a_worker_that_does_not_register_in_time_is_killed() {
 #[test]
 fn a_worker_with_other_functions_is_refused() {
     let mut bench = Bench::ready(Bounds { workers: 2, workers_max: 2, ..bounds() });
-    assert!(bench.controller.ready(bench.now_ns, 1, &functions()).is_err(), "twice");
+    assert!(bench.controller.ready(bench.now_ns, 1, &functions(), &[]).is_err(), "twice");
     bench.dies(2, Cause::Exited(0), false, false);
     bench.tick(0);
-    assert!(bench.controller.ready(bench.now_ns, 2, &["other".to_owned()]).is_err());
+    assert!(bench.controller.ready(bench.now_ns, 2, &["other".to_owned()], &[]).is_err());
 }
 
 #[test]

@@ -20,6 +20,22 @@ impl Process {
                 Action::Dispatch { worker, call, function, deadline_ns, payload } => {
                     self.dispatch(now, worker, call, function, deadline_ns, payload);
                 }
+                Action::Batch { worker, call, function, calls, deadline_ns } => {
+                    if let Some(seat) = &mut self.seats[usize::from(worker)] {
+                        seat.batch_left = calls;
+                    }
+                    let count = Inline::new(&calls.to_le_bytes()).expect("two bytes fit");
+                    self.send(worker, Descriptor::new(record::BATCH, function, call, deadline_ns, count), None);
+                }
+                Action::Join { worker, call, function, calls, deadline_ns, run } => {
+                    if let Some(seat) = &mut self.seats[usize::from(worker)] {
+                        seat.batch_left = calls;
+                    }
+                    let senders = self.senders_of(run);
+                    self.send(worker, Descriptor::new(record::JOIN, function, call, deadline_ns, senders), None);
+                }
+                Action::Joined { run, failure } => self.on_joined(now, run, failure),
+                Action::Unjoin { run, payload } => self.on_unjoin(now, run, payload),
                 Action::Answer { to: Caller::Client { connection, call }, outcome }
                     if connection & crate::controller::PEER != 0 =>
                 {
@@ -103,6 +119,8 @@ impl Process {
                 let arena = self.store.arena.as_mut().expect("a block of ours comes from the arena");
                 seat::Request::Lent(arena.lend(block, len, me))
             }
+            // A message that it sent itself.
+            Bytes::Foreign(foreign) if foreign.giver == worker => seat::Request::Back(foreign),
             Bytes::Foreign(foreign) => {
                 self.introduce(worker, foreign.view.block().owner);
                 seat::Request::Foreign(foreign)
@@ -118,7 +136,9 @@ impl Process {
         let kind = record::REQUEST | if is_args { record::ARGS } else { 0 };
         let body = Seat::body_of(&request);
         if let Some(seat) = &mut self.seats[usize::from(worker)] {
-            seat.given.push_back(Given { call, position: None, request, is_args });
+            let in_batch = seat.batch_left > 0;
+            seat.batch_left -= u16::from(in_batch);
+            seat.given.push_back(Given { call, position: None, request, is_args, in_batch });
         }
         self.send(worker, Descriptor::new(kind, function, call, deadline_ns, body), heap);
         self.apart.dispatched(worker);

@@ -89,22 +89,12 @@ impl Process {
             return Ok(());
         };
         // Before any of it is copied.
-        if !matches!(op, MailOp::Send | MailOp::Call) && bytes.as_ref().len() > KEY_BYTES_MAX {
+        if op != MailOp::Send && bytes.as_ref().len() > KEY_BYTES_MAX {
             return Err(Violation("a key or a name that is longer than any"));
         }
         match op {
-            MailOp::Send | MailOp::Call => {
-                return self.on_send(
-                    now,
-                    worker,
-                    op,
-                    question,
-                    number,
-                    deadline_ns,
-                    bytes,
-                    key_bytes,
-                    descriptor.kind() & record::ARGS != 0,
-                );
+            MailOp::Send => {
+                return self.on_send(now, worker, question, number, deadline_ns, bytes, key_bytes);
             }
             MailOp::Key => {
                 let key = bytes.as_ref().to_vec();
@@ -114,6 +104,9 @@ impl Process {
                 if let Some(seat) = &mut self.seats[usize::from(worker)] {
                     seat.key = Some(key);
                 }
+                // No answer says that it was read.
+                self.release(bytes);
+                return Ok(());
             }
             MailOp::Receive => {
                 // A copy, since the worker may still write it.
@@ -157,7 +150,7 @@ impl Process {
         self.peers.number_of(name).map(|peer| number_of(Sender::Peer(peer)))
     }
 
-    fn process_name(&self, number: u16) -> Option<&str> {
+    pub(super) fn process_name(&self, number: u16) -> Option<&str> {
         match number {
             0 => Some(&self.config.process),
             number => self.peers.name_of(usize::from(number) - 1),
@@ -175,13 +168,11 @@ impl Process {
         &mut self,
         now: u64,
         worker: WorkerId,
-        op: MailOp,
         question: u64,
         number: u16,
         deadline_ns: u64,
         bytes: Bytes,
         key_bytes: usize,
-        is_args: bool,
     ) -> Result<(), Violation> {
         let mut short = [0; praas_shm::INLINE_BYTES_MAX];
         let (key, bytes) = match (&bytes, key_bytes) {
@@ -210,12 +201,8 @@ impl Process {
                 return Ok(());
             }
         };
-        let payload = Payload { bytes, is_args, keeps: false };
-        if op == MailOp::Call && self.process_name(number).is_some() && number != 0 {
-            self.call_peer(now, worker, question, usize::from(number) - 1, deadline_ns, key, payload);
-            return Ok(());
-        }
-        if op == MailOp::Call || self.process_name(number).is_none() {
+        let payload = Payload { bytes, is_args: false, keeps: false };
+        if self.process_name(number).is_none() {
             self.release(payload.bytes);
             return Err(Violation("a process of no number that it was told"));
         }
@@ -254,7 +241,12 @@ impl Process {
         payload: Payload,
     ) -> Result<(), (Code, String)> {
         match self.mailbox.deliver(from, key, payload) {
-            Ok(Delivered::Stored) => Ok(()),
+            Ok(Delivered::Stored) => {
+                if !self.joins.is_empty() {
+                    self.join_stored(now, from, key);
+                }
+                Ok(())
+            }
             Ok(Delivered::Handed { to, message }) => {
                 self.hand(now, to, message);
                 Ok(())
@@ -409,6 +401,17 @@ impl Process {
         Ok(())
     }
 
+    /// The same, and over queues to a buffer: what a worker can be given.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn move_to_workers(&mut self, bytes: &mut Bytes) -> Result<(), String> {
+        if let (Bytes::Kept(kept), None) = (&*bytes, &self.store.arena) {
+            *bytes = Bytes::Heap(self.store.heap.count(Buffer::from(&kept[..])));
+        }
+        self.move_to_arena(bytes)
+    }
+
     /// Says the key of the message that comes next.
     ///
     /// # Errors
@@ -423,9 +426,11 @@ impl Process {
         Ok(())
     }
 
-    fn put_back(&mut self, now: u64, from: Sender, key: Arc<[u8]>, payload: Payload, number: u64) {
-        if let Some((to, message)) = self.mailbox.restore(Message { from, key, payload, number }) {
-            self.hand(now, to, message);
+    pub(super) fn put_back(&mut self, now: u64, from: Sender, key: Arc<[u8]>, payload: Payload, number: u64) {
+        match self.mailbox.restore(Message { from, key, payload, number }) {
+            Some((to, message)) => self.hand(now, to, message),
+            None if self.joins.is_empty() => {}
+            None => self.joins_due_ns = now,
         }
     }
 
@@ -433,6 +438,15 @@ impl Process {
     /// does not any more. Before its memory goes.
     pub(super) fn outlive_mail(&mut self, now: u64, worker: WorkerId, seat: &mut Seat) {
         self.mailbox.worker_died(worker);
+        for (run, mut payload) in self.controller.unjoin_waiting() {
+            // Now, as it may go to a receive that has begun to wait since.
+            if let Bytes::Foreign(Foreign { giver, view, .. }) = &payload.bytes
+                && *giver == worker
+            {
+                payload.bytes = outlived(&mut self.store, view);
+            }
+            self.on_unjoin(now, run, payload);
+        }
         let me = ParticipantId::new(worker).expect("workers have participant numbers");
         let Process { mailbox, store, .. } = self;
         for payload in mailbox.payloads_mut() {

@@ -12,6 +12,7 @@ mod clients;
 mod error;
 mod greeting;
 mod hot;
+mod joins;
 mod lent;
 mod mail;
 mod members;
@@ -44,6 +45,7 @@ use crate::clock::{now_ns, unix_ns};
 use crate::config::{Checks, Ipc, Pin, ProcessConfig, WaitMode};
 use crate::confinement::Confinement;
 use crate::controller::connection_lease::HOT_CALLS;
+use crate::controller::join::Joins;
 use crate::controller::mailbox::Mailbox;
 use crate::controller::{
     Action, Bounds, CallError, CallKey, Caller, Cause, Controller, Outcome, Request, Signal, Stale, Terms, Violation,
@@ -135,6 +137,9 @@ pub struct Process {
     shared: Option<Shared>,
     objects: Objects,
     mailbox: Mailbox<Payload>,
+    joins: Joins<Payload, CallError>,
+    /// When to look for runs of those that can begin.
+    joins_due_ns: u64,
     correspondence: Correspondence,
     /// Empty between turns: objects' blocks to be given back, with the life of their owner.
     released: Vec<(u32, BlockRef)>,
@@ -241,6 +246,7 @@ impl Process {
             leases: config.leases && !config.isolate,
             hot_calls: if config.lease_connections { HOT_CALLS } else { 0 },
             results_bytes_max: usize::try_from(config.results_bytes_max).unwrap_or(usize::MAX),
+            batch_bytes_max: usize::try_from(config.payload_bytes_max).unwrap_or(usize::MAX),
         };
         Ok(Process {
             reactor,
@@ -258,6 +264,8 @@ impl Process {
             objects: Objects::new(&config, &identity(process_id, incarnation))?,
             released: Vec::new(),
             mailbox: mail::mailbox(&config),
+            joins: Joins::new(Vec::new(), 0),
+            joins_due_ns: u64::MAX,
             correspondence: Correspondence::new(incarnation),
             lent_on: HashMap::new(),
             lease_ends: HashMap::new(),
@@ -326,6 +334,9 @@ impl Process {
             }
             if now >= self.mailbox.wake_ns() {
                 self.expire_receives(now);
+            }
+            if now >= self.joins_due_ns {
+                self.run_joins(now);
             }
             self.act(now);
             if now >= self.objects.due_ns() {
@@ -436,6 +447,7 @@ impl Process {
                 .min(self.objects.due_ns())
                 .min(self.printed.due_ns())
                 .min(self.mailbox.wake_ns())
+                .min(self.joins_due_ns)
                 .min(self.correspondence.wake_ns());
             timeout = Duration::from_nanos(due_ns.saturating_sub(now)).min(SLEEP_MAX);
             // Armed before the last look at the rings: whoever publishes after it sees us asleep and rings.
@@ -502,7 +514,7 @@ impl Process {
 
     /// Whether its function waits for a message or for another process.
     fn is_waiting(&self, worker: WorkerId) -> bool {
-        self.seats[usize::from(worker)].as_ref().is_some_and(|seat| seat.waits)
+        self.seats[usize::from(worker)].as_ref().is_some_and(|seat| seat.waits || seat.away > 0 && seat.awaits_calls())
     }
 
     /// Pinned to our core, or not pinned at all.

@@ -19,7 +19,7 @@ pub(super) enum Kind {
     /// Under a key.
     Message,
     /// To a function, whose name is the key.
-    Call { call: u64, deadline_ns: u64, is_args: bool },
+    Call { call: u64, deadline_ns: u64, is_args: bool, idempotent: bool },
     /// To a call.
     Answer { call: u64, code: Code, status: i32, is_args: bool },
     /// Nobody waits for this call any more.
@@ -77,15 +77,21 @@ pub(super) enum Posted {
 }
 
 /// A call of a worker to another process.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct RemoteCall {
     worker: WorkerId,
     incarnation: u64,
-    question: u64,
+    /// Its number with the worker.
+    nested: u64,
     peer: PeerNumber,
     ticket: Ticket,
     deadline_ns: u64,
+    /// What is sent once more if the life of the peer is over that has it, and how often it may be.
+    again: Option<(Parcel, u8)>,
 }
+
+/// How often a call is sent to a later life of its process.
+const SENDS_AGAIN_MAX: u8 = 3;
 
 /// Calls to other processes, and what was posted.
 #[derive(Debug, Default)]
@@ -178,32 +184,118 @@ impl Process {
     }
 
     /// A function calls one of another process.
-    #[expect(clippy::too_many_arguments, reason = "the fields of one record")]
-    pub(super) fn call_peer(
+    pub(super) fn on_call_at(
         &mut self,
         now: u64,
         worker: WorkerId,
-        question: u64,
-        peer: PeerNumber,
-        deadline_ns: u64,
-        function: Vec<u8>,
-        payload: Payload,
-    ) {
-        let incarnation = self.incarnation_of(worker);
-        self.now_waits(worker);
+        descriptor: &Descriptor,
+        heap: Option<Buffer>,
+    ) -> Result<(), Violation> {
+        let (nested, number) = (descriptor.id(), descriptor.tag());
+        if self.controller.nested_of(worker) > crate::worker::NESTED_MAX {
+            return Err(Violation("more nested calls open than one function may have"));
+        }
+        let named = self.seats[usize::from(worker)].as_mut().and_then(|seat| seat.key.take());
+        let function = named.ok_or(Violation("a call of another process without the name of its function"))?;
+        if number == 0 || self.process_name(number).is_none() {
+            return Err(Violation("a process of no number that it was told"));
+        }
+        let peer = usize::from(number) - 1;
+        let Some(bytes) = self.bytes_of(worker, descriptor.body(), heap)? else {
+            let CallError { code, text, .. } = owner_died();
+            self.reply_text(worker, nested, code, 0, &text);
+            return Ok(());
+        };
+        if self.is_too_much(&bytes) {
+            let text = no_space(&bytes, &self.store.heap);
+            self.release(bytes);
+            self.reply_text(worker, nested, Code::NoSpace, 0, &text);
+            return Ok(());
+        }
+        let bytes = match self.keepable(bytes) {
+            Ok(bytes) => bytes,
+            Err(text) => {
+                self.reply_text(worker, nested, Code::NoSpace, 0, &text);
+                return Ok(());
+            }
+        };
+        let deadline_ns = descriptor.aux().min(self.controller.served_until(now, worker));
         self.correspondence.calls += 1;
         let call = self.correspondence.calls;
-        let kind = Kind::Call { call, deadline_ns, is_args: payload.is_args };
-        let parcel = Parcel { kind, key: function.into(), bytes: Arc::new(payload.bytes) };
+        let (is_args, idempotent) = (descriptor.kind() & record::ARGS != 0, descriptor.kind() & record::AGAIN != 0);
+        let kind = Kind::Call { call, deadline_ns, is_args, idempotent };
+        let parcel = Parcel { kind, key: function.into(), bytes: Arc::new(bytes) };
+        let any_life = descriptor.kind() & record::KIND == record::CALL_AT_ANY_LIFE;
+        let again = any_life.then(|| (parcel.copy(), SENDS_AGAIN_MAX));
         match self.post(now, peer, parcel, deadline_ns, Posted::Call { call }) {
             Ok(ticket) => {
-                let remote = RemoteCall { worker, incarnation, question, peer, ticket, deadline_ns };
+                let incarnation = self.incarnation_of(worker);
+                let remote = RemoteCall { worker, incarnation, nested, peer, ticket, deadline_ns, again };
                 self.correspondence.remote.insert(call, remote);
                 self.correspondence.deadlines.insert((deadline_ns, call));
+                if let Some(seat) = &mut self.seats[usize::from(worker)] {
+                    seat.away += 1;
+                }
+                self.controller.waits(worker);
             }
-            Err((code, text)) => self.answer_text(worker, question, code, &text),
+            Err((code, text)) => {
+                self.forget_again(again);
+                self.reply_text(worker, nested, code, 0, &text);
+            }
         }
         self.take_peers_in(now);
+        Ok(())
+    }
+
+    /// A call is not sent again.
+    fn forget_again(&mut self, again: Option<(Parcel, u8)>) {
+        if let Some((parcel, _)) = again {
+            self.release(Bytes::Shared(parcel.bytes));
+        }
+    }
+
+    /// The life of a peer is over that had this call, or may have had it: its next life gets it, or it ends.
+    fn on_peer_lost(&mut self, now: u64, mut remote: RemoteCall, text: &str) {
+        let (worker_lives, in_time) =
+            (self.incarnation_of(remote.worker) == remote.incarnation, now < remote.deadline_ns);
+        match remote.again.take() {
+            Some((mut parcel, left @ 1..)) if worker_lives && in_time => {
+                self.correspondence.calls += 1;
+                let number = self.correspondence.calls;
+                if let Kind::Call { call, .. } = &mut parcel.kind {
+                    *call = number;
+                }
+                let posted = Posted::Call { call: number };
+                match self.post(now, remote.peer, parcel.copy(), remote.deadline_ns, posted) {
+                    Ok(ticket) => {
+                        (remote.ticket, remote.again) = (ticket, Some((parcel, left - 1)));
+                        self.correspondence.deadlines.insert((remote.deadline_ns, number));
+                        self.correspondence.remote.insert(number, remote);
+                    }
+                    Err((code, text)) => {
+                        self.forget_again(Some((parcel, 0)));
+                        self.end_remote(remote, code, 0, &text);
+                    }
+                }
+            }
+            again => {
+                self.forget_again(again);
+                self.end_remote(remote, Code::PeerLost, 0, text);
+            }
+        }
+    }
+
+    /// A worker calls one of its calls off: if it is one to another process, that is told.
+    pub(super) fn cancel_away(&mut self, now: u64, worker: WorkerId, nested: u64) {
+        if self.seats[usize::from(worker)].as_ref().is_none_or(|seat| seat.away == 0) {
+            return;
+        }
+        let its = (worker, self.incarnation_of(worker), nested);
+        let is_it = |remote: &RemoteCall| (remote.worker, remote.incarnation, remote.nested) == its;
+        let found = self.correspondence.remote.iter().find(|(_, remote)| is_it(remote)).map(|(call, _)| *call);
+        if let Some(remote) = found.and_then(|call| self.call_off(now, call)) {
+            self.end_remote(remote, Code::Cancelled, 0, "cancelled by its caller");
+        }
     }
 
     fn incarnation_of(&self, worker: WorkerId) -> u64 {
@@ -239,7 +331,7 @@ impl Process {
             let Some(remote) = self.call_off(now, call) else { return };
             let name = self.peers.name_of(remote.peer).unwrap_or("?").to_owned();
             let text = format!("no answer of process {name} came in time; the function may have run");
-            self.end_remote(&remote, Code::Timeout, 0, text.as_bytes());
+            self.end_remote(remote, Code::Timeout, 0, &text);
         }
     }
 
@@ -259,7 +351,9 @@ impl Process {
         let its = |remote: &RemoteCall| (remote.worker, remote.incarnation) == (worker, incarnation);
         let calls = self.correspondence.remote.iter().filter(|(_, remote)| its(remote));
         for call in calls.map(|(call, _)| *call).collect::<Vec<_>>() {
-            self.call_off(now, call);
+            if let Some(remote) = self.call_off(now, call) {
+                self.forget_again(remote.again);
+            }
         }
         let Process { peers, store, .. } = self;
         for parcel in peers.parcels_mut() {
@@ -272,21 +366,36 @@ impl Process {
     }
 
     /// The life of a peer is over that had these calls: nobody will answer them.
-    fn end_calls_taken_by(&mut self, peer: PeerNumber, text: &str) {
+    fn end_calls_taken_by(&mut self, now: u64, peer: PeerNumber, text: &str) {
         for call in self.correspondence.taken_by(peer) {
             if let Some(remote) = self.correspondence.end(call) {
-                self.end_remote(&remote, Code::PeerLost, 0, text.as_bytes());
+                self.on_peer_lost(now, remote, text);
             }
         }
     }
 
-    fn end_remote(&mut self, remote: &RemoteCall, code: Code, status: i32, text: &[u8]) {
-        if self.incarnation_of(remote.worker) != remote.incarnation {
-            return;
+    fn end_remote(&mut self, mut remote: RemoteCall, code: Code, status: i32, text: &str) {
+        self.forget_again(remote.again.take());
+        if self.comes_home(&remote) {
+            self.reply_text(remote.worker, remote.nested, code, status, text);
         }
-        let me = ParticipantId::new(remote.worker).expect("workers have participant numbers");
-        let (body, heap) = self.body_of_bytes(text, me);
-        self.answer_question(remote.worker, remote.question, code, status.cast_unsigned().into(), body, heap);
+    }
+
+    /// A call to another process is over. Whether the worker that made it is still there to hear of it.
+    fn comes_home(&mut self, remote: &RemoteCall) -> bool {
+        let seat = self.seats[usize::from(remote.worker)].as_mut();
+        let Some(seat) = seat.filter(|seat| seat.incarnation == remote.incarnation) else { return false };
+        seat.away -= 1;
+        self.controller.waited(remote.worker);
+        true
+    }
+
+    /// Ends a call of a worker's with a text.
+    fn reply_text(&mut self, worker: WorkerId, nested: u64, code: Code, status: i32, text: &str) {
+        let me = ParticipantId::new(worker).expect("workers have participant numbers");
+        let (body, heap) = self.body_of_bytes(text.as_bytes(), me);
+        let aux = status.cast_unsigned().into();
+        self.send(worker, Descriptor::new(record::REPLY, code as u16, nested, aux, body), heap);
     }
 
     /// What connections with other processes brought, and what became of our parcels.
@@ -294,10 +403,10 @@ impl Process {
         while let Some(arrival) = self.peers.arrival() {
             match arrival {
                 Arrival::Done(bytes) => self.release(bytes),
-                Arrival::End { ticket, end } => self.on_end(ticket, end),
+                Arrival::End { ticket, end } => self.on_end(now, ticket, end),
                 Arrival::Over { peer, text } => {
                     self.controller.disconnected(PEER | peer as u64);
-                    self.end_calls_taken_by(peer, text);
+                    self.end_calls_taken_by(now, peer, text);
                     self.end_receives_from(peer);
                 }
                 Arrival::Parcel { peer, due, kind, key, bytes } => {
@@ -309,7 +418,7 @@ impl Process {
         }
     }
 
-    fn on_end(&mut self, ticket: Ticket, end: End) {
+    fn on_end(&mut self, now: u64, ticket: Ticket, end: End) {
         let Some(posted) = self.correspondence.posted.remove(&ticket) else { return };
         let (code, text) = match end {
             End::Said(Verdict::Stored) => (Code::Ok, String::new()),
@@ -334,11 +443,11 @@ impl Process {
             }
             // Now it is in the other's queue: its answer is to come.
             Posted::Call { .. } if code == Code::Ok => {}
-            Posted::Call { call } => {
-                if let Some(remote) = self.correspondence.end(call) {
-                    self.end_remote(&remote, code, 0, text.as_bytes());
-                }
-            }
+            Posted::Call { call } => match self.correspondence.end(call) {
+                Some(remote) if end == End::Lost => self.on_peer_lost(now, remote, LIFE_IS_OVER),
+                Some(remote) => self.end_remote(remote, code, 0, &text),
+                None => {}
+            },
             Posted::Message { .. } | Posted::Nobody => {}
         }
     }
@@ -352,7 +461,7 @@ impl Process {
                 {
                     // `NoSpace` would say that it has not run.
                     let text = answer_did_not_fit(no_room_here(code));
-                    self.end_remote(&remote, Code::Failed, -1, text.as_bytes());
+                    self.end_remote(remote, Code::Failed, -1, &text);
                 }
                 return Verdict::Refused(code);
             }
@@ -365,24 +474,28 @@ impl Process {
                     Err((code, _)) => Verdict::Refused(code),
                 }
             }
-            Kind::Call { call, deadline_ns, is_args } => {
+            Kind::Call { call, deadline_ns, is_args, idempotent } => {
                 let payload = Payload { bytes, is_args, keeps: false };
                 let name = String::from_utf8_lossy(key);
                 let function = self.controller.functions().iter().position(|function| *function == name);
                 // One that there is not is refused by its number.
                 let function = function.and_then(|function| u16::try_from(function).ok()).unwrap_or(u16::MAX);
                 let from = Caller::Client { connection: PEER | peer as u64, call };
-                self.controller.request(now, Request { from, function, deadline_ns, terms: Terms::default(), payload });
+                let terms = Terms { idempotent, ..Terms::default() };
+                self.controller.request(now, Request { from, function, deadline_ns, terms, payload });
                 Verdict::Stored
             }
             Kind::Answer { call, code, status, is_args: _ } => {
-                match self
-                    .correspondence
-                    .end_of(peer, call)
-                    .filter(|remote| self.incarnation_of(remote.worker) == remote.incarnation)
-                {
+                match self.correspondence.end_of(peer, call) {
+                    Some(mut remote) => {
+                        self.forget_again(remote.again.take());
+                        if self.comes_home(&remote) {
+                            self.hand_answer(now, &remote, code, status, bytes);
+                        } else {
+                            self.release(bytes);
+                        }
+                    }
                     None => self.release(bytes),
-                    Some(remote) => self.hand_answer(now, &remote, code, status, bytes),
                 }
                 Verdict::Stored
             }
@@ -410,7 +523,8 @@ impl Process {
                 self.body_of_bytes(&copy, me)
             }
         };
-        self.answer_question(remote.worker, remote.question, code, status.cast_unsigned().into(), body, heap);
+        let aux = status.cast_unsigned().into();
+        self.send(remote.worker, Descriptor::new(record::REPLY, code as u16, remote.nested, aux, body), heap);
         self.hands_over(now, remote.worker);
     }
 }

@@ -635,7 +635,9 @@ fn kind_of(now: u64, header: &Header) -> Option<Kind> {
     Some(match header.kind {
         frame::MESSAGE => Kind::Message,
         frame::CALL => {
-            Kind::Call { call, deadline_ns: now.saturating_add(header.budget_ns.min(BUDGET_MAX_NS)), is_args }
+            let deadline_ns = now.saturating_add(header.budget_ns.min(BUDGET_MAX_NS));
+            let idempotent = header.flags & frame::FLAG_IDEMPOTENT != 0;
+            Kind::Call { call, deadline_ns, is_args, idempotent }
         }
         frame::ANSWER => {
             let (code, is_args) = (header.flags & !ANSWER_ARGS, header.flags & ANSWER_ARGS != 0);
@@ -655,11 +657,11 @@ const ANSWER_ARGS: u16 = 1 << 15;
 fn header_of(now: u64, kind: &Kind) -> Header {
     match *kind {
         Kind::Message => Header { kind: frame::MESSAGE, ..Header::default() },
-        Kind::Call { call, deadline_ns, is_args } => Header {
+        Kind::Call { call, deadline_ns, is_args, idempotent } => Header {
             kind: frame::CALL,
             aux: call,
             budget_ns: deadline_ns.saturating_sub(now).max(1),
-            flags: if is_args { frame::FLAG_ARGS } else { 0 },
+            flags: if is_args { frame::FLAG_ARGS } else { 0 } | if idempotent { frame::FLAG_IDEMPOTENT } else { 0 },
             ..Header::default()
         },
         Kind::Answer { call, code, status, is_args } => Header {

@@ -69,8 +69,10 @@ impl Process {
         let (kind, tag, id) = (descriptor.kind(), descriptor.tag(), descriptor.id());
         let (aux, body) = (descriptor.aux(), descriptor.body());
         let is_args = kind & record::ARGS != 0;
-        if matches!(kind & record::KIND, record::REQUEST | record::REPLY | record::STATE | record::MAIL)
-            && let Some(seat) = &mut self.seats[usize::from(worker)]
+        if matches!(
+            kind & record::KIND,
+            record::REQUEST | record::REPLY | record::STATE | record::MAIL | record::CALL_AT | record::CALL_AT_ANY_LIFE
+        ) && let Some(seat) = &mut self.seats[usize::from(worker)]
         {
             if matches!(kind & record::KIND, record::STATE | record::MAIL) && (seat.waits || seat.owes_answer()) {
                 // Each may have to be copied for it, or kept: with a flood of them we would run out of memory.
@@ -135,6 +137,7 @@ impl Process {
             }
             record::CANCEL => {
                 self.controller.cancel_nested(worker, id);
+                self.cancel_away(now, worker, id);
                 Ok(())
             }
             record::STATE => {
@@ -144,6 +147,7 @@ impl Process {
                 Ok(())
             }
             record::MAP => self.on_map(worker, tag, id),
+            record::CALL_AT | record::CALL_AT_ANY_LIFE => self.on_call_at(now, worker, &descriptor, heap),
             record::MAIL => self.on_mail(now, worker, &descriptor, heap),
             record::FORWARDED => self.on_forwarded(now, worker, &descriptor),
             record::FORWARDED_BODY => self.on_forwarded_body(now, worker, body),
@@ -253,6 +257,8 @@ impl Process {
                         self.recycle(buffer);
                         None
                     }
+                    // Its own again since it was handed over.
+                    seat::Request::Back(_) => None,
                     seat::Request::Inline(_) | seat::Request::Heap(None) => None,
                 };
                 (self.bytes_of(worker, body, heap)?, returned)

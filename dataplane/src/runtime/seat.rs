@@ -34,6 +34,8 @@ pub(crate) struct Seat {
     pub(crate) cpu: Option<usize>,
     /// Oldest first: it answers them in this order.
     pub(crate) given: VecDeque<Given>,
+    /// Calls of a batch that it is still to be given.
+    pub(crate) batch_left: u16,
     backlog: VecDeque<(Descriptor, Option<Heap>)>,
     /// Blocks of objects that are its own again, to be said when there is room. As many as it wrote objects: its own memory bounds them.
     returns: VecDeque<BlockRef>,
@@ -49,6 +51,8 @@ pub(crate) struct Seat {
     pub(crate) wants_key: bool,
     /// The function on it waits for a message or for another process.
     pub(crate) waits: bool,
+    /// Calls of other processes that the function on it has open.
+    pub(crate) away: u32,
     /// The question with which it waits for a message.
     pub(crate) receives: Option<u64>,
     /// The message it was handed last.
@@ -86,6 +90,8 @@ pub(crate) struct Given {
     pub(crate) position: Option<u64>,
     pub(crate) request: Request,
     pub(crate) is_args: bool,
+    /// It runs together with those before and behind it that do, when the worker has all of them.
+    pub(crate) in_batch: bool,
 }
 
 #[derive(Debug)]
@@ -95,6 +101,8 @@ pub(crate) enum Request {
     Lent(BlockRef),
     /// A caller's block, passed on.
     Foreign(Foreign),
+    /// A block of the worker's own, back.
+    Back(Foreign),
     /// Queue: the buffer, once it is with the kernel. One a worker, and not counted in the quota.
     Heap(Option<Buffer>),
 }
@@ -113,6 +121,7 @@ impl Seat {
             knows: 0,
             cpu,
             given: VecDeque::new(),
+            batch_left: 0,
             backlog: VecDeque::new(),
             returns: VecDeque::new(),
             texts: VecDeque::new(),
@@ -121,6 +130,7 @@ impl Seat {
             key: None,
             wants_key: false,
             waits: false,
+            away: 0,
             receives: None,
             handed: None,
             verdict: None,
@@ -251,7 +261,7 @@ impl Seat {
         match request {
             Request::Inline(inline) => Body::Inline(*inline),
             Request::Lent(block) => Body::Block(*block),
-            Request::Foreign(foreign) => Body::Block(*foreign.view.block()),
+            Request::Foreign(foreign) | Request::Back(foreign) => Body::Block(*foreign.view.block()),
             Request::Heap(_) => Body::Inline(Inline::empty()),
         }
     }
@@ -259,7 +269,8 @@ impl Seat {
     /// Whether the worker had begun on the first call it has, as far as one can tell from outside.
     pub(crate) fn had_begun(&self) -> bool {
         // Given a call that is no longer here: it was answered, though not as it should be.
-        let Some(given) = self.given.front() else { return true };
+        let last = self.given.iter().take_while(|given| given.in_batch).last();
+        let Some(given) = last.or(self.given.front()) else { return true };
         match &self.channel {
             Channel::Mapping { .. } => false,
             Channel::Ring { link, .. } => given.position.is_some_and(|position| position < link.peer_taken()),
@@ -274,6 +285,21 @@ impl Seat {
             Channel::Mapping { .. } => false,
             Channel::Ring { link, .. } => link.peer_received() >= handed.question,
             Channel::Queue { sender, .. } => handed.position.is_some_and(|end| has_read(sender, end)),
+        }
+    }
+
+    /// Over a queue: what was not all sent yet, in our hands again with the calls that it belongs to.
+    pub(crate) fn take_unsent(&mut self) {
+        let Channel::Queue { sender, .. } = &mut self.channel else { return };
+        let begun =
+            sender.take_unsent().and_then(|message| Some((Descriptor::from_bytes(&message.head).ok()?, message.body)));
+        let waiting = self.backlog.drain(..).filter_map(|(record, heap)| Some((record, heap?.into_buffer())));
+        for (record, body) in begun.into_iter().chain(waiting) {
+            let is_it =
+                |given: &&mut Given| given.call == record.id() && record.kind() & record::KIND == record::REQUEST;
+            if let Some(Given { request: Request::Heap(kept @ None), .. }) = self.given.iter_mut().find(is_it) {
+                *kept = Some(body);
+            }
         }
     }
 
@@ -301,6 +327,11 @@ impl Seat {
             Channel::Ring { segment, .. } => segment.activity(),
             _ => 0,
         }
+    }
+
+    /// Whether its function waits for nested calls, as far as it says so; over queues nobody does.
+    pub(crate) fn awaits_calls(&self) -> bool {
+        !matches!(self.channel, Channel::Ring { .. }) || self.activity() == crate::worker::ACTIVITY_WAITING
     }
 
     /// Where this worker says it is with a client's connection; `None` while it changes.

@@ -111,7 +111,9 @@ impl Process {
             let Ok((bytes @ 1.., _)) = handover::receive(seat.control.as_fd(), &mut buffer) else { return Ok(()) };
             match serde_json::from_slice(&buffer[..bytes]) {
                 Ok(FromWorker::Mapped) => self.attach(worker),
-                Ok(FromWorker::Ready { version, functions }) => self.register(now, worker, version, &functions),
+                Ok(FromWorker::Ready { version, functions, triggers }) => {
+                    self.register(now, worker, version, &functions, &triggers);
+                }
                 Err(_) => self.condemn(worker, Cause::Violation("a malformed control message")),
             }
             if !self.announced
@@ -152,7 +154,14 @@ impl Process {
         Ok(())
     }
 
-    pub(super) fn register(&mut self, now: u64, worker: WorkerId, version: u32, functions: &[String]) {
+    pub(super) fn register(
+        &mut self,
+        now: u64,
+        worker: WorkerId,
+        version: u32,
+        functions: &[String],
+        triggers: &[(u16, wire::Trigger)],
+    ) {
         let channel_ready = !matches!(
             self.seats[usize::from(worker)].as_ref().map(|seat| &seat.channel),
             None | Some(Channel::Mapping { .. })
@@ -162,7 +171,12 @@ impl Process {
         } else if !channel_ready {
             Err(Violation("it registered before it mapped its segment"))
         } else {
-            self.controller.ready(now, worker, functions)
+            let is_first = self.controller.functions().is_empty();
+            let ready = self.controller.ready(now, worker, functions, triggers);
+            if is_first && ready.is_ok() {
+                self.set_joins(triggers);
+            }
+            ready
         };
         if let Err(Violation(what)) = result {
             self.condemn(worker, Cause::Violation(what));
@@ -205,6 +219,7 @@ impl Process {
         let me = ParticipantId::new(worker).expect("workers have participant numbers");
         self.outlive_mail(now, worker, &mut seat);
         self.outlive_parcels(now, worker, seat.incarnation);
+        seat.take_unsent();
         let requests = self.take_requests_back(worker, std::mem::take(&mut seat.given));
         if let Some(arena) = &mut self.store.arena {
             arena.reclaim(me);
@@ -262,12 +277,18 @@ impl Process {
         given: impl IntoIterator<Item = Given>,
     ) -> Vec<(CallKey, Payload)> {
         let me = ParticipantId::new(worker).expect("workers have participant numbers");
+        let Process { store, seats, .. } = self;
+        let lives =
+            |of: &Foreign| seats[usize::from(of.giver)].as_ref().is_some_and(|seat| seat.incarnation == of.incarnation);
         let mut back = |request| {
             Some(match request {
                 seat::Request::Inline(inline) => Bytes::Inline(inline),
-                seat::Request::Lent(block) => Bytes::Own(self.store.arena.as_mut()?.take_back(me, &block).ok()?),
+                seat::Request::Lent(block) => Bytes::Own(store.arena.as_mut()?.take_back(me, &block).ok()?),
+                // A message, whose sender or receiver is dead.
+                seat::Request::Back(foreign) => super::mail::outlived(store, &foreign.view),
+                seat::Request::Foreign(foreign) if !lives(&foreign) => super::mail::outlived(store, &foreign.view),
                 seat::Request::Foreign(foreign) => Bytes::Foreign(foreign),
-                seat::Request::Heap(buffer) => Bytes::Heap(self.store.heap.count(buffer?)),
+                seat::Request::Heap(buffer) => Bytes::Heap(store.heap.count(buffer?)),
             })
         };
         let requests = given.into_iter().filter_map(|Given { call, request, is_args, .. }| {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::session::{Origin, Session};
+use crate::client::Delivery;
 use crate::clock::now_ns;
 use crate::error::InvokeError;
 use crate::payload::{Loan, Payload, Reply};
@@ -170,7 +171,8 @@ impl<'a> Context<'a> {
         State::new(self.session)
     }
 
-    /// Calls a function of another process of this application and waits for its reply, as [`Context::invoke`] does here. It runs once at most.
+    /// Calls a function of another process of this application and waits for its reply, as [`Context::invoke`] does here: [`Context::submit_at`] and
+    /// [`Context::wait`]. It runs once at most.
     ///
     /// # Errors
     /// Every way a call can fail, `UnknownProcess`, `PeerLost` when that process was started anew or stopped meanwhile, and `Swapped`.
@@ -180,10 +182,58 @@ impl<'a> Context<'a> {
         function: &str,
         payload: impl Into<Payload<'p>>,
     ) -> Result<Reply, InvokeError> {
-        if process.as_ref() == SELF || process.as_ref() == self.session.welcome.process {
+        if self.is_here(process.as_ref()) {
             return self.invoke(function, payload);
         }
-        self.session.invoke_at(process.as_ref(), function, payload.into(), self.deadline_ns)
+        let pending = self.submit_at(process, function, payload)?;
+        self.wait(pending)
+    }
+
+    /// Starts a call of a function of another process and returns at once, but for the first call to a process, whose number is asked for. The handle is
+    /// one as of [`Context::submit`]: waited for alone or among others, calls here and there mixed, or called off, which that process is told. A call that
+    /// has not ended when this invocation ends, or its deadline passes, is called off, too. It runs once at most.
+    ///
+    /// # Errors
+    /// `Busy` with 1024 nested calls open, `UnknownProcess`, `UnknownFunction` for a name that no function can have, `TooLarge`, `NoSpace`; nothing was
+    /// sent then.
+    pub fn submit_at<'p>(
+        &mut self,
+        process: impl AsRef<str>,
+        function: &str,
+        payload: impl Into<Payload<'p>>,
+    ) -> Result<Pending, InvokeError> {
+        self.submit_at_with(process, function, payload, Delivery::AtMostOnce)
+    }
+
+    /// The same, with what may happen to the call when the worker that runs it there, or that process, is lost. As for clients, but that the two processes
+    /// themselves see to it that a broken connection neither loses a call nor doubles it:
+    ///
+    /// | | a worker there dies with it | that process is started anew |
+    /// |---|---|---|
+    /// | [`Delivery::AtMostOnce`] | `WorkerLost` | `PeerLost` |
+    /// | [`Delivery::EffectivelyOnce`] | it runs again, up to three times | `PeerLost`: what that process knew of it is lost |
+    /// | [`Delivery::Retry`] | it runs again, up to three times | it is sent to the new life, up to three times |
+    ///
+    /// All of it until the deadline of this invocation. A call of this process itself runs once at most.
+    ///
+    /// # Errors
+    /// As [`Context::submit_at`].
+    pub fn submit_at_with<'p>(
+        &mut self,
+        process: impl AsRef<str>,
+        function: &str,
+        payload: impl Into<Payload<'p>>,
+        delivery: Delivery,
+    ) -> Result<Pending, InvokeError> {
+        if self.is_here(process.as_ref()) {
+            return self.submit(function, payload);
+        }
+        let pending = self.session.submit_at(process.as_ref(), function, payload.into(), self.deadline_ns, delivery);
+        pending.map(Pending)
+    }
+
+    fn is_here(&self, process: &str) -> bool {
+        process == SELF || process == self.session.welcome.process
     }
 
     /// Sends a message to a process of this application, or to this one ([`SELF`](crate::SELF)), and waits until it is in that one's

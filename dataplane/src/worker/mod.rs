@@ -8,7 +8,9 @@
 //! }
 //! ```
 
+mod batch;
 mod context;
+mod join;
 pub mod messages;
 mod session;
 pub mod state;
@@ -29,8 +31,10 @@ use praas_transport::queue::{Queue, Receiver, Sender};
 use crate::config::Ipc;
 use crate::error::{Failure, InvokeError};
 use crate::payload::{BlockKey, Bytes, Input, Output, Payload, Place};
-use crate::wire::{Code, FromWorker, PROTOCOL_VERSION, ToWorker, WorkerWelcome, record};
+use crate::wire::{Code, FromWorker, PROTOCOL_VERSION, ToWorker, Trigger, WorkerWelcome, record};
+pub use batch::Batch;
 pub use context::{Context, FunctionId, Lease, Pending};
+pub use join::Join;
 pub use messages::{Broadcast, Key, Message, MessageError, SELF, Source};
 pub(crate) use session::{ACTIVITY_WAITING, NESTED_MAX};
 use session::{Channel, Fatal, Incoming, Origin, Session, SharedState, fatal};
@@ -45,6 +49,7 @@ type Handler = Box<dyn FnMut(&mut Session, &mut Incoming) -> Result<(), Fatal>>;
 #[derive(Default)]
 pub struct Worker {
     functions: Vec<(String, Handler)>,
+    triggers: Vec<(u16, Trigger)>,
 }
 
 impl std::fmt::Debug for Worker {
@@ -69,12 +74,65 @@ impl Worker {
     where
         F: FnMut(&mut Context<'_>, Input) -> Result<Output, Failure> + 'static,
     {
-        assert!((1..=255).contains(&name.len()), "a function's name has 1 to 255 bytes, `{name}` has {}", name.len());
-        assert!(self.functions.iter().all(|(known, _)| known != name), "function `{name}` is registered twice");
-        assert!(self.functions.len() < usize::from(u16::MAX), "65 535 functions are the most");
+        self.check(name);
         let handler = move |session: &mut Session, incoming: &mut Incoming| invoke(session, incoming, &mut function);
         self.functions.push((name.to_owned(), Box::new(handler)));
         self
+    }
+
+    /// Registers a function that runs once for several calls (trigger *batch*): it gets their inputs in the order they came, and gives an output or a
+    /// failure for each, in that order. Each caller gets its own, as from any function; a failure of the whole goes to all of them. A call that
+    /// is cancelled or late, or whose caller is gone, is taken out before the run, and its answer is dropped afterwards. When the worker dies during the
+    /// run, each call ends or runs again as its own delivery says.
+    ///
+    /// The deadline of the invocation is the latest of its calls; it is [cancelled](Context::is_cancelled) when nobody waits for any of them.
+    ///
+    /// # Panics
+    /// As [`Worker::function`], and when `batch` is out of range.
+    #[must_use]
+    pub fn batch<F>(mut self, name: &str, batch: Batch, mut function: F) -> Worker
+    where
+        F: FnMut(&mut Context<'_>, Vec<Input>) -> Result<Vec<Result<Output, Failure>>, Failure> + 'static,
+    {
+        let number = self.check(name);
+        let handler =
+            move |session: &mut Session, incoming: &mut Incoming| batch::serve(session, incoming, &mut function);
+        self.functions.push((name.to_owned(), Box::new(handler)));
+        self.triggers.push((number, batch.trigger()));
+        self
+    }
+
+    /// Registers a function that runs when a message is in the mailbox under each of the keys of `join` (trigger *join*). It takes one of each, the
+    /// oldest, all at once, and gets them in the order of the keys. Messages of other processes count as those of this one. Nobody calls it, and
+    /// nobody gets a result: what it has to say it sends. A failure goes to the log of the process.
+    ///
+    /// A receive that waits for one of these messages comes before it; while not all are there, they can be received as any. As many runs go on at
+    /// once as there may be workers; the rest waits in the mailbox, whose bounds are those of all messages. When a worker dies before it has begun, the
+    /// messages go back to their places; when it dies in the middle of the run, they do so only if the function is
+    /// [idempotent](Join::idempotent), and are lost else, which the log says. A run has the process's `deadline_ms`.
+    ///
+    /// # Panics
+    /// As [`Worker::function`], and when `join` is out of range.
+    #[must_use]
+    pub fn join<F>(mut self, name: &str, join: Join, mut function: F) -> Worker
+    where
+        F: FnMut(&mut Context<'_>, Vec<Message>) -> Result<(), Failure> + 'static,
+    {
+        let number = self.check(name);
+        self.triggers.push((number, join.trigger()));
+        let handler = move |session: &mut Session, incoming: &mut Incoming| {
+            join::serve(session, incoming, &join.keys, &mut function)
+        };
+        self.functions.push((name.to_owned(), Box::new(handler)));
+        self
+    }
+
+    /// The number that a function of this name gets.
+    fn check(&self, name: &str) -> u16 {
+        assert!((1..=255).contains(&name.len()), "a function's name has 1 to 255 bytes, `{name}` has {}", name.len());
+        assert!(self.functions.iter().all(|(known, _)| known != name), "function `{name}` is registered twice");
+        let number = u16::try_from(self.functions.len()).ok().filter(|number| *number < u16::MAX);
+        number.expect("65 535 functions are the most")
     }
 
     /// Serves until the process ends. To be called from the program's first thread, which is the one that runs the functions.
@@ -100,7 +158,7 @@ impl Worker {
 
     fn run(self, control: OwnedFd) -> Result<(), Fatal> {
         let (names, mut handlers): (Vec<String>, Vec<Handler>) = self.functions.into_iter().unzip();
-        let mut session = register(control, names)?;
+        let mut session = register(control, names, self.triggers)?;
         let mut incoming = Incoming::none();
         while session.next_request(&mut incoming)? {
             if !session.begin(&incoming)? {
@@ -195,7 +253,11 @@ fn panicked(session: &mut Session, incoming: &Incoming, panic: &(dyn std::any::A
     let block = incoming.request.block().map(|block| BlockKey::from(&block));
     session.dismiss_all();
     let error = InvokeError::Panicked { text: panic_text(panic) };
-    session.reply_error(incoming.origin, incoming.request.id(), block, &error)?;
+    if session.batch.is_empty() {
+        session.reply_error(incoming.origin, incoming.request.id(), block, &error)?;
+    } else {
+        session.answer_batch([], || error.clone())?;
+    }
     session.give_back_before_exit()?;
     std::process::exit(crate::exit::WORKER_PANICKED);
 }
@@ -217,9 +279,12 @@ fn attach(welcome: &WorkerWelcome, number: u8, incarnation: u64, fd: OwnedFd) ->
         .map_err(|e| fatal("cannot attach a segment", e))
 }
 
+/// Longest message on the control socket.
+const CONTROL_BYTES_MAX: usize = 64 << 10;
+
 /// Introduces this worker to its controller: maps, links, names its functions.
-fn register(control: OwnedFd, functions: Vec<String>) -> Result<Session, Fatal> {
-    let mut buffer = vec![0; 64 << 10];
+fn register(control: OwnedFd, functions: Vec<String>, triggers: Vec<(u16, Trigger)>) -> Result<Session, Fatal> {
+    let mut buffer = vec![0; CONTROL_BYTES_MAX];
     let mut next = |control: &OwnedFd| -> Result<(ToWorker, std::vec::IntoIter<OwnedFd>), Fatal> {
         let (bytes, fds) =
             handover::receive(control.as_fd(), &mut buffer).map_err(|e| fatal("cannot read the control socket", e))?;
@@ -229,6 +294,13 @@ fn register(control: OwnedFd, functions: Vec<String>) -> Result<Session, Fatal> 
     };
     let say = |control: &OwnedFd, message: &FromWorker| -> Result<(), Fatal> {
         let bytes = serde_json::to_vec(message).expect("our own messages are serialisable");
+        if bytes.len() > CONTROL_BYTES_MAX {
+            let text = format!(
+                "the names of the functions and the keys they run for take {} bytes, and {CONTROL_BYTES_MAX} may",
+                bytes.len()
+            );
+            return Err(Fatal(text));
+        }
         handover::send(control.as_fd(), &bytes, &[]).map_err(|e| fatal("cannot write the control socket", e))
     };
     let (ToWorker::Welcome(welcome), mut fds) = next(&control)? else {
@@ -280,6 +352,10 @@ fn register(control: OwnedFd, functions: Vec<String>) -> Result<Session, Fatal> 
             (Channel::Queue { sender: Sender::new(sender), receiver }, None)
         }
     };
-    say(&control, &FromWorker::Ready { version: PROTOCOL_VERSION, functions: functions.clone() })?;
-    Session::new(welcome, me, functions, control, channel, controller)
+    let ready =
+        FromWorker::Ready { version: PROTOCOL_VERSION, functions: functions.clone(), triggers: triggers.clone() };
+    say(&control, &ready)?;
+    let mut session = Session::new(welcome, me, functions, control, channel, controller)?;
+    session.set_triggers(&triggers);
+    Ok(session)
 }

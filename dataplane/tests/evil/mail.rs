@@ -6,13 +6,13 @@ use super::*;
 
 const MAIL: u8 = 24;
 const ANSWER: u8 = 20;
+const CALL_AT: u8 = 40;
 // Questions.
 const KEY: u16 = 0;
 const SEND: u16 = 1;
 const RECEIVE: u16 = 2;
 const RESOLVE: u16 = 3;
 const NAME_OF: u16 = 4;
-const CALL: u16 = 6;
 const ANYBODY: u64 = 0xffff;
 // Codes of answers.
 const OK: u16 = 0;
@@ -69,8 +69,11 @@ impl Evil {
             "mail: a key at the end of a long message" => self.post(keyed, 0, u64::MAX, &[1; 5000]),
             "mail: to nobody" => self.post(keyed, 7, u64::MAX, b"evil"),
             "mail: to anybody" => self.post(keyed, ANYBODY, u64::MAX, b"evil"),
-            "mail: a call of itself" => self.post(CALL | 4 << 4, 0, u64::MAX, b"echo"),
-            "mail: a call of nobody" => self.post(CALL | 4 << 4, 7, u64::MAX, b"echo"),
+            "mail: a call of itself" | "mail: a call of nobody" => {
+                self.post(KEY, 0, 0, b"echo");
+                self.tell(CALL_AT, if name.ends_with("itself") { 0 } else { 7 }, 1, u64::MAX);
+            }
+            "mail: a call of no name" => self.tell(CALL_AT, 1, 1, u64::MAX),
             "mail: two receives at once" => {
                 self.post(RECEIVE, 0, u64::MAX, b"evil");
                 self.post(RECEIVE, 0, u64::MAX, b"evil too");

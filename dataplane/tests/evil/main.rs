@@ -3,6 +3,7 @@
 //! stands in `state.rs`, what with messages in `mail.rs`.
 #![allow(clippy::cast_possible_truncation, reason = "dice and patterns are cut to size on purpose")]
 
+mod batch;
 mod mail;
 mod state;
 
@@ -21,8 +22,8 @@ use praas_shm::{
 use praas_transport::queue::{Buffer, Message, Queue, Receiver, Sender};
 use serde_json::Value;
 
-const FUNCTIONS: [&str; 11] =
-    ["echo", "evil", "pid", "sleep", "put", "get", "overwrite", "keys", "model", "copy", "mail"];
+const FUNCTIONS: [&str; 12] =
+    ["echo", "evil", "pid", "sleep", "put", "get", "overwrite", "keys", "model", "copy", "mail", "together"];
 
 // Kinds of records, as numbers: an attacker has no use for our constants.
 const REQUEST: u8 = 1;
@@ -33,6 +34,7 @@ const CLOSED: u8 = 9;
 const DROPPED: u8 = 10;
 const FORGOTTEN: u8 = 11;
 const OVERRUN: u8 = 12;
+const BATCH: u8 = 41;
 
 fn main() -> ExitCode {
     let Ok(control) = child::inherited_control() else { return ExitCode::from(2) };
@@ -49,7 +51,7 @@ fn main() -> ExitCode {
         .function("evil", |_, _| Ok(Output::from(b"honest")))
         .function("pid", |_, _| Ok(std::process::id().to_string().into()))
         .function("sleep", sleep);
-    mail::honest(state::honest(worker)).serve()
+    batch::honest(mail::honest(state::honest(worker))).serve()
 }
 
 fn sleep(_: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
@@ -104,7 +106,8 @@ impl Evil {
             let sender = Sender::new(Queue::from_fd(fd()).expect("a queue"));
             Wire::Queue { sender: Box::new(sender), receiver: Box::new(receiver) }
         };
-        say(&control, &serde_json::json!({ "Ready": { "version": 1, "functions": FUNCTIONS } }));
+        let ready = serde_json::json!({ "version": 1, "functions": FUNCTIONS, "triggers": batch::triggers() });
+        say(&control, &serde_json::json!({ "Ready": ready }));
         let life = number("incarnation") - base;
         Evil { control, wire, me, life }
     }
@@ -156,6 +159,10 @@ impl Evil {
     fn serve(mut self) -> ! {
         loop {
             let record = self.poll();
+            if record.kind() == BATCH {
+                self.attack_batch(&record);
+                continue;
+            }
             if record.kind() & 0x7f != REQUEST {
                 continue;
             }

@@ -6,8 +6,10 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
+mod batch;
 #[path = "../support/dice.rs"]
 mod dice;
+mod join;
 mod messages;
 mod pry;
 mod state;
@@ -122,7 +124,8 @@ fn main() -> ExitCode {
             let child = if input.is_empty() { command.arg("1000") } else { command.args(["sleep", "1000"]) }.spawn()?;
             Ok(child.id().to_string().into())
         });
-    system::register(pry::register(messages::register(state::register(worker)))).serve()
+    let worker = join::register(batch::register(messages::register(state::register(worker))));
+    system::register(pry::register(worker)).serve()
 }
 
 thread_local! {

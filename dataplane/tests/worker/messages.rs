@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use praas_dataplane::{Context, Failure, Input, Key, Message, Output, SELF, Source, Worker};
+use praas_dataplane::{Context, Delivery, Failure, Input, Key, Message, Output, Payload, SELF, Source, Worker};
 
 use crate::state::{arguments, number};
 
@@ -80,6 +80,34 @@ pub(crate) fn register(worker: Worker) -> Worker {
             let status = reply.status();
             Ok(Output::from(reply).with_status(status))
         })
+        .function("call_at_with", |context, input| {
+            let [process, function, payload, delivery] = arguments(&input)?;
+            let delivery = match delivery {
+                b"retry" => Delivery::Retry,
+                b"effectively once" => Delivery::EffectivelyOnce,
+                _ => Delivery::AtMostOnce,
+            };
+            let pending = context.submit_at_with(text(process), &text(function), payload, delivery)?;
+            Ok(context.wait(pending)?.into())
+        })
+        .function("wait_any_at", wait_any_at)
+        .function("many_at", many_at)
+        .function("leave_at", |context, input| {
+            // `wait`, `cancel` or `leave`: what becomes of the call that is started.
+            let [process, function, payload, then] = arguments(&input)?;
+            let pending = context.submit_at(text(process), &text(function), payload)?;
+            match then {
+                b"wait" => return Ok(context.wait(pending)?.into()),
+                b"cancel" => context.cancel(pending),
+                b"die" => {
+                    // So that it has been sent.
+                    std::thread::sleep(Duration::from_millis(100));
+                    std::process::abort()
+                }
+                _ => drop(pending),
+            }
+            Ok(Output::empty())
+        })
         .function("active", |context, _| Ok(context.active_processes()?.join(" ").into()))
         .function("listed", |context, _| Ok(listed(context)?.into()))
         .function("watch_listed", |context, input| {
@@ -112,6 +140,50 @@ fn listed(context: &mut Context<'_>) -> Result<String, Failure> {
             return Ok(format!("{}/{}", active.join(" "), swapped.join(" ")));
         }
     }
+}
+
+/// Starts calls here and at another process, each of which waits for a message, sends those messages last to first, and takes what ends first, first.
+fn wait_any_at(context: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
+    let [process] = arguments(&input)?;
+    let places = [text(process), String::from(SELF), text(process)];
+    let mut open = Vec::new();
+    for (at, place) in places.iter().enumerate() {
+        let key = format!("wait {at}");
+        open.push(context.submit_at(place, "recv_payload", Payload::from_args(&[b"*", key.as_bytes()]))?);
+    }
+    let mut ended = Vec::new();
+    for (at, place) in places.iter().enumerate().rev() {
+        context.send(place, format!("wait {at}"), place.as_bytes())?;
+        let outcome = context.wait_any(&mut open).ok_or_else(|| Failure::new(-1, "all have ended"))?;
+        ended.push(format!("{}:{}", open.len(), text(&outcome?)));
+    }
+    Ok(ended.join(" ").into())
+}
+
+/// Starts so many calls of `echo` at another process, of several sizes, and waits for them from the last to the first. What was too many is told.
+fn many_at(context: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
+    let [process, count] = arguments(&input)?;
+    let content = |at: u64| {
+        vec![u8::try_from(at % 251).unwrap_or(0); [3, 40, 41, 5000, 300_000][usize::try_from(at % 5).unwrap_or(0)]]
+    };
+    let mut open = Vec::new();
+    let mut refused = String::new();
+    for at in 0..number(count)? {
+        match context.submit_at(text(process), "echo", content(at)) {
+            Ok(pending) => open.push((at, pending)),
+            Err(error) => {
+                refused = error.to_string();
+                break;
+            }
+        }
+    }
+    let all = open.len();
+    for (at, pending) in open.into_iter().rev() {
+        if *context.wait(pending)? != *content(at) {
+            return Err(Failure::new(-3, format!("call {at}: another answer")));
+        }
+    }
+    Ok(format!("{all} {refused}").into())
 }
 
 fn text(bytes: &[u8]) -> String {

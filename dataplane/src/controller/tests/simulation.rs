@@ -41,6 +41,10 @@ enum ToWorker {
         payload: Token,
         void: bool,
     },
+    /// So many requests that follow run together.
+    Batch {
+        calls: u16,
+    },
     Answer {
         call: u64,
     },
@@ -96,6 +100,8 @@ struct Running {
     call: CallKey,
     function: u16,
     payload: Token,
+    /// Those that run with it.
+    with: VecDeque<(CallKey, Token)>,
     nested_left: u64,
     /// The nested call it waits for.
     waits: Option<u64>,
@@ -111,6 +117,10 @@ struct Worker {
     later: VecDeque<ToWorker>,
     outbox: VecDeque<ToController>,
     running: Option<Running>,
+    /// Calls of a batch that it is to be sent, and that it waits for; those that it has.
+    batch_left: u16,
+    batch: Option<u16>,
+    gathered: VecDeque<(CallKey, Token)>,
     calling: Option<(u64, WorkerId)>,
     serving: Option<(u64, WorkerId)>,
     /// It is inside a leased call and reads nothing.
@@ -147,9 +157,13 @@ struct World {
     kills: bool,
     /// Functions that misbehave do so.
     evil: bool,
+    /// Calls of one batch at most, and how long the first waits.
+    batching: (u16, u64),
+    batches: u64,
 }
 
-const FUNCTIONS: u16 = 3;
+const FUNCTIONS: u16 = 4;
+const TOGETHER: u16 = 3;
 
 impl World {
     fn new(seed: u64) -> World {
@@ -168,7 +182,9 @@ impl World {
             leases: !dice.one_in(4),
             hot_calls: dice.below(5) as u8,
             results_bytes_max: 20 * (dedupe::CALL_BYTES + 1),
+            batch_bytes_max: 1 + dice.below(10) as usize,
         };
+        let batching = (1 + dice.below(8) as u16, dice.below(100 * MS));
         World {
             dice,
             now_ns: S,
@@ -189,6 +205,8 @@ impl World {
             lent: 0,
             kills: true,
             evil: true,
+            batching,
+            batches: 0,
         }
     }
 
@@ -202,6 +220,7 @@ impl World {
             match action {
                 Action::Dispatch { worker, call, function, payload, .. } => {
                     let has_max = 1 + self.bounds.ahead_max;
+                    let batch_max = usize::from(self.batching.0).min(self.bounds.batch_bytes_max);
                     let seat = self.worker(worker);
                     assert!(seat.registered);
                     let is_request = |message: &&ToWorker| matches!(message, ToWorker::Request { .. });
@@ -212,8 +231,23 @@ impl World {
                         + seat.inbox.iter().filter(is_request).count()
                         + usize::from(seat.running.is_some())
                         + seat.outbox.iter().filter(is_answer).count();
-                    assert!(has < has_max, "{worker} was given call {has} of at most {has_max}");
+                    if seat.batch_left > 0 {
+                        seat.batch_left -= 1;
+                        assert!(function == TOGETHER && has < batch_max, "{worker} was given more than a batch");
+                    } else {
+                        assert!(has < has_max, "{worker} was given call {has} of at most {has_max}");
+                    }
                     seat.inbox.push_back(ToWorker::Request { call, function, payload, void: false });
+                }
+                Action::Batch { worker, calls, .. } => {
+                    self.batches += 1;
+                    let seat = self.worker(worker);
+                    assert!(seat.running.is_none() && seat.batch_left == 0, "a batch for somebody who is busy");
+                    seat.batch_left = calls;
+                    seat.inbox.push_back(ToWorker::Batch { calls });
+                }
+                Action::Join { .. } | Action::Joined { .. } | Action::Unjoin { .. } => {
+                    panic!("nobody runs for messages here")
                 }
                 Action::Withdraw { worker } => self.withdraw(worker),
                 Action::Answer { to: Caller::Client { connection, call }, outcome } => {
@@ -342,6 +376,10 @@ impl World {
     fn withdraw(&mut self, worker: WorkerId) {
         let crossed = self.dice.one_in(3);
         self.withdrawn += 1;
+        let has_batch = |seat: &Worker| {
+            seat.batch.is_some() || seat.inbox.iter().any(|message| matches!(message, ToWorker::Batch { .. }))
+        };
+        assert!(!has_batch(self.worker(worker)), "half a batch is taken back");
         let seat = self.worker(worker);
         let mut first = seat.running.is_none() && crossed;
         let mut calls = Vec::new();
@@ -435,12 +473,14 @@ impl World {
             }
         }
         let started = seat.running.is_some();
-        let first = seat.running.take().map(|running| (running.call, running.payload));
+        let ran = seat.running.take().into_iter();
+        let ran: Vec<_> =
+            ran.flat_map(|running| std::iter::once((running.call, running.payload)).chain(running.with)).collect();
         let unread = seat.later.drain(..).chain(seat.inbox.drain(..)).filter_map(|message| match message {
             ToWorker::Request { call, payload, .. } => Some((call, payload)),
             _ => None,
         });
-        let requests = first.into_iter().chain(unread).collect();
+        let requests = ran.into_iter().chain(seat.gathered.drain(..)).chain(unread).collect();
         let mut mourners = 0;
         for (number, other) in &mut self.workers {
             if other.knows.contains(&worker) {
@@ -464,7 +504,9 @@ impl World {
                 return self.bury(worker, Cause::Exited(1));
             }
             seat.registered = true;
-            self.controller.ready(now_ns, worker, &functions()).unwrap();
+            let (calls, wait_ns) = self.batching;
+            let triggers = [(TOGETHER, Trigger::Batch { calls, wait_ns })];
+            self.controller.ready(now_ns, worker, &functions(), &triggers).unwrap();
             return;
         }
         if seat.leased_busy {
@@ -520,6 +562,14 @@ impl World {
                     (ABORT, 0) if evil => return self.bury(worker, Cause::Killed(6)),
                     (ABORT, 1) if evil => return self.reply(worker, Reply::Panicked),
                     (SLOW, 0..=5) if evil => {} // hangs, sometimes past its deadline
+                    (TOGETHER, 5) if evil && !running.with.is_empty() => {
+                        // Answers one of them, and dies.
+                        let (next, payload) = running.with.pop_front().expect("not empty");
+                        let call = std::mem::replace(&mut running.call, next);
+                        std::mem::replace(&mut running.payload, payload).spend();
+                        seat.outbox.push_back(ToController::Reply { call, outcome: Reply::Done });
+                        return self.bury(worker, Cause::Killed(11));
+                    }
                     (_, 0..=3) if running.nested_left > 0 => {
                         running.nested_left -= 1;
                         seat.calls += 1;
@@ -545,6 +595,20 @@ impl World {
             return;
         };
         match message {
+            ToWorker::Batch { calls } => {
+                assert!(seat.running.is_none() && seat.batch.is_none() && seat.serving.is_none());
+                seat.batch = Some(calls);
+            }
+            ToWorker::Request { call, function, payload, void } if seat.batch.is_some() => {
+                assert!(!void && function == TOGETHER);
+                seat.gathered.push_back((call, payload));
+                if seat.batch == Some(seat.gathered.len() as u16) {
+                    seat.batch = None;
+                    let mut with = std::mem::take(&mut seat.gathered);
+                    let (call, payload) = with.pop_front().expect("at least one");
+                    seat.running = Some(Running { call, function, payload, with, nested_left: roll % 4, waits: None });
+                }
+            }
             request @ ToWorker::Request { .. } if seat.running.is_some() => seat.later.push_back(request),
             ToWorker::Request { call, payload, void: true, .. } => {
                 seat.outbox.push_back(ToController::Void { call, payload });
@@ -552,7 +616,8 @@ impl World {
             ToWorker::Request { call, function, payload, .. } => {
                 assert!(seat.running.is_none() && seat.serving.is_none(), "a request while it serves a lease");
                 assert!(seat.connection.is_none(), "a request while it has a connection");
-                seat.running = Some(Running { call, function, payload, nested_left: roll % 4, waits: None });
+                let with = VecDeque::new();
+                seat.running = Some(Running { call, function, payload, with, nested_left: roll % 4, waits: None });
             }
             ToWorker::Answer { call } => {
                 if let Some(running) = seat.running.as_mut().filter(|running| running.waits == Some(call)) {
@@ -597,6 +662,10 @@ impl World {
         let running = seat.running.take().expect("it runs");
         running.payload.spend();
         seat.outbox.push_back(ToController::Reply { call: running.call, outcome });
+        for (call, payload) in running.with {
+            payload.spend();
+            seat.outbox.push_back(ToController::Reply { call, outcome });
+        }
         if matches!(outcome, Reply::Panicked) {
             seat.doomed = Some(Cause::Exited(71));
         }
@@ -664,12 +733,12 @@ impl World {
     fn quiet(&self) -> bool {
         self.workers.values().all(|seat| {
             let has_nothing = seat.inbox.is_empty() && seat.later.is_empty() && seat.outbox.is_empty();
-            has_nothing && seat.running.is_none() && seat.connection.is_none()
+            has_nothing && seat.running.is_none() && seat.gathered.is_empty() && seat.connection.is_none()
         })
     }
 }
 
-fn simulate(seed: u64, steps: u32) -> [u64; 5] {
+fn simulate(seed: u64, steps: u32) -> [u64; 6] {
     let mut world = World::new(seed);
     for _ in 0..steps {
         world.step(true);
@@ -692,7 +761,8 @@ fn simulate(seed: u64, steps: u32) -> [u64; 5] {
     assert_eq!(world.controller.staff.nesting(), 0, "nested calls counted and never ended");
     assert!(world.controller.connections.values().all(|open| *open == 0), "{:?}", world.controller.connections);
     assert!(!world.controller.lends(), "{:?}", world.controller);
-    [world.answered, world.deaths, world.leases, world.withdrawn, world.lent]
+    assert_eq!(world.controller.batches.waiting(), 0, "{:?}", world.controller);
+    [world.answered, world.deaths, world.leases, world.withdrawn, world.lent, world.batches]
 }
 
 /// W1 W2 W5 W7 W9 P10 P11 P14 in any order. `PRAAS_SEEDS` runs more of them, `PRAAS_SEED` one.
@@ -703,13 +773,15 @@ fn w2_whatever_happens_every_call_is_answered_once_and_nothing_stays() {
         Some(seed) => seed..seed + 1,
         None => 0..number("PRAAS_SEEDS").unwrap_or(150),
     };
-    let mut sums = [0; 5];
+    let mut sums = [0; 6];
     for seed in seeds {
         let ran = std::panic::catch_unwind(|| simulate(seed, 4_000));
         let Ok(counts) = ran else { panic!("seed {seed} fails; run it alone with PRAAS_SEED={seed}") };
         sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
     }
-    let [answers, deaths, leases, withdrawals, lent] = sums;
-    println!("{answers} answers, {deaths} deaths, {leases} leases, {withdrawals} withdrawals, {lent} connections lent");
+    let [answers, deaths, leases, withdrawals, lent, batches] = sums;
+    println!(
+        "{answers} answers, {deaths} deaths, {leases} leases, {withdrawals} withdrawals, {lent} connections lent, {batches} batches"
+    );
     assert!(!sums.contains(&0), "the simulation left something out: {sums:?}");
 }

@@ -12,6 +12,10 @@ impl Session {
         payload: Payload<'_>,
     ) -> Result<Reply, InvokeError> {
         self.return_or_die();
+        if self.is_batched(function) {
+            let number = self.submit(function, deadline_ns, payload)?;
+            return self.collect(number);
+        }
         let Some(calling) = &self.calling else { return self.invoke_by_window(function, deadline_ns, payload) };
         let callee = calling.callee;
         let over_exchange = self.exchange_wanted && !calling.exchange.busy();
@@ -291,13 +295,12 @@ impl Session {
     /// Starts a call and returns its number. Under a lease it goes straight into the callee's ring.
     pub(crate) fn submit(&mut self, function: u16, deadline_ns: u64, payload: Payload<'_>) -> Result<u64, InvokeError> {
         self.return_or_die();
-        if self.nested.len() >= NESTED_MAX {
-            let text = format!("{NESTED_MAX} nested calls are open, the most one function may have; wait for some");
-            return Err(InvokeError::Busy { text });
-        }
+        self.check_nested()?;
         let kind = record::REQUEST | if payload.is_args { record::ARGS } else { 0 };
         let foreign = matches!(payload.bytes.place, Place::Held(_));
-        let leased = self.calling.as_ref().filter(|_| !foreign).map(|calling| (calling.callee, calling.in_flight));
+        let by_controller = foreign || self.is_batched(function);
+        let leased =
+            self.calling.as_ref().filter(|_| !by_controller).map(|calling| (calling.callee, calling.in_flight));
         let Some((callee, in_flight)) = leased else {
             let (body, carried, heap) = self.load(payload.bytes, ParticipantId::CONTROLLER)?;
             let number = self.nested.open(Route::Controller, deadline_ns, carried);
@@ -333,13 +336,22 @@ impl Session {
         }
     }
 
+    /// Whether one more nested call may be opened.
+    pub(super) fn check_nested(&self) -> Result<(), InvokeError> {
+        if self.nested.len() < NESTED_MAX {
+            return Ok(());
+        }
+        let text = format!("{NESTED_MAX} nested calls are open, the most one function may have; wait for some");
+        Err(InvokeError::Busy { text })
+    }
+
     /// Waits for the outcome of a call started with `submit`. Each number is collected once.
     pub(crate) fn collect(&mut self, number: u64) -> Result<Reply, InvokeError> {
         let known = self.nested.get(number).filter(|call| call.wanted);
         let Some(call) = known else {
             return Err(InvokeError::Protocol { text: format!("nested call {number} is not open") });
         };
-        let deadline_ns = if call.route == Route::Controller { UNTIL_TOLD } else { call.deadline_ns };
+        let deadline_ns = if call.route.is_leased() { call.deadline_ns } else { UNTIL_TOLD };
         loop {
             if let Some(outcome) = self.nested.get(number).and_then(|call| call.outcome.take()) {
                 self.dismiss(number);
@@ -381,7 +393,7 @@ impl Session {
             // The controller keeps the deadlines of what goes through it; under a lease they are ours to keep.
             let leased = numbers.iter().enumerate().filter_map(|(at, number)| {
                 let call = self.nested.get(*number)?;
-                (call.route != Route::Controller).then_some((call.deadline_ns, at))
+                call.route.is_leased().then_some((call.deadline_ns, at))
             });
             let first = leased.min();
             let patience = self.calling.as_ref().map_or(self.welcome.patience, |calling| calling.patience);
@@ -402,7 +414,7 @@ impl Session {
     pub(crate) fn call_off(&mut self, number: u64) {
         let Some(call) = self.nested.get(number).filter(|call| !call.settled) else { return self.dismiss(number) };
         match call.route {
-            Route::Controller => {
+            Route::Controller | Route::Away => {
                 self.tell_controller(record::CANCEL, 0, number, 0).unwrap_or_else(|Fatal(text)| die(&text));
             }
             Route::Ring { .. } => {
@@ -441,7 +453,14 @@ impl Session {
         }
     }
 
+    /// Those to other processes are called off: nobody else ends them there before their deadline.
+    #[cold]
     fn dismiss_open(&mut self) {
+        for number in self.nested.first..self.nested.next {
+            if self.nested.get(number).is_some_and(|call| call.route == Route::Away && !call.settled && call.wanted) {
+                self.tell_controller(record::CANCEL, 0, number, 0).unwrap_or_else(|Fatal(text)| die(&text));
+            }
+        }
         for call in self.nested.calls() {
             call.wanted = false;
             call.outcome = Outcome::None;
@@ -498,10 +517,8 @@ impl Session {
     /// An answer to a call of the window.
     pub(super) fn settle(&mut self, descriptor: &Descriptor, giver: Giver, heap: Option<Buffer>) -> Result<(), Fatal> {
         let from_controller = giver.participant == ParticipantId::CONTROLLER;
-        let found = self
-            .nested
-            .get(descriptor.id())
-            .filter(|call| !call.settled && (call.route == Route::Controller) == from_controller);
+        let found =
+            self.nested.get(descriptor.id()).filter(|call| !call.settled && call.route.is_leased() != from_controller);
         let Some(call) = found else {
             return if from_controller { Err(Fatal("an answer to a call that is not open".into())) } else { Ok(()) };
         };

@@ -1,6 +1,7 @@
 //! Messages as a worker has them: given to the controller, and asked of it.
 
 use super::*;
+use crate::client::Delivery;
 use crate::wire::MailOp;
 use crate::worker::messages::{Key, Message, MessageError, SELF, Source};
 use praas_shm::{INLINE_BYTES_MAX, KEY_BYTES_MAX};
@@ -54,7 +55,7 @@ impl Session {
         Ok(number)
     }
 
-    fn process_name(&mut self, number: u16) -> Result<Rc<str>, MessageError> {
+    pub(super) fn process_name(&mut self, number: u16) -> Result<Rc<str>, MessageError> {
         if let Some(name) = self.names.name(number) {
             return Ok(name);
         }
@@ -98,13 +99,13 @@ impl Session {
         }
     }
 
-    /// Says which key the next question is about, if that has no room for it.
-    fn say_key(&mut self, key: &[u8]) -> Result<Carried, MessageError> {
-        let no_space = |error: InvokeError| MessageError::NoSpace { text: error.to_string() };
-        let (body, carried, heap) = self.load(key.into(), ParticipantId::CONTROLLER).map_err(no_space)?;
+    /// Says which key, or name of a function, the next record is about, if that has no room for it.
+    fn say_key(&mut self, key: &[u8]) -> Result<(), InvokeError> {
+        // Its block, if it needs one, comes back when the controller has read it.
+        let (body, _, heap) = self.load(key.into(), ParticipantId::CONTROLLER)?;
         let record = Descriptor::new(record::MAIL, MailOp::Key as u16, 0, 0, body);
         self.send_controller(&record, heap).unwrap_or_else(|Fatal(text)| die(&text));
-        Ok(carried)
+        Ok(())
     }
 
     /// Sends a message, and waits until it is in the receiver's mailbox.
@@ -130,20 +131,19 @@ impl Session {
             let both = Inline::new(&both[..bytes + key.len()]).expect("made to fit");
             return self.ask_mail(MailOp::Send, number, deadline_ns, both.into(), key.len()).map(drop);
         }
-        let carried = self.say_key(key)?;
-        let sent = self.ask_mail(MailOp::Send, number, deadline_ns, payload.bytes, 0);
-        self.unload(carried, ParticipantId::CONTROLLER);
-        sent.map(drop)
+        self.say_key(key).map_err(|error| MessageError::NoSpace { text: error.to_string() })?;
+        self.ask_mail(MailOp::Send, number, deadline_ns, payload.bytes, 0).map(drop)
     }
 
-    /// Calls a function of another process, and waits for its answer.
-    pub(crate) fn invoke_at(
+    /// Starts a call of a function of another process, and returns its number among the nested calls.
+    pub(crate) fn submit_at(
         &mut self,
         process: &str,
         function: &str,
         payload: Payload<'_>,
         deadline_ns: u64,
-    ) -> Result<Reply, InvokeError> {
+        delivery: Delivery,
+    ) -> Result<u64, InvokeError> {
         let failed = |error: MessageError| match error {
             MessageError::UnknownProcess { name } => InvokeError::UnknownProcess { text: name },
             MessageError::NoSpace { text } => InvokeError::NoSpace { text },
@@ -155,22 +155,29 @@ impl Session {
             return Err(InvokeError::TooLarge { text });
         }
         self.return_or_die();
+        self.check_nested()?;
         if checked(function.as_bytes()).is_err() {
             let text = format!("a name of {} bytes; functions have names of 1 to {KEY_BYTES_MAX}", function.len());
             return Err(InvokeError::UnknownFunction { text });
         }
         let number = self.process_number(process).map_err(failed)?;
-        // Before the key: once that is said, the call has to follow.
+        // Before the name: once that is said, the call has to follow.
         let (body, loaded, heap) = self.load(payload.bytes, ParticipantId::CONTROLLER)?;
-        let carried = self.say_key(function.as_bytes()).map_err(|error| {
+        if let Err(error) = self.say_key(function.as_bytes()) {
             self.unload(loaded, ParticipantId::CONTROLLER);
-            failed(error)
-        })?;
-        let kind = record::MAIL | if payload.is_args { record::ARGS } else { 0 };
-        let question = Descriptor::new(kind, MailOp::Call as u16, 0, deadline_ns, body);
-        let (answer, bytes) = self.ask(&question, number, heap, true);
-        self.unload(carried, ParticipantId::CONTROLLER);
-        self.finish(answer, status(answer.aux()), bytes)
+            return Err(error);
+        }
+        // What it lends comes back as a `RELEASE`, and not with the answer: what may be sent yet is read until it has been.
+        let call = self.nested.open(Route::Away, deadline_ns, Carried::Nothing);
+        let kind = match delivery {
+            Delivery::AtMostOnce => record::CALL_AT,
+            Delivery::EffectivelyOnce => record::CALL_AT | record::AGAIN,
+            Delivery::Retry => record::CALL_AT_ANY_LIFE | record::AGAIN,
+        };
+        let kind = kind | if payload.is_args { record::ARGS } else { 0 };
+        let request = Descriptor::new(kind, number, call, deadline_ns, body);
+        self.send_controller(&request, heap).unwrap_or_else(|Fatal(text)| die(&text));
+        Ok(call)
     }
 
     /// Takes the oldest message that matches, and waits for one until `deadline_ns`; 0: does not wait. `None`: there was none.

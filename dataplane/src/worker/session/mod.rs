@@ -5,6 +5,7 @@
 //! decides between spinning and sleeping. Functions are not re-entered: while a nested call is waited for, requests
 //! stay where they are.
 
+mod batch;
 mod calling;
 mod connection;
 mod endings;
@@ -34,8 +35,8 @@ use self::mail::Names;
 use self::questions::Questions;
 pub(crate) use self::state::{Pinned, SharedState};
 use crate::clock::now_ns;
-use crate::error::{InvokeError, answer_did_not_fit};
-use crate::payload::{BlockKey, Bytes, Giver, Held, Input, Loan, Memory, Payload, Place, Reply, Store};
+use crate::error::{Failure, InvokeError, answer_did_not_fit};
+use crate::payload::{BlockKey, Bytes, Giver, Held, Input, Loan, Memory, Output, Payload, Place, Reply, Store};
 use crate::placement::{Patience, Yields};
 use crate::wire::{Code, ToWorker, WorkerWelcome, record};
 use crate::worker::Lease;
@@ -177,7 +178,19 @@ enum Carried {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Route {
     Controller,
-    Ring { position: u64 },
+    Ring {
+        position: u64,
+    },
+    /// To another process, through the controller.
+    Away,
+}
+
+impl Route {
+    /// Under a lease: we keep its deadline, and its answer comes from the callee.
+    #[inline(always)]
+    fn is_leased(self) -> bool {
+        matches!(self, Route::Ring { .. })
+    }
 }
 
 #[derive(Debug)]
@@ -324,6 +337,10 @@ pub(crate) struct Session {
     pub(crate) welcome: WorkerWelcome,
     pub(crate) me: ParticipantId,
     pub(crate) functions: Vec<String>,
+    /// By function, whether its calls are run together; empty when that is so of none.
+    batched: Vec<bool>,
+    /// The calls that are run together now and have no answer, with the blocks of their inputs.
+    pub(crate) batch: VecDeque<(u64, Option<BlockKey>)>,
     pub(crate) memory: Rc<Memory>,
     control: OwnedFd,
     channel: Channel,
@@ -381,6 +398,7 @@ impl Session {
             returned: RefCell::default(),
             payload_bytes_max: welcome.payload_bytes_max,
             current: Cell::default(),
+            batch: RefCell::default(),
             spare: RefCell::default(),
         };
         let mut peers: Vec<Option<Peer>> = (0..praas_shm::PARTICIPANTS_MAX).map(|_| None).collect();
@@ -393,6 +411,8 @@ impl Session {
             welcome,
             me,
             functions,
+            batched: Vec::new(),
+            batch: VecDeque::new(),
             memory: Rc::new(memory),
             control,
             channel,
@@ -679,7 +699,7 @@ impl Session {
         let (kind, tag, id, aux) = (descriptor.kind(), descriptor.tag(), descriptor.id(), descriptor.aux());
         let giver = self.giver(ParticipantId::CONTROLLER);
         match kind & record::KIND {
-            record::REQUEST => {
+            record::REQUEST | record::BATCH | record::JOIN => {
                 let position = match &self.channel {
                     Channel::Ring { link, .. } => link.consumer.head() - 1,
                     Channel::Queue { .. } => 0,
