@@ -56,6 +56,13 @@ pub mod frame {
     /// Process → process: the parcel `call` was stored, or refused with the [`super::Code`] in `flags`.
     pub const VERDICT: u8 = 14;
 
+    /// Leader → follower: let us share memory. The key is a token (see `runtime/near.rs`), `aux` the longest payload that the leader takes, bytes.
+    pub const NEAR_OFFER: u8 = 20;
+    /// Process → process: no memory is shared over this link. The key is why.
+    pub const NEAR_REFUSED: u8 = 21;
+    /// Process → process: parcels and verdicts after this one stand in the shared memory.
+    pub const NEAR_GO: u8 = 22;
+
     /// Flag of a request: the body is several arguments (see [`super::args`]).
     pub const FLAG_ARGS: u16 = 1;
     /// Flag of a request: running it twice does no harm, so it is sent again when a worker is lost.
