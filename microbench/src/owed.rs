@@ -97,6 +97,11 @@ fn is_beside_redis(row: &Row, op: &str) -> bool {
     row.experiment == "beside_redis" && row.op.as_deref() == Some(op)
 }
 
+/// Messages between two processes of ours that share memory.
+fn is_shared(row: &Row, experiment: &str) -> bool {
+    row.experiment == experiment && row.via.as_deref() == Some(crate::ipc::SHM)
+}
+
 /// Everything owed, by experiment.
 pub(crate) const TARGETS: &[Target] = &[
     Target {
@@ -218,6 +223,24 @@ pub(crate) const TARGETS: &[Target] = &[
         what: "message and answer between two processes, any size: p50 against a raw TCP round trip in the same wait mode",
         measure: Measure::Ratio,
         limit: 1.5,
+    },
+    Target {
+        applies: |row| is_shared(row, "ipc") && row.payload_bytes == 64 && row.wait == "latency",
+        what: "message and answer between two processes that share memory, 64 B, latency: p50 against a cache-line ping-pong over two lines",
+        measure: Measure::Ratio,
+        limit: 4.0,
+    },
+    Target {
+        applies: |row| is_shared(row, "ipc_flat") && row.wait == "latency",
+        what: "message and answer between two processes that share memory, any size, latency: p50 against 64 B in the same run",
+        measure: Measure::Ratio,
+        limit: 1.1,
+    },
+    Target {
+        applies: |row| is_shared(row, "beside_tcp"),
+        what: "message and answer between two processes that share memory, any size: p50 against the same over TCP",
+        measure: Measure::Ratio,
+        limit: 1.0,
     },
     Target {
         applies: |row| is_beside_redis(row, "send_recv") && row.payload_bytes == 10,
