@@ -114,7 +114,9 @@ fn g3_g8_m5_a_process_that_is_killed_leaves_nothing_in_the_other() {
             came += came_now;
         }
         println!("{came} messages came in six lives");
-        wait_until(&format!("nothing is left, of {before:?}"), PATIENCE, || (fds(a.pid()), mappings(a.pid())) == before);
+        wait_until(&format!("nothing is left, of {before:?}"), PATIENCE, || {
+            (fds(a.pid()), mappings(a.pid())) == before
+        });
     });
 }
 
@@ -271,8 +273,14 @@ fn n5_g4_a_process_that_lies_in_shared_memory_loses_its_link_only() {
             ("two first halves", vec![message(), message()]),
             ("a whole one in between", vec![message(), head(frame::MESSAGE | ALONE, 1, 1, b"k")]),
             ("a key that is longer than its record", vec![head(frame::MESSAGE | ALONE, 1, 41, b"k")]),
-            ("a key that lies nowhere", vec![Descriptor::new(frame::MESSAGE, 0, 1, 1024 << 16, block(1, 4 << 20, 1024))]),
-            ("a key that is longer than any", vec![Descriptor::new(frame::MESSAGE, 0, 1, 1025 << 16, block(1, 0, 1025))]),
+            (
+                "a key that lies nowhere",
+                vec![Descriptor::new(frame::MESSAGE, 0, 1, 1024 << 16, block(1, 4 << 20, 1024))],
+            ),
+            (
+                "a key that is longer than any",
+                vec![Descriptor::new(frame::MESSAGE, 0, 1, 1025 << 16, block(1, 0, 1025))],
+            ),
             ("bytes past the end", vec![message(), rest(0, block(1, (4 << 20) - 64, 100))]),
             ("bytes far past the end", vec![message(), rest(0, block(1, u64::MAX - 63, 64))]),
             ("bytes that are not aligned", vec![message(), rest(0, block(1, 8, 100))]),
@@ -577,7 +585,8 @@ fn w2_g3_a_message_of_a_dead_worker_is_read_where_it_lies() {
         // The first is still as it was.
         assert!(frozen.bytes(&place_of).unwrap().iter().all(|byte| *byte == 7));
         for number in 1..=2 {
-            let verdict = Descriptor::new(frame::VERDICT | ALONE, 0, number, u64::from(Code::Ok as u16), Inline::empty());
+            let verdict =
+                Descriptor::new(frame::VERDICT | ALONE, 0, number, u64::from(Code::Ok as u16), Inline::empty());
             b.put(verdict);
         }
         client.wait(again).unwrap();

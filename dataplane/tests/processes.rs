@@ -340,7 +340,8 @@ fn relayed(place: &Place, reactor: Reactor, args: &[&str]) -> ([Relay; 2], [(Nod
 fn g3_n9_a_message_that_was_given_up_arrives_as_it_was_sent() {
     on_both_reactors(|reactor| {
         let place = Place::new();
-        let (relays, mut nodes) = relayed(&place, reactor, &["--workers=1", "--workers-max=1", "--plaintext", "--near=false"]);
+        let (relays, mut nodes) =
+            relayed(&place, reactor, &["--workers=1", "--workers-max=1", "--plaintext", "--near=false"]);
         relays.iter().for_each(Relay::hold);
         let bytes = (16 << 20).to_string();
         let arguments =

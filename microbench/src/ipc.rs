@@ -189,7 +189,13 @@ impl Praas {
         drop(free);
         let start = |name, listen, peer, peer_listen, core| {
             let told = Some(Told { name, listen, peer, peer_listen, key: &key });
-            Setup { told, near: way.via == Via::Shm, core: Some(core), ..Setup::new(subject::Channel::Ring, way.wait, 1) }.start()
+            Setup {
+                told,
+                near: way.via == Via::Shm,
+                core: Some(core),
+                ..Setup::new(subject::Channel::Ring, way.wait, 1)
+            }
+            .start()
         };
         let subject = start("asks", asks, "answers", answers, way.placement.ours)?;
         let other = start("answers", answers, "asks", asks, way.placement.theirs)?;

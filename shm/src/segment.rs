@@ -360,7 +360,11 @@ pub(crate) fn inspect(file: BorrowedFd<'_>, bytes: u64, seals: SealFlags) -> Res
         return Err(AttachError::NotSealed { missing: missing.bits() });
     }
     let made_of = rustix::fs::fstatfs(file).map_err(|error| AttachError::Inspect(error.into()))?;
-    #[allow(clippy::cast_sign_loss, clippy::unnecessary_cast, reason = "of another type on other systems; a magic number has no sign")]
+    #[allow(
+        clippy::cast_sign_loss,
+        clippy::unnecessary_cast,
+        reason = "of another type on other systems; a magic number has no sign"
+    )]
     let found = made_of.f_type as u64;
     if found != TMPFS_MAGIC {
         return Err(AttachError::OtherMemory { found });

@@ -50,9 +50,11 @@ const MEET_NS: u64 = 2_000_000_000;
 /// Processes that we share memory with at a time: each is looked at in every turn. The others are talked to over their links.
 const NEARS_MAX: usize = 64;
 /// Slots of the ring each way.
-const RING_SLOTS: u32 = 256;
+pub(super) const RING_SLOTS: u32 = 256;
 /// Connections that have not said yet who they are.
 const CALLERS_MAX: usize = 4;
+/// Messages on the socket that are read at once: a bell each time we slept, and our segments. Who sends more does not mean to talk.
+const MESSAGES_MAX: usize = 256;
 /// Longest message on the socket, bytes.
 const MESSAGE_BYTES_MAX: usize = 512;
 /// The arena's unit of growth, bytes.
@@ -113,12 +115,22 @@ pub(super) enum Step {
 #[derive(Debug)]
 enum Stage {
     /// Leader: until somebody comes who knows the secret.
-    Offered { listener: OwnedFd, callers: [Option<OwnedFd>; CALLERS_MAX] },
+    Offered {
+        listener: OwnedFd,
+        callers: [Option<OwnedFd>; CALLERS_MAX],
+        said: bool,
+    },
     /// Follower: until the leader's segment comes.
-    Answered { socket: OwnedFd, own: OwnSegment },
+    Answered {
+        socket: OwnedFd,
+        own: OwnSegment,
+    },
     Stands(Box<Stands>),
     /// The link is gone, and the other end may still read what it was shown: until it closes the socket.
-    Ending { socket: OwnedFd, loans: VecDeque<Loan> },
+    Ending {
+        socket: OwnedFd,
+        loans: VecDeque<Loan>,
+    },
 }
 
 #[derive(Debug)]
@@ -220,6 +232,9 @@ impl Nears {
             return;
         }
         for near in &mut self.nears {
+            // The memory is there as long as the other end maps it, and nobody writes it any more: no need for ours to keep it, all of it for each
+            // parcel.
+            near.stage.loans_mut().for_each(|loan| loan.outlive(participant));
             if let Stage::Stands(stands) = &mut near.stage
                 && let Some((_, number)) = stands.shown[usize::from(participant)].take()
             {
@@ -247,7 +262,7 @@ impl Nears {
         let listener = listen(&token).map_err(|error| format!("no Unix socket: {error}"))?;
         let watched = reactor.watch(listener.as_fd(), token_of(link, LISTENER), Interest::Read);
         watched.map_err(|error| error.to_string())?;
-        let stage = Stage::Offered { listener, callers: [const { None }; CALLERS_MAX] };
+        let stage = Stage::Offered { listener, callers: [const { None }; CALLERS_MAX], said: false };
         self.begin(now, link, peer, token, stage);
         Ok(token)
     }
@@ -302,7 +317,8 @@ impl Nears {
         their_payload_bytes_max: u64,
     ) -> Result<OwnSegment, String> {
         let config = self.shape(their_payload_bytes_max);
-        let identity = Identity { participant: participant(me), incarnation: self.incarnation, process: half(token, 0) };
+        let identity =
+            Identity { participant: participant(me), incarnation: self.incarnation, process: half(token, 0) };
         let file = SegmentFile::create(&config).map_err(|error| error.to_string())?;
         let own = OwnSegment::map(&file, &identity, &config).map_err(|error| error.to_string())?;
         file.seal_future_write().map_err(|error| error.to_string())?;
@@ -315,7 +331,10 @@ impl Nears {
     /// Of both near segments: the longest payload of either end fits, with its key.
     fn shape(&self, their_payload_bytes_max: u64) -> SegmentConfig {
         let payload_bytes_max = self.payload_bytes_max.max(their_payload_bytes_max.min(PAYLOAD_BYTES_MAX));
-        SegmentConfig { ring_slots: RING_SLOTS, arena_bytes: (payload_bytes_max + ARENA_STEP_BYTES).next_multiple_of(ARENA_STEP_BYTES) }
+        SegmentConfig {
+            ring_slots: RING_SLOTS,
+            arena_bytes: (payload_bytes_max + ARENA_STEP_BYTES).next_multiple_of(ARENA_STEP_BYTES),
+        }
     }
 
     /// When [`Nears::expire`] has to be called next.
@@ -355,7 +374,7 @@ impl Nears {
 
     /// Step 3: somebody is at the listener.
     fn meet(&mut self, at: usize, reactor: &mut Carrier) -> Step {
-        let Near { link, token, stage: Stage::Offered { listener, callers }, .. } = &mut self.nears[at] else {
+        let Near { link, token, stage: Stage::Offered { listener, callers, said }, .. } = &mut self.nears[at] else {
             return Step::Nothing;
         };
         let (link, mut sent_away, mut found) = (*link, None, None);
@@ -380,7 +399,9 @@ impl Nears {
                 Err(text) => sent_away = Some(text),
             }
         }
-        if let Some(text) = sent_away {
+        if let Some(text) = sent_away
+            && !std::mem::replace(said, true)
+        {
             tracing::warn!("somebody who is not the one for link {link} came for its memory and was sent away: {text}");
         }
         let Some((socket, heard)) = found else { return Step::Nothing };
@@ -433,7 +454,7 @@ impl Nears {
     fn forget(&mut self, at: usize, reactor: &mut Carrier) -> Near {
         let near = self.nears.swap_remove(at);
         match &near.stage {
-            Stage::Offered { listener, callers } => {
+            Stage::Offered { listener, callers, .. } => {
                 reactor.unwatch(listener.as_fd(), token_of(near.link, LISTENER));
                 for (number, caller) in callers.iter().enumerate() {
                     if let Some(caller) = caller {
@@ -475,7 +496,9 @@ impl Nears {
             return stage.give_back(done);
         }
         match reactor.watch(socket.as_fd(), token_of(link, SOCKET), Interest::Read) {
-            Ok(()) => self.nears.push(Near { link, peer, token, until_ns: u64::MAX, hears: false, speaks: false, stage }),
+            Ok(()) => {
+                self.nears.push(Near { link, peer, token, until_ns: u64::MAX, hears: false, speaks: false, stage })
+            }
             Err(error) => {
                 tracing::warn!(%error, "what another process may still read is not given back");
                 std::mem::forget(stage);
@@ -523,7 +546,14 @@ impl Nears {
     }
 
     /// Sends a frame. There was room for it.
-    pub(super) fn send(&mut self, link: LinkNumber, header: &Header, key: &Arc<[u8]>, bytes: &Arc<Bytes>, store: &Store) {
+    pub(super) fn send(
+        &mut self,
+        link: LinkNumber,
+        header: &Header,
+        key: &Arc<[u8]>,
+        bytes: &Arc<Bytes>,
+        store: &Store,
+    ) {
         let Nears { process, segment_config, segments, nears, .. } = self;
         let Some(Near { stage: Stage::Stands(stands), .. }) = nears.iter_mut().find(|near| near.link == link) else {
             return;
@@ -641,7 +671,25 @@ impl Near {
     }
 }
 
+impl Loan {
+    /// The bytes of a dead worker need nothing of us.
+    fn outlive(&mut self, worker: u8) {
+        if matches!(&*self.bytes, Bytes::Foreign(foreign) if foreign.giver == worker) {
+            self.bytes = Arc::new(Bytes::Inline(Inline::empty()));
+        }
+    }
+}
+
 impl Stage {
+    fn loans_mut(&mut self) -> impl Iterator<Item = &mut Loan> {
+        let loans = match self {
+            Stage::Stands(stands) => Some(&mut stands.loans),
+            Stage::Ending { loans, .. } => Some(loans),
+            Stage::Offered { .. } | Stage::Answered { .. } => None,
+        };
+        loans.into_iter().flatten()
+    }
+
     fn give_back(self, done: &mut impl FnMut(Bytes)) {
         if let Stage::Ending { loans, .. } = self {
             loans.into_iter().for_each(|loan| done(Bytes::Shared(loan.bytes)));
@@ -789,7 +837,9 @@ impl Stands {
     // ---- in ----------------------------------------------------------------------------------------------------
 
     fn take(&mut self, payload_bytes_max: u64, store: &mut Store) -> Result<Option<Frame>, String> {
-        while let Some(record) = self.link.consumer.poll().map_err(|error| error.to_string())? {
+        // Not for ever, if only records come that are no frames.
+        for _ in 0..RING_SLOTS {
+            let Some(record) = self.link.consumer.poll().map_err(|error| error.to_string())? else { break };
             match (frames::read(&record)?, self.half.take()) {
                 (Record::Alone { header, key, payload }, None) => {
                     return Ok(Some(Frame { header, key, bytes: Ok(Bytes::Inline(payload)) }));
@@ -840,7 +890,7 @@ impl Stands {
     /// Reads what the socket has: bells, and segments.
     fn read_socket(&mut self) -> Result<(), String> {
         let mut buffer = [0; MESSAGE_BYTES_MAX];
-        loop {
+        for _ in 0..MESSAGES_MAX {
             match handover::receive(self.socket.as_fd(), &mut buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error.to_string()),
@@ -849,6 +899,7 @@ impl Stands {
                 Ok((bytes, fds)) => self.take_segment(&buffer[..bytes], fds)?,
             }
         }
+        Err("it rings without end".into())
     }
 
     fn take_segment(&mut self, bytes: &[u8], fds: Vec<OwnedFd>) -> Result<(), String> {
@@ -859,7 +910,8 @@ impl Stands {
             return Err(NOT_A_WORD.into());
         };
         let participant = ParticipantId::new(participant).ok_or(NOT_A_WORD)?;
-        if number == STAGE || self.theirs.len() >= PARTICIPANTS_MAX || self.theirs.iter().any(|(had, _)| *had == number) {
+        if number == STAGE || self.theirs.len() >= PARTICIPANTS_MAX || self.theirs.iter().any(|(had, _)| *had == number)
+        {
             return Err("it shows more segments than it has".into());
         }
         let identity = Identity { participant, incarnation, process };
@@ -972,11 +1024,12 @@ fn check_user(socket: BorrowedFd<'_>) -> Result<(), String> {
 /// Whether the other end has closed the socket; what it said last is of no more use.
 fn is_closed(socket: BorrowedFd<'_>) -> bool {
     let mut buffer = [0; MESSAGE_BYTES_MAX];
-    loop {
+    for _ in 0..MESSAGES_MAX {
         match handover::receive(socket, &mut buffer) {
             Ok((1.., _)) => {}
             Ok((0, _)) => return true,
             Err(error) => return error.kind() != io::ErrorKind::WouldBlock,
         }
     }
+    false
 }

@@ -43,6 +43,8 @@ const SAID_MAX: usize = 8;
 const STRANGERS_NS: u64 = 1_000_000_000;
 /// Connections that speak their last words at once.
 const LEAVING_MAX: usize = 64;
+/// Frames that an end which is gone may have left in the memory that it shared: no more fit there.
+const LEFT_BEHIND_MAX: usize = super::near::RING_SLOTS as usize;
 /// Longest reason for not sharing memory that is sent or said, bytes.
 const REASON_BYTES_MAX: usize = 200;
 
@@ -63,6 +65,8 @@ struct Target {
     life: u64,
     /// Memory that was shared with this life broke: it is not tried again.
     near_broke: bool,
+    /// The link over which it offered to share memory last.
+    offered_over: Option<LinkNumber>,
 }
 
 #[derive(Debug)]
@@ -153,7 +157,8 @@ impl Peers {
             return 0;
         }
         let near_ns = self.nears.wake_ns();
-        let peering_ns = if self.is_on() { self.peering.wake_ns() } else { u64::MAX }.min(self.outboxes_due_ns).min(near_ns);
+        let peering_ns =
+            if self.is_on() { self.peering.wake_ns() } else { u64::MAX }.min(self.outboxes_due_ns).min(near_ns);
         self.leaving.front().map_or(peering_ns, |(_, until_ns)| peering_ns.min(*until_ns))
     }
 
@@ -354,12 +359,7 @@ impl Peers {
     }
 
     /// A parcel or a verdict has come over a link.
-    fn take_parcel(
-        &mut self,
-        now: u64,
-        link: LinkNumber,
-        frame: Frame<Landing>,
-    ) -> Result<(), String> {
+    fn take_parcel(&mut self, now: u64, link: LinkNumber, frame: Frame<Landing>) -> Result<(), String> {
         let bytes = match frame.body {
             Received::Whole(body) => Ok(body.into()),
             Received::Refused { why: tcp::Refusal::TooLarge, .. } => Err(Code::TooLarge),
@@ -489,7 +489,8 @@ impl Peers {
         match header.kind {
             frame::NEAR_OFFER => {
                 let token = Token::try_from(key).map_err(|_| "it offered to share memory without a token")?;
-                if self.name < self.targets[peer].name || self.nears.is_of(link) {
+                let before = self.targets[peer].offered_over.replace(link);
+                if self.name < self.targets[peer].name || before == Some(link) {
                     return Err("it offered to share memory, which it is not to do now".into());
                 }
                 let accepted = if self.targets[peer].near_broke {
@@ -509,8 +510,10 @@ impl Peers {
                     return Err("it shares memory with us and refuses to".into());
                 }
                 if self.nears.is_of(link) {
-                    let why = String::from_utf8_lossy(&key[..key.len().min(REASON_BYTES_MAX)]).escape_debug().to_string();
-                    self.end_memory(link, reactor);
+                    let why =
+                        String::from_utf8_lossy(&key[..key.len().min(REASON_BYTES_MAX)]).escape_debug().to_string();
+                    let arrivals = &mut self.arrivals;
+                    self.nears.end(link, reactor, &mut |bytes| arrivals.push_back(Arrival::Done(bytes)));
                     self.goes_alone(link, &format!("the other end says: {why}"));
                 }
             }
@@ -522,11 +525,6 @@ impl Peers {
             }
         }
         Ok(())
-    }
-
-    fn end_memory(&mut self, link: LinkNumber, reactor: &mut Carrier) {
-        let arrivals = &mut self.arrivals;
-        self.nears.end(link, reactor, &mut |bytes| arrivals.push_back(Arrival::Done(bytes)));
     }
 
     /// Something happened to what shares memory.
@@ -548,8 +546,9 @@ impl Peers {
                 self.say_frame(now, link, &header, why, reactor, store);
             }
             Step::Broken(why) => {
-                // What it had published counts.
-                let why = self.take_from_memory(now, link, usize::MAX, store).err().unwrap_or(why);
+                // What it had published counts; and the link may say better why it is gone.
+                let why = self.take_from_memory(now, link, LEFT_BEHIND_MAX, store).err().unwrap_or(why);
+                self.go_on(now, link, reactor, store);
                 self.memory_broke(now, link, why, reactor, store);
             }
         }
@@ -557,9 +556,8 @@ impl Peers {
 
     /// The link goes with the memory beside it.
     fn memory_broke(&mut self, now: u64, link: LinkNumber, why: String, reactor: &mut Carrier, store: &mut Store) {
-        if let Some(peer) = self.peering.peer_of(link) {
-            self.targets[peer].near_broke = true;
-        }
+        let Some(peer) = self.peering.peer_of(link).filter(|peer| self.targets[*peer].up == Some(link)) else { return };
+        self.targets[peer].near_broke = true;
         self.peering.gone(now, link, why);
         self.act(now, reactor, store);
     }
@@ -857,7 +855,7 @@ impl Peers {
             let frame = match socket.receive(reactor, &mut self.scratch, store) {
                 Ok(frame) => frame,
                 Err(error) => {
-                    self.take_from_memory(now, link, usize::MAX, store)?;
+                    self.take_from_memory(now, link, LEFT_BEHIND_MAX, store)?;
                     return Err(error.with_cause());
                 }
             };
@@ -887,7 +885,7 @@ impl Peers {
             }
             // What its ring has was said before.
             if frame.header.kind == frame::GOODBYE {
-                self.take_from_memory(now, link, usize::MAX, store)?;
+                self.take_from_memory(now, link, LEFT_BEHIND_MAX, store)?;
             }
             let word = match (frame.header.kind, Farewell::from_wire(frame.header.flags)) {
                 (frame::WELCOME, _) => Word::Welcome,
@@ -986,6 +984,7 @@ impl Target {
             inbox: Inbox::new(WINDOW),
             life: 0,
             near_broke: false,
+            offered_over: None,
         }
     }
 

@@ -1,4 +1,5 @@
 //! A process that we play: it has the key, and says what the test likes.
+#![allow(clippy::cast_possible_truncation, reason = "keys are short, and so is what is under way")]
 
 use std::time::Duration;
 

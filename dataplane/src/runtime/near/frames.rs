@@ -27,12 +27,26 @@ pub(super) const STAGE: u16 = 0;
 #[derive(Debug, PartialEq)]
 pub(super) enum Record {
     /// A whole frame.
-    Alone { header: Header, key: Vec<u8>, payload: Inline },
+    Alone {
+        header: Header,
+        key: Vec<u8>,
+        payload: Inline,
+    },
     /// The first half of one.
-    Head { header: Header, key: Body },
+    Head {
+        header: Header,
+        key: Body,
+    },
     /// The second.
-    Rest { aux: u64, budget_ns: u64, segment: u16, payload: Body },
-    Forget { segment: u16 },
+    Rest {
+        aux: u64,
+        budget_ns: u64,
+        segment: u16,
+        payload: Body,
+    },
+    Forget {
+        segment: u16,
+    },
 }
 
 /// The bytes of a frame's key, where they are.
@@ -115,7 +129,9 @@ pub(super) fn read(record: &Descriptor) -> Result<Record, &'static str> {
             let payload = Inline::new(payload).expect("shorter than what it is part of");
             Ok(Record::Alone { header, key: key.to_vec(), payload })
         }
-        Body::Inline(key) if key.as_slice().len() == usize::from(key_bytes) => Ok(Record::Head { header, key: key.into() }),
+        Body::Inline(key) if key.as_slice().len() == usize::from(key_bytes) => {
+            Ok(Record::Head { header, key: key.into() })
+        }
         Body::Block(key)
             if record.kind() & ALONE == 0
                 && key.len == u64::from(key_bytes)
@@ -144,15 +160,15 @@ mod tests {
     #[test]
     fn a_frame_is_read_as_it_was_written_in_one_record_or_two() {
         let keys = [&b""[..], b"k", &[b'k'; INLINE_BYTES_MAX]];
-        let payloads = [0, 1, 39, 40].map(|len| Body::from(Inline::new(&[7; 40][..len]).unwrap()));
-        for (key, payload, aux, budget_ns) in keys.iter().flat_map(|key| {
-            payloads.iter().chain(&[block(100).into()]).flat_map(move |payload| {
-                [(0, 0), (u64::MAX, 0), (0, 5)].map(|(aux, budget_ns)| (*key, *payload, aux, budget_ns))
-            })
-        }) {
+        let short = [0, 1, 39, 40].map(|len| Body::from(Inline::new(&[7; 40][..len]).unwrap()));
+        let payloads = short.into_iter().chain([block(100).into()]);
+        let rests = [(0, 0), (u64::MAX, 0), (0, 5)];
+        let all =
+            payloads.flat_map(|payload| keys.map(|key| rests.map(|(aux, budget_ns)| (key, payload, aux, budget_ns))));
+        for (key, payload, aux, budget_ns) in all.flatten() {
             let sent = Header { aux, budget_ns, ..header() };
             let (head, rest) = records(&sent, Key::Short(key), 4, payload);
-            let expected = Header { key_bytes: key.len() as u32, ..header() };
+            let expected = Header { key_bytes: u32::try_from(key.len()).unwrap(), ..header() };
             match (read(&head).unwrap(), rest.map(|rest| read(&rest).unwrap())) {
                 (Record::Alone { header, key: found, payload: inline }, None) => {
                     assert_eq!((header, &*found, Body::from(inline)), (expected, key, payload));
