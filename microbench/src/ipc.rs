@@ -252,7 +252,11 @@ pub(crate) fn run(args: &IpcArgs) -> Result<()> {
         if let Measured::Rows(rows) = &mut measured {
             match via {
                 Via::Tcp => ours.extend(rows.iter().cloned()),
-                Via::Shm => rows.extend(beside_tcp(rows, &ours).into_iter().chain(flatness(rows)).collect::<Vec<_>>()),
+                Via::Shm => {
+                    let beside: Vec<Row> = beside_tcp(rows, &ours).into_iter().chain(flatness(rows)).collect();
+                    ours.extend(rows.iter().cloned());
+                    rows.extend(beside);
+                }
                 // Both do all they can.
                 Via::RedisBlock => {
                     let both: Vec<Row> = ours.iter().filter_map(|ours| redis::beside(ours, rows)).collect();
@@ -266,9 +270,13 @@ pub(crate) fn run(args: &IpcArgs) -> Result<()> {
 }
 
 /// Messages over shared memory beside the same over TCP, in the same run.
-fn beside_tcp(rows: &[Row], tcp: &[Row]) -> Vec<Row> {
+fn beside_tcp(rows: &[Row], before: &[Row]) -> Vec<Row> {
     let beside = rows.iter().filter_map(|row| {
-        let other = tcp.iter().find(|tcp| (&tcp.wait, tcp.payload_bytes) == (&row.wait, row.payload_bytes))?;
+        let is_same = |tcp: &&Row| {
+            let of = |row: &Row| (row.wait.clone(), row.payload_bytes);
+            tcp.via.as_deref() == Some(TCP) && of(tcp) == of(row)
+        };
+        let other = before.iter().find(is_same)?;
         let row = Row { experiment: "beside_tcp".into(), distribution: Vec::new(), ..row.clone() };
         Some(row.against(TCP, other.times.p50_us))
     });

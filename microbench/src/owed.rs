@@ -349,6 +349,26 @@ struct KnownLimit {
 
 const KNOWN_LIMITS: &[KnownLimit] = &[
     KnownLimit {
+        applies: |row| is_shared(row, "ipc"),
+        say: |row, _| {
+            Some(format!(
+                "messages of {} B over shared memory, `{}`: a message passes a worker, two controllers and a worker, and so does its answer; a controller and its \
+                 worker share a core, which changes hands at least four times on the way, where the two ends of the floor have a core each.",
+                row.payload_bytes, row.wait
+            ))
+        },
+    },
+    KnownLimit {
+        applies: |row| is_shared(row, "ipc_flat"),
+        say: |row, _| {
+            Some(format!(
+                "messages of {} B over shared memory, `{}`: three copies a round trip. Each receiving process makes one, into memory that its own workers \
+                 read, and the function that hands a message back has it copied by its controller, as the message was not its own.",
+                row.payload_bytes, row.wait
+            ))
+        },
+    },
+    KnownLimit {
         applies: |row| row.experiment == "ipc" && row.via.as_deref() == Some(crate::ipc::TCP),
         say: |row, _| {
             Some(format!(
