@@ -343,6 +343,12 @@ fn n5_a_process_that_breaks_the_steps_loses_its_link_only() {
         closes("a parcel over the link", &|memory| {
             memory.peer.parcel(&Header { kind: frame::MESSAGE, ..Header::default() }, b"k", b"v");
         });
+        // More of it than there is payload memory, were it not given back.
+        for _ in 0..10 {
+            closes("a long parcel over the link", &|memory| {
+                memory.peer.parcel(&Header { kind: frame::MESSAGE, ..Header::default() }, b"k", &vec![1; 1 << 20]);
+            });
+        }
         closes("twice on its way", &|memory| memory.peer.send(&go(), &[], &[]));
         closes("it does not want what it has", &|memory| {
             memory.peer.send(&Header { kind: frame::NEAR_REFUSED, ..Header::default() }, b"no", &[]);
@@ -373,6 +379,7 @@ fn n5_a_process_that_breaks_the_steps_loses_its_link_only() {
             let (file, _own) = made(true);
             (1..=65).for_each(|number| hand(&memory.socket, &word(number), &file.fd()));
         });
+        assert_eq!(client.invoke("echo", vec![1; 1 << 20]).expect("there is room").len(), 1 << 20);
     });
 }
 

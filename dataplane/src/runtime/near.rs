@@ -357,10 +357,20 @@ impl Nears {
     ) -> Option<(LinkNumber, Step)> {
         let link = ((token - super::NEAR) / TOKENS) as LinkNumber;
         let at = self.nears.iter().position(|near| near.link == link)?;
-        let step = match &mut self.nears[at].stage {
+        let Near { hears, speaks, stage, .. } = &mut self.nears[at];
+        let is_used = *hears || *speaks;
+        let step = match stage {
             Stage::Offered { .. } => self.meet(at, reactor),
             Stage::Answered { .. } => self.complete(at, reactor),
-            Stage::Stands(stands) => stands.read_socket().map_or_else(Step::Broken, |()| Step::Nothing),
+            Stage::Stands(stands) => match stands.read_socket() {
+                Ok(()) => Step::Nothing,
+                Err(text) if is_used => Step::Broken(text),
+                // The follower was late, and gave up before anything was said by it.
+                Err(text) => {
+                    self.forget(at, reactor);
+                    Step::Failed(text)
+                }
+            },
             Stage::Ending { socket, .. } => {
                 if is_closed(socket.as_fd()) {
                     let near = self.forget(at, reactor);
@@ -405,30 +415,20 @@ impl Nears {
             tracing::warn!("somebody who is not the one for link {link} came for its memory and was sent away: {text}");
         }
         let Some((socket, heard)) = found else { return Step::Nothing };
-        let Near { peer, token, until_ns, hears, .. } = self.forget(at, reactor);
-        let made = self.hand_over(socket.as_fd(), &token, LEADER, heard.payload_bytes_max).and_then(|own| {
-            let watched = reactor.watch(socket.as_fd(), token_of(link, SOCKET), Interest::Read);
-            watched.map_err(|error| error.to_string())?;
-            Stands::new(own, socket, &token, FOLLOWER, heard)
-        });
-        self.stand(link, peer, token, until_ns, hears, made)
+        let Near { peer, token, .. } = self.forget(at, reactor);
+        let own = self.hand_over(socket.as_fd(), &token, LEADER, heard.payload_bytes_max);
+        let made = own.and_then(|own| Stands::new(own, socket, &token, FOLLOWER, heard));
+        self.stand(link, peer, token, made, reactor)
     }
 
     /// Step 4: the leader has answered.
     fn complete(&mut self, at: usize, reactor: &mut Carrier) -> Step {
         let Near { token, stage: Stage::Answered { socket, .. }, .. } = &self.nears[at] else { return Step::Nothing };
         let Some(heard) = hear(socket.as_fd(), token) else { return Step::Nothing };
-        let Near { link, peer, token, until_ns, hears, stage, .. } = self.nears.swap_remove(at);
-        let Stage::Answered { socket, own } = stage else { unreachable!("looked at above") };
-        let heard = match heard {
-            Ok(heard) => heard,
-            Err(text) => {
-                reactor.unwatch(socket.as_fd(), token_of(link, SOCKET));
-                return Step::Failed(text);
-            }
-        };
-        let made = Stands::new(own, socket, &token, LEADER, heard);
-        self.stand(link, peer, token, until_ns, hears, made)
+        let near = self.forget(at, reactor);
+        let Stage::Answered { socket, own } = near.stage else { unreachable!("looked at above") };
+        let made = heard.and_then(|heard| Stands::new(own, socket, &near.token, LEADER, heard));
+        self.stand(near.link, near.peer, near.token, made, reactor)
     }
 
     fn stand(
@@ -436,14 +436,17 @@ impl Nears {
         link: LinkNumber,
         peer: PeerNumber,
         token: Token,
-        until_ns: u64,
-        hears: bool,
         made: Result<Stands, String>,
+        reactor: &mut Carrier,
     ) -> Step {
-        match made {
+        let watched = made.and_then(|stands| {
+            let watched = reactor.watch(stands.socket.as_fd(), token_of(link, SOCKET), Interest::Read);
+            watched.map(|()| stands).map_err(|error| error.to_string())
+        });
+        match watched {
             Ok(stands) => {
                 let stage = Stage::Stands(Box::new(stands));
-                self.nears.push(Near { link, peer, token, until_ns, hears, speaks: false, stage });
+                self.nears.push(Near { link, peer, token, until_ns: u64::MAX, hears: false, speaks: false, stage });
                 Step::Stands
             }
             Err(text) => Step::Failed(text),

@@ -366,6 +366,7 @@ impl Peers {
             Received::Refused { why: tcp::Refusal::NoSpace, .. } => Err(Code::NoSpace),
         };
         if self.nears.hears(link) {
+            self.arrivals.extend(bytes.ok().map(Arrival::Done));
             return Err("it sent a parcel over the link, and shares memory with us".into());
         }
         self.take_in(now, link, &frame.header, frame.key.as_ref().to_vec(), bytes)
