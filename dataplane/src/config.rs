@@ -228,6 +228,9 @@ pub struct ProcessConfig {
     /// Whether the connection of a client that calls one function, one call at a time, is lent to a worker, which then talks to it without us
     /// (ring only). Default false.
     pub lease_connections: bool,
+    /// Whether processes of this host and user that are told of each other talk through shared memory (ring only). They can then read all payloads
+    /// of each other. Default true.
+    pub near: bool,
     /// Largest input or output of a call, bytes, up to 1 GiB. Default 64 MiB.
     pub payload_bytes_max: u64,
     /// Payload memory of each participant, bytes, a multiple of 2 MiB; touched only as used. With queues it bounds what
@@ -314,6 +317,7 @@ impl Default for ProcessConfig {
             pin: Pin::default(),
             leases: true,
             lease_connections: false,
+            near: true,
             payload_bytes_max: 64 << 20,
             arena_bytes: 256 << 20,
             state_bytes_max: 1 << 30,

@@ -61,6 +61,12 @@ pub mod frame {
     /// Process → control plane: the table `call` is in force, and `aux` is its generation; or, with 1 in `flags`, it was refused, and the body is a
     /// [`crate::members::MembersError`] in JSON.
     pub const MEMBERS_TAKEN: u8 = 16;
+    /// Leader → follower: let us share memory. The key is a token (see `runtime/near.rs`), `aux` the longest payload that the leader takes, bytes.
+    pub const NEAR_OFFER: u8 = 20;
+    /// Process → process: no memory is shared over this link. The key is why.
+    pub const NEAR_REFUSED: u8 = 21;
+    /// Process → process: parcels and verdicts after this one stand in the shared memory.
+    pub const NEAR_GO: u8 = 22;
 
     /// Flag of a request: the body is several arguments (see [`super::args`]).
     pub const FLAG_ARGS: u16 = 1;

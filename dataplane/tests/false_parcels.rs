@@ -7,16 +7,16 @@ mod support;
 use std::time::{Duration, Instant};
 
 use praas_dataplane::client::Outgoing;
-use praas_dataplane::clock::unix_s;
-use praas_dataplane::wire::{Code, VERSIONS, frame};
-use praas_dataplane::{Client, ClientConfig, Credential, Role, Secret};
+use praas_dataplane::wire::{Code, frame};
+use praas_dataplane::{Client, ClientConfig};
 use praas_transport::Header;
-use praas_transport::hello::{Initiator, InitiatorConfig, Purpose};
+use support::false_peer::False;
 use support::nodes::{NAMES, Node, Place};
-use support::raw::Raw;
 use support::{PATIENCE, Reactor, memory_kib, on_both_reactors, wait_until};
 
-const SMALL: [&str; 6] = [
+const SMALL: [&str; 7] = [
+    // Those that share memory: see `near.rs`.
+    "--near=false",
     "--workers=2",
     "--workers-max=2",
     "--plaintext",
@@ -24,88 +24,6 @@ const SMALL: [&str; 6] = [
     "--payload-bytes-max=1048576",
     "--mailbox-bytes-max=4194304",
 ];
-
-/// A process that we play, with the right key.
-struct False {
-    raw: Raw,
-    life: u64,
-    /// The last parcel we sent.
-    number: u64,
-    /// The lowest without a verdict.
-    confirmed: u64,
-}
-
-impl False {
-    /// Connects as the process of this number, to `a`, and is up.
-    fn join(place: &Place, node: &Node, who: usize, life: u64) -> False {
-        let ups = node.said(&format!("peer={} state=up", NAMES[who]));
-        let credential =
-            Credential::mint(&Secret::new([1; 32]), Role::Process, NAMES[who], unix_s() + 60).expect("a name");
-        let config = InitiatorConfig {
-            versions: VERSIONS,
-            purpose: Purpose::Peer,
-            session_id: [9; 16],
-            incarnation: life,
-            payload_checksums: false,
-            expect_process: Some("a".into()),
-        };
-        let mut raw = Raw::connect(place.address(0));
-        raw.say_hello(Initiator::new(config, Some(&credential)).expect("random numbers")).expect("it has the key");
-        let mut joined = False { raw, life, number: 0, confirmed: 1 };
-        assert_eq!((joined.next().0.kind, joined.next().0.kind), (frame::WELCOME, frame::CONFIRM));
-        wait_until("it is up", PATIENCE, || node.said(&format!("peer={} state=up", NAMES[who])) > ups);
-        joined
-    }
-
-    /// Sends a frame as it is, but for our life and the lengths.
-    fn send(&mut self, header: &Header, key: &[u8], payload: &[u8]) {
-        let header = Header {
-            incarnation: self.life,
-            key_bytes: key.len() as u32,
-            payload_bytes: payload.len() as u64,
-            ..*header
-        };
-        // Who was sent away meanwhile finds that by reading.
-        let header = self.raw.seal(&header);
-        let _ = std::io::Write::write_all(&mut self.raw.0, &[&header[..], key, payload].concat());
-    }
-
-    /// Sends the next parcel.
-    fn parcel(&mut self, header: &Header, key: &[u8], payload: &[u8]) {
-        self.number += 1;
-        let (call, behind) = (self.number, (self.number - self.confirmed) as u16);
-        self.send(&Header { call, function: behind, ..*header }, key, payload);
-    }
-
-    /// The next frame that is no question.
-    fn next(&mut self) -> (Header, Vec<u8>) {
-        loop {
-            let (header, mut bytes) = self.raw.receive();
-            match header.kind {
-                frame::PING => bytes.clear(),
-                frame::VERDICT => {
-                    self.confirmed = header.call + 1;
-                    return (header, bytes);
-                }
-                _ => return (header, bytes),
-            }
-            self.send(&Header { kind: frame::PONG, ..Header::default() }, &[], &[]);
-        }
-    }
-
-    /// Whether nothing comes for a moment but questions.
-    fn next_is_silence(&mut self) -> bool {
-        self.raw.0.set_nonblocking(true).expect("a socket");
-        std::thread::sleep(Duration::from_millis(20));
-        let came = self.raw.0.peek(&mut [0; 64]);
-        self.raw.0.set_nonblocking(false).expect("a socket");
-        came.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
-    }
-
-    fn is_closed(&mut self) -> bool {
-        self.raw.is_closed()
-    }
-}
 
 fn start(place: &Place, reactor: Reactor, told: &[usize]) -> (Node, Client) {
     let told: Vec<_> = told.iter().map(|who| (NAMES[*who], place.address(*who))).collect();

@@ -226,7 +226,8 @@ fn n11_a3_earlier_lives_strangers_and_clients_are_refused_and_a_later_life_takes
         let place = Place::new();
         let a = place.address(0);
         // Nobody is where `b` should be.
-        let node = place.start(reactor, 0, &[("b", place.address(1))]);
+        let told = [("b", place.address(1))];
+        let node = place.start_with(reactor, 0, &told, &["--workers=1", "--near=false"]);
         node.wait_ready();
         let open = fds(node.pid());
         let (mut now, said) = peer(a, "b", Role::Process, 20);

@@ -15,6 +15,16 @@ use support::relay::Relay;
 use support::{PATIENCE, Reactor, on_both_reactors, wait_until};
 
 const ARGS: [&str; 3] = ["--workers=2", "--workers-max=2", "--plaintext"];
+/// Where connections are held or cut on their way, all has to go by them.
+const BY_TCP: [&str; 4] = ["--workers=2", "--workers-max=2", "--plaintext", "--near=false"];
+
+/// Over both reactors, and with shared memory and without.
+fn over_all_carriers(test: impl Fn(Reactor, &str)) {
+    for near in ["--near=true", "--near=false"] {
+        println!("{near}");
+        on_both_reactors(|reactor| test(reactor, near));
+    }
+}
 
 fn start(place: &Place, reactor: Reactor, who: usize, count: usize, args: &[&str]) -> Node {
     let others = (0..count).filter(|other| *other != who);
@@ -43,9 +53,9 @@ fn ask(client: &mut Client, function: &str, arguments: &[&[u8]]) -> String {
 
 #[test]
 fn m1_m3_messages_reach_another_process_in_order_with_their_sender() {
-    on_both_reactors(|reactor| {
+    over_all_carriers(|reactor, near| {
         let place = Place::new();
-        let mut nodes = joined(&place, reactor, 3, &[]);
+        let mut nodes = joined(&place, reactor, 3, &[near]);
         ask(&mut nodes[0].1, "send", &[b"b", b"k", b"from a"]);
         ask(&mut nodes[2].1, "send", &[b"b", b"k", b"from c"]);
         ask(&mut nodes[1].1, "send", &[b"", b"k", b"own"]);
@@ -72,9 +82,9 @@ fn m1_m3_messages_reach_another_process_in_order_with_their_sender() {
 
 #[test]
 fn m1_a_broadcast_reaches_everybody_that_is_there() {
-    on_both_reactors(|reactor| {
+    over_all_carriers(|reactor, near| {
         let place = Place::new();
-        let mut nodes = joined(&place, reactor, 3, &["--mailbox-messages-max=1"]);
+        let mut nodes = joined(&place, reactor, 3, &[near, "--mailbox-messages-max=1"]);
         assert_eq!(ask(&mut nodes[0].1, "broadcast", &[b"news", b"hello"]), "b c, missed ");
         assert_eq!(ask(&mut nodes[2].1, "recv", &[b"*", b""]), "a news hello");
         // One has not received it, and has no room for more.
@@ -85,9 +95,9 @@ fn m1_a_broadcast_reaches_everybody_that_is_there() {
 
 #[test]
 fn m6_two_processes_send_each_other_64_mib_at_the_same_time() {
-    on_both_reactors(|reactor| {
+    over_all_carriers(|reactor, near| {
         let place = Place::new();
-        let mut nodes = joined(&place, reactor, 2, &[]);
+        let mut nodes = joined(&place, reactor, 2, &[near]);
         let bytes = (64 << 20).to_string();
         let (left, right) = nodes.split_at_mut(1);
         let there = left[0].1.submit("send_loan", Outgoing::from_args(&[b"b", b"k", bytes.as_bytes(), b"1"])).unwrap();
@@ -103,9 +113,9 @@ fn m6_two_processes_send_each_other_64_mib_at_the_same_time() {
 
 #[test]
 fn m5_dead_and_full_processes_are_errors_and_nothing_is_lost_on_the_way() {
-    on_both_reactors(|reactor| {
+    over_all_carriers(|reactor, near| {
         let place = Place::new();
-        let mut nodes = joined(&place, reactor, 2, &["--mailbox-messages-max=2"]);
+        let mut nodes = joined(&place, reactor, 2, &[near, "--mailbox-messages-max=2"]);
         for _ in 0..2 {
             ask(&mut nodes[0].1, "send", &[b"b", b"k", b"v"]);
         }
@@ -120,7 +130,7 @@ fn m5_dead_and_full_processes_are_errors_and_nothing_is_lost_on_the_way() {
         assert!(gone.contains("was not there in time; it was not sent") || gone.contains("timeout"), "{gone}");
         assert!(begun.elapsed() < Duration::from_secs(3));
         // A later life of it has an empty mailbox, and takes messages again.
-        let _again = start(&place, reactor, 1, 2, &["--mailbox-messages-max=2"]);
+        let _again = start(&place, reactor, 1, 2, &[near, "--mailbox-messages-max=2"]);
         ask(&mut nodes[0].1, "send", &[b"b", b"k", b"new"]);
         assert_eq!(ask(&mut place.client(1), "recv", &[b"*", b""]), "a k new");
     });
@@ -128,9 +138,9 @@ fn m5_dead_and_full_processes_are_errors_and_nothing_is_lost_on_the_way() {
 
 #[test]
 fn r2_calls_go_both_ways_at_once_with_the_same_numbers() {
-    on_both_reactors(|reactor| {
+    over_all_carriers(|reactor, near| {
         let place = Place::new();
-        let mut nodes = joined(&place, reactor, 2, &[]);
+        let mut nodes = joined(&place, reactor, 2, &[near]);
         assert_eq!(ask(&mut nodes[0].1, "call_at", &[b"b", b"echo", b"hello"]), "hello");
         assert_eq!(ask(&mut nodes[0].1, "call_at", &[b"a", b"echo", b"here"]), "here", "ourselves, on another worker");
         assert_eq!(ask(&mut nodes[0].1, "call_at", &[b"", b"echo", b"here"]), "here", "SELF, too");
@@ -170,9 +180,9 @@ fn r2_calls_go_both_ways_at_once_with_the_same_numbers() {
 /// P10: functions of two processes that wait for each other, more than there are workers: some are told `Busy`, none hangs.
 #[test]
 fn p10_calls_both_ways_with_too_few_workers_are_answered_or_told_busy() {
-    on_both_reactors(|reactor| {
+    over_all_carriers(|reactor, near| {
         let place = Place::new();
-        let mut nodes = joined(&place, reactor, 2, &[]);
+        let mut nodes = joined(&place, reactor, 2, &[near]);
         let mut calls = Vec::new();
         for _ in 0..20 {
             for (who, (_, client)) in nodes.iter_mut().enumerate() {
@@ -195,9 +205,9 @@ fn p10_calls_both_ways_with_too_few_workers_are_answered_or_told_busy() {
 
 #[test]
 fn p14_a_call_to_a_process_that_hangs_or_dies_ends_in_time() {
-    on_both_reactors(|reactor| {
+    over_all_carriers(|reactor, near| {
         let place = Place::new();
-        let mut nodes = joined(&place, reactor, 2, &[]);
+        let mut nodes = joined(&place, reactor, 2, &[near]);
         nodes[0].1 = impatient(&place, 0, 500);
         let begun = Instant::now();
         let late = nodes[0].1.invoke("call_at", Outgoing::from_args(&[b"b", b"hang", b""])).unwrap_err();
@@ -220,7 +230,7 @@ fn g3_n4_n8_messages_survive_broken_connections_once_and_in_order() {
         let relays = [Relay::to(place.address(0)), Relay::to(place.address(1))];
         let through = |who: usize| {
             let told = [(NAMES[1 - who], relays[1 - who].address)];
-            let node = place.start_with(reactor, who, &told, &[&ARGS[..], &["--dial=start"]].concat());
+            let node = place.start_with(reactor, who, &told, &[&BY_TCP[..], &["--dial=start"]].concat());
             node.wait_ready();
             (node, place.client(who))
         };
@@ -307,7 +317,7 @@ fn relayed(place: &Place, reactor: Reactor, args: &[&str]) -> ([Relay; 2], [(Nod
 fn g3_n9_a_message_that_was_given_up_arrives_as_it_was_sent() {
     on_both_reactors(|reactor| {
         let place = Place::new();
-        let args = ["--workers=1", "--workers-max=1", "--plaintext", "--dial=start"];
+        let args = ["--workers=1", "--workers-max=1", "--plaintext", "--near=false", "--dial=start"];
         let (relays, mut nodes) = relayed(&place, reactor, &args);
         relays.iter().for_each(Relay::hold);
         let bytes = (16 << 20).to_string();

@@ -8,11 +8,12 @@
 //! Samples   `--repetitions` per run, `--runs` runs, each with a fresh Redis and processes, in turns with a fresh floor. A slow cell stops
 //!           at `--run-limit` seconds, with at least 100 samples.
 //! Checks    sequence number and last byte of every answer; the first of a block whole.
-//! Baseline  a raw TCP round trip of the same size, in the same wait mode, on the same cores; of `self` two round trips in a row between two
-//!           plain processes: over cache lines, in `efficient` over futexes.
+//! Baseline  a raw TCP round trip of the same size, in the same wait mode, on the same cores; of `shm` one round trip, and of `self` two in a row,
+//!           between two plain processes: over cache lines, in `efficient` over futexes. `shm` also stands beside `tcp`, and each size of it beside the
+//!           smallest from 64 B on.
 //! Ours      `tcp`: two processes with one worker each, told of each other, over loopback. A function in one sends and receives and takes the time,
 //!           a function in the other hands each message back as it came. In `latency` and `balanced` each process has a core, which its
-//!           controller and its worker share; in `efficient` all are on one. `self`: the same two functions on two workers of one process, over rings.
+//!           controller and its worker share; in `efficient` all are on one. `shm`: the same, over memory that the two share. `self`: the same two functions on two workers of one process, over rings.
 //!           A message is written where it is sent from; only its ends are written anew each time, as the floor's.
 //! Redis     `redis-poll`: as published, the receiver looks, and pauses for 1, 2, 3, ... ms between looks; most of a small message's time is
 //!           such a pause. `redis-block`: the receiver is told. Redis itself sleeps when it has nothing to do, in every wait mode; in
@@ -46,6 +47,8 @@ use crate::worker::samples_in;
 pub(crate) enum Via {
     /// Two processes, over TCP.
     Tcp,
+    /// Two processes, over shared memory.
+    Shm,
     /// Two workers of one process, over rings.
     #[value(name = "self")]
     Own,
@@ -59,6 +62,7 @@ impl fmt::Display for Via {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Via::Tcp => TCP,
+            Via::Shm => SHM,
             Via::Own => "self",
             Via::RedisPoll => "redis-poll",
             Via::RedisBlock => REDIS_BLOCK,
@@ -68,15 +72,18 @@ impl fmt::Display for Via {
 
 /// How rows name the two ways that stand beside each other.
 pub(crate) const TCP: &str = "tcp";
+pub(crate) const SHM: &str = "shm";
 const REDIS_BLOCK: &str = "redis-block";
 
-/// The published sizes.
-const SIZES: &str = "10,1KiB,100KiB,1MiB,5MiB";
+/// The published sizes, and one cache line.
+const SIZES: &str = "10,64,1KiB,100KiB,1MiB,5MiB";
+/// From here on `shm` is to take the same time, bytes.
+const FLAT_FROM_BYTES: u64 = 64;
 
 #[derive(Args, Debug)]
 pub(crate) struct IpcArgs {
     /// How messages travel.
-    #[arg(long, value_delimiter = ',', default_value = "tcp,self,redis-block,redis-poll")]
+    #[arg(long, value_delimiter = ',', default_value = "tcp,shm,self,redis-block,redis-poll")]
     via: Vec<Via>,
     /// Wait modes.
     #[arg(long, value_delimiter = ',', default_value = "latency,efficient")]
@@ -118,7 +125,7 @@ impl Exchange {
     /// Starts everything anew; `None` where something is not installed.
     fn open(way: Way, args: &IpcArgs) -> Result<Option<Self>> {
         match way.via {
-            Via::Tcp => Praas::two_processes(way).map(|ours| Some(Self::Praas(Box::new(ours)))),
+            Via::Tcp | Via::Shm => Praas::two_processes(way).map(|ours| Some(Self::Praas(Box::new(ours)))),
             Via::Own => Praas::one_process(way).map(|ours| Some(Self::Praas(Box::new(ours)))),
             Via::RedisPoll | Via::RedisBlock => {
                 let Some(host) = args.redis.host(way.wait)? else { return Ok(None) };
@@ -182,7 +189,13 @@ impl Praas {
         drop(free);
         let start = |name, listen, peer, peer_listen, core| {
             let told = Some(Told { name, listen, peer, peer_listen, key: &key });
-            Setup { told, core: Some(core), ..Setup::new(subject::Channel::Ring, way.wait, 1) }.start()
+            Setup {
+                told,
+                near: way.via == Via::Shm,
+                core: Some(core),
+                ..Setup::new(subject::Channel::Ring, way.wait, 1)
+            }
+            .start()
         };
         let subject = start("asks", asks, "answers", answers, way.placement.ours)?;
         let other = start("answers", answers, "asks", asks, way.placement.theirs)?;
@@ -222,6 +235,8 @@ impl Praas {
 fn floor_of(way: Way) -> (channel::Channel, u32, &'static str) {
     match (way.via, way.wait) {
         // A line is only ever spun on; who sleeps stands on the price of a sleep and a wake each way.
+        (Via::Shm, Wait::Efficient) => (channel::Channel::Futex, 1, "futex"),
+        (Via::Shm, _) => (channel::Channel::TwoLines, 1, "two_lines"),
         (Via::Own, Wait::Efficient) => (channel::Channel::Futex, 2, "futex, 2 in a row"),
         (Via::Own, _) => (channel::Channel::TwoLines, 2, "two_lines, 2 in a row"),
         _ => (channel::Channel::Tcp, 1, "tcp"),
@@ -237,6 +252,11 @@ pub(crate) fn run(args: &IpcArgs) -> Result<()> {
         if let Measured::Rows(rows) = &mut measured {
             match via {
                 Via::Tcp => ours.extend(rows.iter().cloned()),
+                Via::Shm => {
+                    let beside: Vec<Row> = beside_tcp(rows, &ours).into_iter().chain(flatness(rows)).collect();
+                    ours.extend(rows.iter().cloned());
+                    rows.extend(beside);
+                }
                 // Both do all they can.
                 Via::RedisBlock => {
                     let both: Vec<Row> = ours.iter().filter_map(|ours| redis::beside(ours, rows)).collect();
@@ -247,6 +267,31 @@ pub(crate) fn run(args: &IpcArgs) -> Result<()> {
         }
         Ok(measured)
     })
+}
+
+/// Messages over shared memory beside the same over TCP, in the same run.
+fn beside_tcp(rows: &[Row], before: &[Row]) -> Vec<Row> {
+    let beside = rows.iter().filter_map(|row| {
+        let is_same = |tcp: &&Row| {
+            let of = |row: &Row| (row.wait.clone(), row.payload_bytes);
+            tcp.via.as_deref() == Some(TCP) && of(tcp) == of(row)
+        };
+        let other = before.iter().find(is_same)?;
+        let row = Row { experiment: "beside_tcp".into(), distribution: Vec::new(), ..row.clone() };
+        Some(row.against(TCP, other.times.p50_us))
+    });
+    beside.collect()
+}
+
+/// Each size beside the smallest of those that are to take the same time.
+fn flatness(rows: &[Row]) -> Vec<Row> {
+    let from = rows.iter().filter(|row| row.payload_bytes >= FLAT_FROM_BYTES);
+    let Some(least) = from.clone().min_by_key(|row| row.payload_bytes) else { return Vec::new() };
+    let others = from.filter(|row| row.payload_bytes > least.payload_bytes).map(|row| {
+        let row = Row { experiment: "ipc_flat".into(), distribution: Vec::new(), ..row.clone() };
+        row.against(&format!("{} B", least.payload_bytes), least.times.p50_us)
+    });
+    others.collect()
 }
 
 /// The rows of a way, a size each.

@@ -68,7 +68,7 @@ Start here:
   praas-bench load --in-flight 1,16,64 --rates 10%,50%,90%     calls per second over TCP, and latency over load
   praas-bench load --connections 100 --in-flight 4 --rate 20000 --place netns
   praas-bench idle-connections --connections 10000     memory of silent clients, and whether a busy one notices
-  praas-bench ipc --via tcp,self,redis-block           a message and its answer: two processes, one process, Redis
+  praas-bench ipc --via tcp,shm,self,redis-block       a message and its answer: two processes, one process, Redis
   praas-bench state --op get,put --beside redis        state, read and written inside a function; and in Redis
   praas-bench state --contended                        a get while another worker overwrites the object
   praas-bench state --objects 1000000                  memory of each object, and a get of any of them

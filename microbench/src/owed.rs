@@ -97,6 +97,11 @@ fn is_beside_redis(row: &Row, op: &str) -> bool {
     row.experiment == "beside_redis" && row.op.as_deref() == Some(op)
 }
 
+/// Messages between two processes of ours that share memory.
+fn is_shared(row: &Row, experiment: &str) -> bool {
+    row.experiment == experiment && row.via.as_deref() == Some(crate::ipc::SHM)
+}
+
 /// Everything owed, by experiment.
 pub(crate) const TARGETS: &[Target] = &[
     Target {
@@ -220,6 +225,24 @@ pub(crate) const TARGETS: &[Target] = &[
         limit: 1.5,
     },
     Target {
+        applies: |row| is_shared(row, "ipc") && row.payload_bytes == 64 && row.wait == "latency",
+        what: "message and answer between two processes that share memory, 64 B, latency: p50 against a cache-line ping-pong over two lines",
+        measure: Measure::Ratio,
+        limit: 4.0,
+    },
+    Target {
+        applies: |row| is_shared(row, "ipc_flat") && row.wait == "latency",
+        what: "message and answer between two processes that share memory, any size, latency: p50 against 64 B in the same run",
+        measure: Measure::Ratio,
+        limit: 1.1,
+    },
+    Target {
+        applies: |row| is_shared(row, "beside_tcp"),
+        what: "message and answer between two processes that share memory, any size: p50 against the same over TCP",
+        measure: Measure::Ratio,
+        limit: 1.0,
+    },
+    Target {
         applies: |row| is_beside_redis(row, "send_recv") && row.payload_bytes == 10,
         what: "message and answer between two processes, 10 B: faster than over Redis that tells the receiver",
         measure: Measure::TimesFaster,
@@ -325,6 +348,26 @@ struct KnownLimit {
 }
 
 const KNOWN_LIMITS: &[KnownLimit] = &[
+    KnownLimit {
+        applies: |row| is_shared(row, "ipc"),
+        say: |row, _| {
+            Some(format!(
+                "messages of {} B over shared memory, `{}`: a message passes a worker, two controllers and a worker, and so does its answer; a controller and its \
+                 worker share a core, which changes hands at least four times on the way, where the two ends of the floor have a core each.",
+                row.payload_bytes, row.wait
+            ))
+        },
+    },
+    KnownLimit {
+        applies: |row| is_shared(row, "ipc_flat"),
+        say: |row, _| {
+            Some(format!(
+                "messages of {} B over shared memory, `{}`: three copies a round trip. Each receiving process makes one, into memory that its own workers \
+                 read, and the function that hands a message back has it copied by its controller, as the message was not its own.",
+                row.payload_bytes, row.wait
+            ))
+        },
+    },
     KnownLimit {
         applies: |row| row.experiment == "ipc" && row.via.as_deref() == Some(crate::ipc::TCP),
         say: |row, _| {

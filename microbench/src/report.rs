@@ -547,6 +547,8 @@ fn every_row(rows: &[Row]) -> Section {
                             | "reactors"
                             | "load"
                             | "ipc"
+                            | "beside_tcp"
+                            | "ipc_flat"
                             | "state"
                             | "beside_redis"
                             | "isolation"

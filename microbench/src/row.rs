@@ -15,7 +15,8 @@ pub(crate) struct Row {
     /// `floor`, `invocation`, `invocation_r100`, `invocation_r100_drop_first`, `throughput`, `death`, `idle_*`; `peer` and
     /// `beside_peer` of `peers`; `load`; `reactors` (io_uring beside epoll); `checks` (keys and checksums beside
     /// plain text); `connections_idle_*`; `ipc` (messages between two processes); `state`, `state_memory`, `state_versions`; `isolation` (state with
-    /// beside without); `beside_redis` (what is ours beside the same over Redis).
+    /// beside without); `beside_redis` (what is ours beside the same over Redis); `beside_tcp`, `ipc_flat` (messages over shared
+    /// memory beside the same over TCP, and beside those of 64 B).
     pub(crate) experiment: String,
     /// `raw` (two plain processes), `local` or `remote`; `processes` of `ipc`, between two of them.
     pub(crate) path: String,

@@ -150,6 +150,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) network: Option<&'a Network>,
     /// Another process to exchange messages with. Its clients need no credential then, as without one.
     pub(crate) told: Option<Told<'a>>,
+    /// Whether the two share memory.
+    pub(crate) near: bool,
     /// The core of everybody in this process. `None`: one for all in `efficient`, else as the process chooses.
     pub(crate) core: Option<usize>,
     /// Whether the controller copies what workers leave for each other. `None` says nothing about it to the process.
@@ -174,6 +176,7 @@ impl Setup<'_> {
             connections_max: None,
             network: None,
             told: None,
+            near: false,
             core: None,
             isolate: None,
             arena_bytes: None,
@@ -217,6 +220,7 @@ impl Setup<'_> {
         }
         if let Some(told) = self.told {
             args.extend(["--process".to_owned(), told.name.to_owned(), "--plaintext".to_owned()]);
+            args.push(format!("--near={}", self.near));
             // The first of two does not find the second one yet, and would say so.
             args.extend([format!("--listen={}", told.listen), "--log=error".to_owned()]);
             args.push(format!("--peer={}={}", told.peer, told.peer_listen));

@@ -179,7 +179,7 @@ pub(crate) fn what(row: &Row) -> String {
         ("invocation" | "beside_peer" | "load" | "checks", path) => format!("{path} {}", row.ipc),
         ("invocation_r100", path) => format!("{path} {}, R=100", row.ipc),
         ("invocation_r100_drop_first", path) => format!("{path} {}, R=100, first dropped", row.ipc),
-        ("ipc", _) => "message and answer".to_owned(),
+        ("ipc" | "beside_tcp" | "ipc_flat", _) => "message and answer".to_owned(),
         ("state" | "isolation", _) => state(row),
         ("beside_redis", _) if row.path == "processes" => "message and answer".to_owned(),
         ("beside_redis", _) => state(row),

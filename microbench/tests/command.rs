@@ -373,6 +373,26 @@ fn b3_ours_stands_beside_redis_in_one_run() {
     }
 }
 
+/// B3: messages over shared memory stand beside a futex round trip, beside the same over TCP, and each size beside 64 B.
+#[test]
+fn b3_messages_over_shared_memory_stand_beside_tcp_and_their_own_size() {
+    let brief = ["--wait", "efficient", "--repetitions", "50", "--runs", "1", "--run-limit", "0.05"];
+    let (rows, _) = rows_of(&[&["ipc", "--via", "tcp,shm", "--sizes", "64,100KiB"][..], &brief[..]].concat());
+    let found: Vec<_> =
+        rows.iter().map(|row| (row["experiment"].as_str(), row["via"].as_str(), row["floor"].as_str())).collect();
+    let expected = [
+        ("ipc", "tcp", "tcp"),
+        ("ipc", "tcp", "tcp"),
+        ("ipc", "shm", "futex"),
+        ("ipc", "shm", "futex"),
+        ("beside_tcp", "shm", "tcp"),
+        ("beside_tcp", "shm", "tcp"),
+        ("ipc_flat", "shm", "64 B"),
+    ];
+    assert_eq!(found, expected.map(|(experiment, via, floor)| (Some(experiment), Some(via), Some(floor))));
+    assert!(rows[4..6].iter().all(|row| row["verdict"].is_string()), "{rows:?}");
+}
+
 #[test]
 fn without_redis_what_needs_it_is_skipped_and_says_so() {
     for experiment in [
@@ -523,7 +543,7 @@ fn wrong_usage_is_exit_code_2_and_says_what_to_write() {
         (&["floors", "--sizes", "7"][..], "8 B"),
         (&["floors", "--sizes", "1GB"], "KiB or MiB"),
         (&["invoke", "--via", "pigeon"], "exchange"),
-        (&["ipc", "--via", "pigeon"], "tcp, self, redis-poll, redis-block"),
+        (&["ipc", "--via", "pigeon"], "tcp, shm, self, redis-poll, redis-block"),
         (&["state", "--contended", "--peer", "redis"], "cannot be used with"),
         (&["state", "--objects", "10"], "2000..="),
         (&["state", "--peer", "paper"], "redis"),

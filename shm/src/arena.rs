@@ -193,6 +193,24 @@ impl Arena {
         }
     }
 
+    /// Where the bytes of a loaned block lie, for somebody who reads them before we free it or write it again. It cannot give this back: it was
+    /// not lent.
+    ///
+    /// # Panics
+    /// If the block is another arena's.
+    #[must_use]
+    pub fn place_of(&self, block: &Block) -> BlockRef {
+        self.assert_ours(block);
+        let entry = self.ledger.entry(block.index).expect("asserted to be ours");
+        BlockRef {
+            owner: self.owner,
+            index: block.index,
+            generation: entry.generation,
+            offset: entry.offset(),
+            len: block.len as u64,
+        }
+    }
+
     /// A borrower is done with a block: it is free.
     ///
     /// # Errors

@@ -225,6 +225,12 @@ impl Bell {
         self.ringer.must_ring() && self.write()
     }
 
+    /// As [`ring`](Self::ring), but for who wakes the peer by other means: whether it has to be woken.
+    #[must_use]
+    pub fn must_ring(&self) -> bool {
+        self.ringer.must_ring()
+    }
+
     /// As [`ring`](Self::ring), without a fence: only towards a peer that sleeps with
     /// [`arm_for_unfenced`](Doorbell::arm_for_unfenced), from a process that has [`join_barriers`].
     #[inline(always)]

@@ -232,6 +232,12 @@ pub enum AttachError {
         /// The missing seals.
         missing: u32,
     },
+    /// The file is none of ordinary memory pages: pages of others may be missing when they are touched.
+    #[error("the file lies in a file system of type {found:#x} (statfs), not in ordinary memory")]
+    OtherMemory {
+        /// What it lies in.
+        found: u64,
+    },
     /// The file has another size than a segment of this configuration, or of an exchange page.
     #[error("the file has {found_bytes} bytes, expected {expected_bytes}")]
     Size {
@@ -343,12 +349,25 @@ pub(crate) fn sealed_memfd(name: &str, bytes: u64) -> io::Result<OwnedFd> {
     Ok(file)
 }
 
-/// Checks what makes a foreign file safe to map: its size and that nobody can change it.
+/// Memory files of ordinary pages (linux/magic.h). Those of huge pages can be sealed, too, and where one is missing a touch is a SIGBUS.
+const TMPFS_MAGIC: u64 = 0x0102_1994;
+
+/// Checks what makes a foreign file safe to map: what it is made of, its size, and that nobody can change it.
 pub(crate) fn inspect(file: BorrowedFd<'_>, bytes: u64, seals: SealFlags) -> Result<(), AttachError> {
     let found = rustix::fs::fcntl_get_seals(file).map_err(|error| AttachError::Inspect(error.into()))?;
     let missing = seals - found;
     if !missing.is_empty() {
         return Err(AttachError::NotSealed { missing: missing.bits() });
+    }
+    let made_of = rustix::fs::fstatfs(file).map_err(|error| AttachError::Inspect(error.into()))?;
+    #[allow(
+        clippy::cast_sign_loss,
+        clippy::unnecessary_cast,
+        reason = "of another type on other systems; a magic number has no sign"
+    )]
+    let found = made_of.f_type as u64;
+    if found != TMPFS_MAGIC {
+        return Err(AttachError::OtherMemory { found });
     }
     // Seals first: what is sealed has the size that we now read for good.
     let found_bytes = file_bytes(file).map_err(AttachError::Inspect)?;

@@ -107,6 +107,10 @@ struct Arguments {
     /// Whether a client that calls one function, one call at a time, is connected to a worker, with no hop in between (rings only) [default: false]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     lease_connections: Option<bool>,
+    /// Whether processes of this host and user that are told of each other share memory, and talk through it instead of TCP; each can then read all
+    /// payloads of the other (rings only) [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    near: Option<bool>,
     /// Largest input or output, bytes [default: 67108864]
     #[arg(long, value_name = "BYTES")]
     payload_bytes_max: Option<u64>,
@@ -213,6 +217,7 @@ impl Arguments {
             pin,
             leases,
             lease_connections,
+            near,
             payload_bytes_max,
             arena_bytes,
             state_bytes_max,

@@ -101,6 +101,7 @@ impl Process {
                 self.condemn(worker, Cause::Violation("it does not read its records"));
             }
         }
+        self.peers.ring();
         // Everybody has been told by now: this reads /proc.
         self.part_workers();
         for worker in starts {

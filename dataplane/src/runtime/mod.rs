@@ -16,6 +16,7 @@ mod joins;
 mod lent;
 mod mail;
 mod members;
+mod near;
 mod parcels;
 mod peers;
 mod printed;
@@ -82,6 +83,8 @@ const CLIENTS: usize = 0x10000;
 const GREETINGS: usize = 0x100_0000;
 /// Connections with other processes. Last, and without an end: no token is used twice.
 const PEERS: usize = 0x1_0000_0000;
+/// What shares memory with other processes: beyond any link's number.
+const NEAR: usize = 1 << 56;
 
 /// Slots of each ring. 256 lines of 64 bytes: 16 KiB a pair, and room for every answer a leased caller may wait for,
 /// with a quarter unpublished and releases beside them (128 sent each release through the controller).
@@ -209,7 +212,7 @@ impl Process {
         let incarnation = unix_ns();
         let printed = Printed::new(&config)?;
         let hello = responder(&config, incarnation)?;
-        let peers = Peers::new(&config, &hello, process_id)?;
+        let mut peers = Peers::new(&config, &hello, process_id)?;
         let clients = Clients::listen(&config, hello)?;
         let signals = watch_signals(&mut reactor).map_err(system("cannot watch for signals"))?;
         // Grandchildren that a dead worker leaves behind become ours, so that we can end them.
@@ -228,6 +231,7 @@ impl Process {
                     .watch(shared.doorbell.fd(), DOORBELL, Interest::Read)
                     .map_err(system("cannot poll the doorbell"))?;
                 let arena = shared.own.arena()?;
+                peers.show(ParticipantId::CONTROLLER.get(), incarnation, &shared.file);
                 (Some(shared), Some(arena))
             }
         };
@@ -317,7 +321,7 @@ impl Process {
         let mut idle_since_ns = now;
         let mut sockets_wait = false;
         loop {
-            let worked = self.poll_workers(now);
+            let worked = self.poll_workers(now) | self.poll_memory(now);
             self.look_at_lent(now);
             self.controller.tick(now);
             self.unstick(now);
@@ -453,6 +457,7 @@ impl Process {
             // Armed before the last look at the rings: whoever publishes after it sees us asleep and rings.
             if let Some(shared) = &self.shared {
                 shared.doorbell.arm();
+                self.peers.arm();
                 if self.rings_ready() {
                     timeout = Duration::ZERO;
                 }
@@ -470,6 +475,7 @@ impl Process {
                 .iter()
                 .any(|worker| matches!(&self.seats[usize::from(*worker)], Some(seat) if seat.wants_flush()))
                 || self.controller.has_given_ahead()
+                || self.peers.waits_for_room()
             {
                 // A full ring has no bell to tell us of room, and a worker with more calls rings once for several answers.
                 timeout = timeout.min(Duration::from_millis(1));
@@ -493,6 +499,7 @@ impl Process {
         let waited = self.reactor.wait(events, Some(timeout));
         if let (false, Some(shared)) = (spin, &self.shared) {
             shared.doorbell.disarm();
+            self.peers.disarm();
         }
         waited.map_err(system("waiting failed"))?;
         // Released with the next turn's.
@@ -501,7 +508,7 @@ impl Process {
     }
 
     fn rings_ready(&self) -> bool {
-        self.seated.iter().any(|worker| {
+        self.peers.memory_is_ready() || self.seated.iter().any(|worker| {
             matches!(&self.seats[usize::from(*worker)], Some(Seat { channel: Channel::Ring { link, .. }, .. }) if link.consumer.ready())
         })
     }
@@ -541,6 +548,10 @@ impl Process {
             DOORBELL => {}
             SIGNALS => self.on_signal(now),
             LISTENER => self.clients.accept(&mut self.reactor),
+            NEAR.. => {
+                self.peers.serve_memory(now, token, &mut self.reactor, &mut self.store);
+                self.take_peers_in(now);
+            }
             PEERS.. => {
                 self.peers.serve(now, token, &mut self.reactor, &mut self.store);
                 self.take_peers_in(now);

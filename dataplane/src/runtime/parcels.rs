@@ -398,6 +398,13 @@ impl Process {
         self.send(worker, Descriptor::new(record::REPLY, code as u16, nested, aux, body), heap);
     }
 
+    /// Takes what other processes have written into memory that they share with us. Whether there was something.
+    pub(super) fn poll_memory(&mut self, now: u64) -> bool {
+        let found = self.peers.poll_memory(now, &mut self.reactor, &mut self.store);
+        self.take_peers_in(now);
+        found
+    }
+
     /// What connections with other processes brought, and what became of our parcels.
     pub(super) fn take_peers_in(&mut self, now: u64) {
         while let Some(arrival) = self.peers.arrival() {

@@ -19,6 +19,7 @@ use praas_transport::{Bodies, Header, Limits};
 use super::body::{Bytes, Landing, Store};
 use super::clients::Carrier;
 use super::error::ProcessError;
+use super::near::{Nears, Step, Token};
 use super::parcels::{Arrival, Kind, LIFE_IS_OVER, Parcel};
 use crate::client::link::keep_alive;
 use crate::clock::{now_ns, unix_s};
@@ -45,6 +46,10 @@ const SAID_MAX: usize = 8;
 const STRANGERS_NS: u64 = 1_000_000_000;
 /// Connections that speak their last words at once.
 const LEAVING_MAX: usize = 64;
+/// Frames that an end which is gone may have left in the memory that it shared: no more fit there.
+const LEFT_BEHIND_MAX: usize = super::near::RING_SLOTS as usize;
+/// Longest reason for not sharing memory that is sent or said, bytes.
+const REASON_BYTES_MAX: usize = 200;
 
 /// The links and parcels of a member. What it is the membership knows.
 #[derive(Debug)]
@@ -60,6 +65,10 @@ struct Target {
     inbox: Inbox,
     /// The life that was up last.
     life: u64,
+    /// Memory that was shared with this life broke: it is not tried again.
+    near_broke: bool,
+    /// The link over which it offered to share memory last.
+    offered_over: Option<LinkNumber>,
 }
 
 #[derive(Debug)]
@@ -89,6 +98,8 @@ pub(super) struct Peers {
     checks: Checks,
     targets: Vec<Target>,
     links: HashMap<LinkNumber, Stage>,
+    /// Shared memory beside links that are up.
+    nears: Nears,
     scratch: Scratch<Landing>,
     limits: Limits,
     arrivals: VecDeque<Arrival>,
@@ -130,6 +141,7 @@ impl Peers {
             checks: config.checks,
             targets: Vec::new(),
             links: HashMap::new(),
+            nears: Nears::new(config, process_id, hello.incarnation),
             scratch: Scratch::default(),
             limits: Limits { payload_bytes_max: config.payload_bytes_max },
             arrivals: VecDeque::new(),
@@ -154,7 +166,9 @@ impl Peers {
         if !self.unread.is_empty() || !self.arrivals.is_empty() {
             return 0;
         }
-        let peering_ns = if self.is_on() { self.peering.wake_ns() } else { u64::MAX }.min(self.outboxes_due_ns);
+        let near_ns = self.nears.wake_ns();
+        let peering_ns =
+            if self.is_on() { self.peering.wake_ns() } else { u64::MAX }.min(self.outboxes_due_ns).min(near_ns);
         self.leaving.front().map_or(peering_ns, |(_, until_ns)| peering_ns.min(*until_ns))
     }
 
@@ -177,6 +191,9 @@ impl Peers {
                 self.note_ends(peer);
             }
             self.outboxes_due_ns = self.targets.iter().map(|target| target.outbox.wake_ns()).min().unwrap_or(u64::MAX);
+        }
+        while let Some(link) = self.nears.expire(now, reactor) {
+            self.goes_alone(link, "the other end did not come in time");
         }
         while let Some((link, _)) = self.leaving.pop_front_if(|(_, until_ns)| now >= *until_ns) {
             self.drop_link(link, reactor, store);
@@ -275,29 +292,61 @@ impl Peers {
         let Some(link) = target.up else { return };
         let Some(Stage::Open(socket)) = self.links.get_mut(&link) else { return };
         let mut queued = false;
+        match self.nears.speaks(link) {
+            Some(true) => return self.pump_near(now, peer, link, store),
+            // The leader is second, and what is under way in pieces goes first: all else would arrive before it.
+            Some(false) if self.nears.hears(link) || *self.name > *target.name => {
+                if socket.sends_pieces() {
+                    return;
+                }
+                let header = Header { kind: frame::NEAR_GO, ..Header::default() };
+                if socket.queue(&header, &[], Bytes::Text(String::new())).is_ok() {
+                    self.nears.speak(link);
+                    tracing::info!("peer={} link={link} via=memory", target.name);
+                    self.flush_link(now, link, reactor, store);
+                    return self.pump_near(now, peer, link, store);
+                }
+            }
+            _ => {}
+        }
         while socket.backlog().0 < BACKLOG_PARCELS_MAX {
             let Some((number, verdict)) = target.inbox.next_verdict() else { break };
-            let code = match verdict {
-                Verdict::Stored => Code::Ok,
-                Verdict::Refused(code) => code,
-            };
-            let header = Header { kind: frame::VERDICT, call: number, flags: code as u16, ..Header::default() };
+            let header = verdict_header(number, verdict);
             queued |= socket.queue(&header, &[], Bytes::Text(String::new())).is_ok();
         }
         // A long payload travels in pieces, between which short frames pass: what is behind it waits, since parcels arrive in order.
         while socket.backlog().0 < BACKLOG_PARCELS_MAX && !socket.sends_pieces() {
-            let Some(Dispatch { number, confirmed, parcel }) = target.outbox.next_to_send() else { break };
-            let behind = u16::try_from(number - confirmed).expect("a window is 2^14 at most");
-            let header = Header { call: number, function: behind, ..header_of(now, &parcel.kind) };
+            let Some(dispatch) = target.outbox.next_to_send() else { break };
+            let (header, parcel) = (parcel_header(now, &dispatch), dispatch.parcel);
             queued |= socket.queue(&header, &parcel.key, Bytes::Shared(Arc::clone(&parcel.bytes))).is_ok();
         }
         if queued {
-            let arrivals = &mut self.arrivals;
-            let done = &mut |bytes| arrivals.push_back(Arrival::Done(bytes));
-            if let Err(error) = socket.flush(reactor, done) {
-                self.peering.gone(now, link, error.with_cause());
-                self.act(now, reactor, store);
-            }
+            self.flush_link(now, link, reactor, store);
+        }
+    }
+
+    fn flush_link(&mut self, now: u64, link: LinkNumber, reactor: &mut Carrier, store: &mut Store) {
+        let Some(Stage::Open(socket)) = self.links.get_mut(&link) else { return };
+        let arrivals = &mut self.arrivals;
+        let done = &mut |bytes| arrivals.push_back(Arrival::Done(bytes));
+        if let Err(error) = socket.flush(reactor, done) {
+            self.peering.gone(now, link, error.with_cause());
+            self.act(now, reactor, store);
+        }
+    }
+
+    /// As [`Peers::pump`], over shared memory.
+    fn pump_near(&mut self, now: u64, peer: PeerNumber, link: LinkNumber, store: &Store) {
+        let Peers { targets, nears, .. } = self;
+        let target = &mut targets[peer];
+        while nears.has_room(link) {
+            let Some((number, verdict)) = target.inbox.next_verdict() else { break };
+            nears.say(link, &verdict_header(number, verdict));
+        }
+        while nears.has_room(link) {
+            let Some(dispatch) = target.outbox.next_to_send() else { break };
+            let (header, parcel) = (parcel_header(now, &dispatch), dispatch.parcel);
+            nears.send(link, &header, &parcel.key, &parcel.bytes, store);
         }
     }
 
@@ -313,28 +362,39 @@ impl Peers {
     }
 
     /// A parcel or a verdict has come over a link.
-    fn take_parcel(
-        &mut self,
-        now: u64,
-        link: LinkNumber,
-        frame: Frame<Landing>,
-        store: &mut Store,
-    ) -> Result<(), String> {
+    fn take_parcel(&mut self, now: u64, link: LinkNumber, frame: Frame<Landing>) -> Result<(), String> {
         let bytes = match frame.body {
-            Received::Whole(body) => Ok(body),
+            Received::Whole(body) => Ok(body.into()),
             Received::Refused { why: tcp::Refusal::TooLarge, .. } => Err(Code::TooLarge),
             Received::Refused { why: tcp::Refusal::NoSpace, .. } => Err(Code::NoSpace),
         };
-        let new = self.judge_parcel(now, link, &frame.header);
-        if let Ok(Some((peer, due, kind))) = new {
-            let (key, bytes) = (frame.key.as_ref().to_vec(), bytes.map(Bytes::from));
-            self.arrivals.push_back(Arrival::Parcel { peer, due, kind, key, bytes });
-            return Ok(());
+        if self.nears.hears(link) {
+            self.arrivals.extend(bytes.ok().map(Arrival::Done));
+            return Err("it sent a parcel over the link, and shares memory with us".into());
         }
-        if let Ok(body) = bytes {
-            store.give_back(body);
+        self.take_in(now, link, &frame.header, frame.key.as_ref().to_vec(), bytes)
+    }
+
+    /// The same, whatever carried it.
+    fn take_in(
+        &mut self,
+        now: u64,
+        link: LinkNumber,
+        header: &Header,
+        key: Vec<u8>,
+        bytes: Result<Bytes, Code>,
+    ) -> Result<(), String> {
+        let new = self.judge_parcel(now, link, header);
+        match (new, bytes) {
+            (Ok(Some((peer, due, kind))), bytes) => {
+                self.arrivals.push_back(Arrival::Parcel { peer, due, kind, key, bytes });
+                Ok(())
+            }
+            (new, bytes) => {
+                self.arrivals.extend(bytes.ok().map(Arrival::Done));
+                new.map(drop)
+            }
         }
-        new.map(drop)
     }
 
     /// What the header of a parcel or a verdict says, done or noted; something when it is a parcel that was not here before.
@@ -365,6 +425,212 @@ impl Peers {
         }
     }
 
+    // ---- shared memory ----------------------------------------------------------------------------------------
+
+    /// Payloads may lie in this segment of ours.
+    pub(super) fn show(&mut self, participant: u8, incarnation: u64, file: &praas_shm::SegmentFile) {
+        self.nears.show(participant, incarnation, file);
+    }
+
+    /// Its owner is dead, and no parcel has bytes there any more.
+    pub(super) fn hide(&mut self, participant: u8) {
+        self.nears.hide(participant);
+    }
+
+    /// A link is up: the leader offers to share memory beside it, if the other end may be on this host.
+    fn offer_memory(&mut self, now: u64, peer: PeerNumber, link: LinkNumber, reactor: &mut Carrier, store: &mut Store) {
+        let target = &self.targets[peer];
+        let is_here = self.links.get(&link).and_then(Stage::peer_addr).is_some_and(tcp::on_loopback);
+        if !self.nears.is_on() || !is_here || *self.name > *target.name {
+            return;
+        }
+        if target.near_broke {
+            return self.goes_alone(link, BROKE);
+        }
+        match self.nears.offer(now, link, peer, reactor) {
+            Ok(token) => {
+                let aux = self.limits.payload_bytes_max;
+                let header = Header { kind: frame::NEAR_OFFER, aux, ..Header::default() };
+                self.say_frame(now, link, &header, &token, reactor, store);
+            }
+            Err(why) => self.goes_alone(link, &why),
+        }
+    }
+
+    fn say_frame(
+        &mut self,
+        now: u64,
+        link: LinkNumber,
+        header: &Header,
+        key: &[u8],
+        reactor: &mut Carrier,
+        store: &mut Store,
+    ) {
+        let Some(Stage::Open(socket)) = self.links.get_mut(&link) else { return };
+        if socket.queue(header, key, Bytes::Text(String::new())).is_ok() {
+            self.flush_link(now, link, reactor, store);
+        }
+    }
+
+    /// Says why a link carries everything itself.
+    fn goes_alone(&self, link: LinkNumber, why: &str) {
+        let name = self.peering.peer_of(link).map_or("?", |peer| &self.targets[peer].name);
+        tracing::info!("peer={name} link={link} via=tcp: no memory is shared: {why}");
+    }
+
+    /// A frame about sharing memory.
+    fn hear_of_memory(
+        &mut self,
+        now: u64,
+        link: LinkNumber,
+        header: &Header,
+        key: &[u8],
+        reactor: &mut Carrier,
+        store: &mut Store,
+    ) -> Result<(), String> {
+        let peer = self.peering.peer_of(link).filter(|peer| self.targets[*peer].up == Some(link));
+        let peer = peer.ok_or("it spoke of shared memory before the link was agreed on")?;
+        match header.kind {
+            frame::NEAR_OFFER => {
+                let token = Token::try_from(key).map_err(|_| "it offered to share memory without a token")?;
+                let before = self.targets[peer].offered_over.replace(link);
+                if *self.name < *self.targets[peer].name || before == Some(link) {
+                    return Err("it offered to share memory, which it is not to do now".into());
+                }
+                let accepted = if self.targets[peer].near_broke {
+                    Err(BROKE.to_owned())
+                } else {
+                    self.nears.accept(now, link, peer, token, header.aux, reactor)
+                };
+                if let Err(why) = accepted {
+                    self.goes_alone(link, &why);
+                    let why = &why.as_bytes()[..why.len().min(REASON_BYTES_MAX)];
+                    let header = Header { kind: frame::NEAR_REFUSED, ..Header::default() };
+                    self.say_frame(now, link, &header, why, reactor, store);
+                }
+            }
+            frame::NEAR_REFUSED => {
+                if self.nears.hears(link) {
+                    return Err("it shares memory with us and refuses to".into());
+                }
+                if self.nears.is_of(link) {
+                    let why =
+                        String::from_utf8_lossy(&key[..key.len().min(REASON_BYTES_MAX)]).escape_debug().to_string();
+                    let arrivals = &mut self.arrivals;
+                    self.nears.end(link, reactor, &mut |bytes| arrivals.push_back(Arrival::Done(bytes)));
+                    self.goes_alone(link, &format!("the other end says: {why}"));
+                }
+            }
+            _ => {
+                if !self.nears.goes(link) {
+                    return Err("it speaks by memory that is not shared".into());
+                }
+                self.pump(now, peer, reactor, store);
+            }
+        }
+        Ok(())
+    }
+
+    /// Something happened to what shares memory.
+    pub(super) fn serve_memory(&mut self, now: u64, token: usize, reactor: &mut Carrier, store: &mut Store) {
+        let arrivals = &mut self.arrivals;
+        let done = &mut |bytes| arrivals.push_back(Arrival::Done(bytes));
+        let Some((link, step)) = self.nears.serve(token, reactor, done) else { return };
+        match step {
+            Step::Nothing => {}
+            Step::Stands => {
+                if let Some(peer) = self.peering.peer_of(link) {
+                    self.pump(now, peer, reactor, store);
+                }
+            }
+            Step::Failed(why) => {
+                self.goes_alone(link, &why);
+                let why = &why.as_bytes()[..why.len().min(REASON_BYTES_MAX)];
+                let header = Header { kind: frame::NEAR_REFUSED, ..Header::default() };
+                self.say_frame(now, link, &header, why, reactor, store);
+            }
+            Step::Broken(why) => {
+                // What it had published counts; and the link may say better why it is gone.
+                let why = self.take_from_memory(now, link, LEFT_BEHIND_MAX, store).err().unwrap_or(why);
+                self.go_on(now, link, reactor, store);
+                self.memory_broke(now, link, why, reactor, store);
+            }
+        }
+    }
+
+    /// The link goes with the memory beside it.
+    fn memory_broke(&mut self, now: u64, link: LinkNumber, why: String, reactor: &mut Carrier, store: &mut Store) {
+        let Some(peer) = self.peering.peer_of(link).filter(|peer| self.targets[*peer].up == Some(link)) else { return };
+        self.targets[peer].near_broke = true;
+        self.peering.gone(now, link, why);
+        self.act(now, reactor, store);
+    }
+
+    /// Whether somebody has written something into shared memory.
+    #[inline]
+    pub(super) fn memory_is_ready(&self) -> bool {
+        self.nears.is_ready()
+    }
+
+    /// Takes what others have written into shared memory, and goes on with what waited for room. Whether there was something.
+    pub(super) fn poll_memory(&mut self, now: u64, reactor: &mut Carrier, store: &mut Store) -> bool {
+        let (mut found, mut place) = (false, 0);
+        while let Some((at, link)) = self.nears.ready_from(place) {
+            (found, place) = (true, at + 1);
+            match self.take_from_memory(now, link, FRAMES_PER_TURN, store) {
+                Ok(()) => {
+                    // A verdict may have made room for more.
+                    if let Some(peer) = self.peering.peer_of(link) {
+                        self.pump(now, peer, reactor, store);
+                    }
+                }
+                Err(why) => self.memory_broke(now, link, why, reactor, store),
+            }
+        }
+        while let Some(peer) = self.nears.flush(store) {
+            self.pump(now, peer, reactor, store);
+        }
+        found
+    }
+
+    fn take_from_memory(
+        &mut self,
+        now: u64,
+        link: LinkNumber,
+        frames_max: usize,
+        store: &mut Store,
+    ) -> Result<(), String> {
+        for _ in 0..frames_max {
+            let Some(super::near::Frame { header, key, bytes }) = self.nears.take(link, store)? else { break };
+            self.take_in(now, link, &header, key, bytes)?;
+            if header.kind == frame::VERDICT {
+                let arrivals = &mut self.arrivals;
+                self.nears.settled(link, header.call, &mut |bytes| arrivals.push_back(Arrival::Done(bytes)));
+            }
+        }
+        Ok(())
+    }
+
+    /// We are about to sleep: who writes something from here on wakes us. Look once more after it.
+    pub(super) fn arm(&self) {
+        self.nears.arm();
+    }
+
+    /// We are awake.
+    pub(super) fn disarm(&self) {
+        self.nears.disarm();
+    }
+
+    /// Whether something waits for room in shared memory, of which nobody tells us.
+    pub(super) fn waits_for_room(&self) -> bool {
+        self.nears.waits()
+    }
+
+    /// Wakes the processes that were written something.
+    pub(super) fn ring(&mut self) {
+        self.nears.ring();
+    }
+
     // ---- what was decided -------------------------------------------------------------------------------------
 
     fn act(&mut self, now: u64, reactor: &mut Carrier, store: &mut Store) {
@@ -390,18 +656,24 @@ impl Peers {
                     self.membership.met(peer, incarnation);
                     let target = &mut self.targets[peer];
                     target.said.clear();
-                    if target.life != 0 && target.life != incarnation {
-                        self.arrivals.push_back(Arrival::Over { peer, text: LIFE_IS_OVER });
+                    if target.life != incarnation {
+                        target.near_broke = false;
+                        if target.life != 0 {
+                            self.arrivals.push_back(Arrival::Over { peer, text: LIFE_IS_OVER });
+                        }
                     }
                     (target.life, target.up) = (incarnation, Some(link));
                     target.outbox.up(incarnation);
                     target.inbox.up(incarnation);
                     self.note_ends(peer);
                     self.pump(now, peer, reactor, store);
+                    self.offer_memory(now, peer, link, reactor, store);
                 }
                 Action::Down { peer, link, loss } => {
                     let name = &self.targets[peer].name;
                     tracing::info!("peer={name} state=down link={link}: {loss}");
+                    let arrivals = &mut self.arrivals;
+                    self.nears.end(link, reactor, &mut |bytes| arrivals.push_back(Arrival::Done(bytes)));
                     let target = &mut self.targets[peer];
                     target.up = None;
                     target.outbox.down();
@@ -590,7 +862,13 @@ impl Peers {
             let done = &mut |bytes| arrivals.push_back(Arrival::Done(bytes));
             let _ = socket.flush(reactor, done).map_err(|error| error.with_cause())?;
             let received_bytes = socket.stats().received_bytes;
-            let frame = socket.receive(reactor, &mut self.scratch, store).map_err(|error| error.with_cause())?;
+            let frame = match socket.receive(reactor, &mut self.scratch, store) {
+                Ok(frame) => frame,
+                Err(error) => {
+                    self.take_from_memory(now, link, LEFT_BEHIND_MAX, store)?;
+                    return Err(error.with_cause());
+                }
+            };
             if socket.stats().received_bytes > received_bytes || frame.is_some() {
                 self.peering.arrived(now, link);
             }
@@ -605,11 +883,19 @@ impl Peers {
                 return Ok(());
             };
             if matches!(frame.header.kind, frame::MESSAGE..=frame::VERDICT) {
-                self.take_parcel(now, link, frame, store)?;
+                self.take_parcel(now, link, frame)?;
                 continue;
             }
             if let Received::Whole(body) = frame.body {
                 store.give_back(body);
+            }
+            if matches!(frame.header.kind, frame::NEAR_OFFER..=frame::NEAR_GO) {
+                self.hear_of_memory(now, link, &frame.header, frame.key.as_ref(), reactor, store)?;
+                continue;
+            }
+            // What its ring has was said before.
+            if frame.header.kind == frame::GOODBYE {
+                self.take_from_memory(now, link, LEFT_BEHIND_MAX, store)?;
             }
             let word = match (frame.header.kind, Farewell::from_wire(frame.header.flags)) {
                 (frame::WELCOME, _) => Word::Welcome,
@@ -627,6 +913,21 @@ impl Peers {
         }
         Ok(())
     }
+}
+
+/// The frame of a verdict.
+fn verdict_header(number: u64, verdict: Verdict) -> Header {
+    let code = match verdict {
+        Verdict::Stored => Code::Ok,
+        Verdict::Refused(code) => code,
+    };
+    Header { kind: frame::VERDICT, call: number, flags: code as u16, ..Header::default() }
+}
+
+/// The frame of a parcel, but for key and payload.
+fn parcel_header(now: u64, dispatch: &Dispatch<'_, Parcel>) -> Header {
+    let behind = u16::try_from(dispatch.number - dispatch.confirmed).expect("a window is 2^14 at most");
+    Header { call: dispatch.number, function: behind, ..header_of(now, &dispatch.parcel.kind) }
 }
 
 /// What a frame says besides its bytes; `None`: nothing that there is.
@@ -650,6 +951,9 @@ fn kind_of(now: u64, header: &Header) -> Option<Kind> {
         _ => return None,
     })
 }
+
+/// Why memory is not shared once more.
+const BROKE: &str = "the memory that this life of it shared before broke";
 
 /// Bit of an answer's flags: its body is several arguments.
 const ANSWER_ARGS: u16 = 1 << 15;
@@ -685,6 +989,8 @@ impl Target {
             outbox: Outbox::new(bounds),
             inbox: Inbox::new(WINDOW),
             life: 0,
+            near_broke: false,
+            offered_over: None,
         }
     }
 }

@@ -150,6 +150,7 @@ impl Process {
         handover::send(seat.control.as_fd(), &message, &[shared.file.fd(), self.objects.file().fd()])
             .map_err(|e| text(&e))?;
         let (file, eventfd) = (file.try_clone().map_err(|e| text(&e))?, eventfd.try_clone().map_err(|e| text(&e))?);
+        self.peers.show(worker, seat.incarnation, &file);
         seat.channel = Channel::Ring { file, eventfd, segment, link: Box::new(link) };
         Ok(())
     }
@@ -220,6 +221,7 @@ impl Process {
         self.outlive_mail(now, worker, &mut seat);
         self.outlive_parcels(now, worker, seat.incarnation);
         seat.take_unsent();
+        self.peers.hide(worker);
         let requests = self.take_requests_back(worker, std::mem::take(&mut seat.given));
         if let Some(arena) = &mut self.store.arena {
             arena.reclaim(me);

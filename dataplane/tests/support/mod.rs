@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 mod dice;
+pub(crate) mod false_peer;
 pub(crate) mod heard;
 #[path = "../../../transport/tests/support/namespace.rs"]
 pub(crate) mod namespace;

@@ -61,16 +61,22 @@ impl Raw {
         header.seal(Transit::default(), &mut self.1)
     }
 
-    /// The next frame that is whole.
+    /// The next frame that is whole, without its key.
     pub(crate) fn receive(&mut self) -> (Header, Vec<u8>) {
+        let (header, _, payload) = self.receive_with_key();
+        (header, payload)
+    }
+
+    /// The next frame that is whole: header, key, payload. One that came in pieces has lost its key.
+    pub(crate) fn receive_with_key(&mut self) -> (Header, Vec<u8>, Vec<u8>) {
         loop {
             let mut header = [0; 64];
             self.0.read_exact(&mut header).expect("an answer");
             // Whose incarnation it is, and that payloads are in one piece, the client library looks at.
             let limits = Limits { payload_bytes_max: 1 << 30 };
             let (header, transit) = Header::open(&header, &mut self.2, &limits).expect("a frame");
-            // Only processes send keys to each other, and no test here looks at one.
-            self.0.read_exact(&mut vec![0; header.key_bytes as usize]).expect("a key");
+            let mut key = vec![0; header.key_bytes as usize];
+            self.0.read_exact(&mut key).expect("a key");
             if transit.stream != 0 && transit.stream & Transit::PIECE == 0 {
                 self.3.push((transit.stream, header, Vec::new()));
                 continue;
@@ -78,7 +84,7 @@ impl Raw {
             let mut payload = vec![0; usize::try_from(header.payload_bytes).expect("small")];
             self.0.read_exact(&mut payload).expect("a payload");
             if transit.stream == 0 {
-                return (header, payload);
+                return (header, key, payload);
             }
             let number = transit.stream & !Transit::PIECE;
             let at = self.3.iter().position(|(of, ..)| *of == number).expect("it was opened");
@@ -86,7 +92,7 @@ impl Raw {
             bytes.extend_from_slice(&payload);
             if bytes.len() as u64 == header.payload_bytes {
                 let (_, header, bytes) = self.3.remove(at);
-                return (header, bytes);
+                return (header, Vec::new(), bytes);
             }
         }
     }

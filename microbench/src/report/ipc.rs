@@ -17,7 +17,10 @@ pub(super) fn sections(rows: &[Row]) -> Result<Vec<Section>> {
         return Ok(Vec::new());
     }
     // Ours by the p50 of Redis.
-    let beside = rows.iter().filter(|row| row.experiment == "beside_redis" && row.path == "processes");
+    let beside = rows.iter().filter(|row| match row.experiment.as_str() {
+        "beside_redis" => row.path == "processes",
+        experiment => matches!(experiment, "beside_tcp" | "ipc_flat"),
+    });
     let mut series: Vec<Series> = Vec::new();
     for row in &ours {
         let point = (row.payload_bytes as f64, row.times.p50_us);
@@ -44,6 +47,7 @@ pub(super) fn sections(rows: &[Row]) -> Result<Vec<Section>> {
             paragraphs: vec![
                 "A message to another process and its answer, as the sender saw it: whole round trips, the published ones, too, of which the \
                  paper reports half. `tcp`: between functions of two processes of ours, over loopback, sent when the mailbox of the other has confirmed it; \
+                 `shm`: the same over memory that the two share; \
                  `self`: between two workers of one, over rings. `redis-poll` does as the paper's did: the receiver looks, and pauses for 1, 2, 3 … ms between looks. \
                  `redis-block` is told as soon as there is a message, which is what Redis can do."
                     .to_owned(),
