@@ -402,6 +402,9 @@ impl Process {
         };
         let idle_ns = if worked { 0 } else { now.saturating_sub(idle_since_ns) };
         let spin = idle_ns < patience.linger_ns || self.clients.unfinished();
+        // What others wait for does not wait for our sleep to end.
+        let by_ns = if spin { now } else { u64::MAX };
+        self.peers.say_verdicts(now, by_ns, &mut self.reactor, &mut self.store);
         let (mut timeout, mut found) = (Duration::ZERO, false);
         if !spin {
             self.cool();
@@ -505,8 +508,7 @@ impl Process {
             SIGNALS => self.on_signal(now),
             LISTENER => self.clients.accept(&mut self.reactor),
             PEERS.. => {
-                self.peers.serve(now, token, &mut self.reactor, &mut self.store);
-                self.take_peers_in(now);
+                self.on_peer(now, token);
             }
             GREETINGS.. => match self.clients.greet(token - GREETINGS, &mut self.reactor, &self.welcome) {
                 Some(Came::Client { connection, session_id, number }) => {
@@ -582,15 +584,26 @@ impl Process {
             self.clients.serve(index, readable, &mut self.reactor, &mut self.store, &self.welcome, &mut arrived);
         let calls = arrived.iter().any(|event| matches!(event, clients::Event::Request { .. }));
         if calls {
-            self.warm_up(index);
+            self.warm_up(CLIENTS + index);
         } else {
-            self.warm_up_in_pieces(index);
+            self.warm_up_in_pieces(CLIENTS + index);
         }
         self.take_in(now, index, &mut arrived);
         if calls && self.apart.take_due(now) {
             self.keep_apart(index);
         }
         self.arrived = arrived;
+        found
+    }
+
+    /// Serves a connection with another process. Whether it brought something.
+    fn on_peer(&mut self, now: u64, token: usize) -> bool {
+        let found = self.peers.serve(now, token, &mut self.reactor, &mut self.store);
+        if self.take_peers_in(now) {
+            self.warm_up(token);
+        } else {
+            self.warm_up_in_pieces(token);
+        }
         found
     }
 

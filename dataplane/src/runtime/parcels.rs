@@ -289,26 +289,31 @@ impl Process {
         self.answer_question(remote.worker, remote.question, code, status.cast_unsigned().into(), body, heap);
     }
 
-    /// What connections with other processes brought, and what became of our parcels.
-    pub(super) fn take_peers_in(&mut self, now: u64) {
+    /// What connections with other processes brought, and what became of our parcels. Whether there were parcels or verdicts.
+    pub(super) fn take_peers_in(&mut self, now: u64) -> bool {
+        let mut found = false;
         while let Some(arrival) = self.peers.arrival() {
+            found |= matches!(arrival, Arrival::Parcel { .. } | Arrival::End { .. });
             match arrival {
                 Arrival::Done(bytes) => self.release(bytes),
-                Arrival::End { ticket, end } => self.on_end(ticket, end),
+                Arrival::End { ticket, end } => self.on_end(now, ticket, end),
                 Arrival::Reborn(peer) => {
                     self.controller.disconnected(PEER | peer as u64);
                     self.end_calls_taken_by(peer);
                 }
                 Arrival::Parcel { peer, due, kind, key, bytes } => {
                     let verdict = self.on_parcel(now, peer, kind, &key, bytes);
-                    self.peers.settle(peer, due, verdict);
-                    self.peers.pump(now, peer, &mut self.reactor, &mut self.store);
+                    self.peers.settle(now, peer, due, verdict);
                 }
             }
+            if self.peers.has_no_arrivals() {
+                self.peers.say_verdicts(now, now, &mut self.reactor, &mut self.store);
+            }
         }
+        found
     }
 
-    fn on_end(&mut self, ticket: Ticket, end: End) {
+    fn on_end(&mut self, now: u64, ticket: Ticket, end: End) {
         let Some(posted) = self.correspondence.posted.remove(&ticket) else { return };
         let (code, text) = match end {
             End::Said(Verdict::Stored) => (Code::Ok, String::new()),
@@ -324,6 +329,7 @@ impl Process {
         match posted {
             Posted::Message { worker, incarnation, question } if self.incarnation_of(worker) == incarnation => {
                 self.answer_text(worker, question, code, &text);
+                self.hands_over(now, worker);
             }
             // Now it is in the other's queue: its answer is to come.
             Posted::Call { .. } if code == Code::Ok => {}

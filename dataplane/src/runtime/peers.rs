@@ -22,6 +22,7 @@ use crate::client::link::keep_alive;
 use crate::clock::{now_ns, unix_s};
 use crate::config::{Checks, Congestion, ProcessConfig};
 use crate::controller::peers::{Action, Farewell, LinkNumber, PeerNumber, Peering, Word};
+use crate::controller::post::delay::{Delay, NEVER};
 use crate::controller::post::{self, Arrived, Bounds, Dispatch, Due, Inbox, Outbox, Ticket, Verdict, WINDOW};
 use crate::wire::{BUDGET_MAX_NS, Code, VERSIONS, frame};
 use crate::{Credential, Role, Secret};
@@ -56,6 +57,8 @@ struct Target {
     up: Option<LinkNumber>,
     outbox: Outbox<Parcel>,
     inbox: Inbox,
+    /// When the inbox's verdicts go out.
+    delay: Delay,
     /// The life that was up last.
     life: u64,
 }
@@ -87,6 +90,8 @@ pub(super) struct Peers {
     arrivals: VecDeque<Arrival>,
     /// When an outbox has to be looked at.
     outboxes_due_ns: u64,
+    /// When a verdict has to be said.
+    verdicts_due_ns: u64,
     /// Links that have more to read than one turn takes.
     unread: Vec<LinkNumber>,
     /// Those that speak their last words, and until when they may.
@@ -121,6 +126,7 @@ impl Peers {
             limits: Limits { payload_bytes_max: config.payload_bytes_max },
             arrivals: VecDeque::new(),
             outboxes_due_ns: u64::MAX,
+            verdicts_due_ns: NEVER,
             unread: Vec::new(),
             leaving: VecDeque::new(),
             strangers_due_ns: 0,
@@ -173,9 +179,36 @@ impl Peers {
         }
     }
 
-    /// Something happened to what is watched by this token.
-    pub(super) fn serve(&mut self, now: u64, token: usize, reactor: &mut Carrier, store: &mut Store) {
-        self.go_on(now, (token - super::PEERS) as LinkNumber, reactor, store);
+    /// Something happened to what is watched by this token, or may have. Whether bytes came.
+    pub(super) fn serve(&mut self, now: u64, token: usize, reactor: &mut Carrier, store: &mut Store) -> bool {
+        let link = link_of(token);
+        let received_bytes = self.links.get(&link).map(Stage::received_bytes);
+        self.go_on(now, link, reactor, store);
+        self.links.get(&link).map(Stage::received_bytes) != received_bytes
+    }
+
+    /// From now on only [`Peers::serve`] finds what comes next over this link: no event need tell of it.
+    pub(super) fn heat(&mut self, token: usize, reactor: &mut Carrier) {
+        if let Some(Stage::Open(socket)) = self.links.get_mut(&link_of(token)) {
+            socket.heat(reactor);
+        }
+    }
+
+    /// Events tell of this link again.
+    pub(super) fn cool(&mut self, token: usize, reactor: &mut Carrier) {
+        if let Some(Stage::Open(socket)) = self.links.get_mut(&link_of(token)) {
+            socket.cool(reactor);
+        }
+    }
+
+    /// A long payload is on its way over this link.
+    pub(super) fn in_pieces(&self, token: usize) -> bool {
+        matches!(self.links.get(&link_of(token)), Some(Stage::Open(socket)) if socket.in_pieces())
+    }
+
+    /// There is more to read than a turn took.
+    pub(super) fn unfinished(&self) -> bool {
+        !self.unread.is_empty()
     }
 
     /// A process has connected to us and proved its name.
@@ -221,6 +254,11 @@ impl Peers {
         self.arrivals.pop_front()
     }
 
+    /// Whether all that came was taken.
+    pub(super) fn has_no_arrivals(&self) -> bool {
+        self.arrivals.is_empty()
+    }
+
     pub(super) fn number_of(&self, name: &str) -> Option<PeerNumber> {
         self.targets.iter().position(|target| target.name == name)
     }
@@ -261,17 +299,36 @@ impl Peers {
         self.targets.iter_mut().flat_map(|target| target.outbox.parcels_mut())
     }
 
-    /// The verdict on a parcel that came.
-    pub(super) fn settle(&mut self, peer: PeerNumber, due: Due, verdict: Verdict) {
-        self.targets[peer].inbox.settled(due, verdict);
+    /// The verdict on a parcel that came. [`Peers::say_verdicts`] says it, or [`Peers::pump`] with a parcel of ours.
+    pub(super) fn settle(&mut self, now: u64, peer: PeerNumber, due: Due, verdict: Verdict) {
+        let Target { inbox, delay, .. } = &mut self.targets[peer];
+        inbox.settled(due, verdict);
+        delay.settled(now);
+        self.verdicts_due_ns = self.verdicts_due_ns.min(delay.due_ns());
+    }
+
+    /// Says the verdicts that are due by this time.
+    pub(super) fn say_verdicts(&mut self, now: u64, by_ns: u64, reactor: &mut Carrier, store: &mut Store) {
+        if self.verdicts_due_ns == NEVER || by_ns < self.verdicts_due_ns {
+            return;
+        }
+        self.verdicts_due_ns = NEVER;
+        for peer in 0..self.targets.len() {
+            match self.targets[peer].delay.due_ns() {
+                NEVER => {}
+                due_ns if due_ns <= by_ns => self.pump(now, peer, reactor, store),
+                due_ns => self.verdicts_due_ns = self.verdicts_due_ns.min(due_ns),
+            }
+        }
     }
 
     /// Puts on the link what may go there: verdicts, then parcels.
     pub(super) fn pump(&mut self, now: u64, peer: PeerNumber, reactor: &mut Carrier, store: &mut Store) {
         let target = &mut self.targets[peer];
-        let Some(link) = target.up else { return };
+        // Without a link nothing is owed but to the next one.
+        let Some(link) = target.up else { return target.delay.said(now, false) };
         let Some(Stage::Open(socket)) = self.links.get_mut(&link) else { return };
-        let mut queued = false;
+        let (mut queued, mut answers) = (false, false);
         while socket.backlog().0 < BACKLOG_PARCELS_MAX {
             let Some((number, verdict)) = target.inbox.next_verdict() else { break };
             let code = match verdict {
@@ -287,7 +344,9 @@ impl Peers {
             let behind = u16::try_from(number - confirmed).expect("a window is 2^14 at most");
             let header = Header { call: number, function: behind, ..header_of(now, &parcel.kind) };
             queued |= socket.queue(&header, &parcel.key, Bytes::Shared(Arc::clone(&parcel.bytes))).is_ok();
+            answers = true;
         }
+        target.delay.said(now, answers);
         if queued {
             let arrivals = &mut self.arrivals;
             let done = &mut |bytes| arrivals.push_back(Arrival::Done(bytes));
@@ -589,8 +648,10 @@ impl Peers {
                 if self.links.get(&link).is_some_and(Stage::unfinished) && !self.unread.contains(&link) {
                     self.unread.push(link);
                 }
-                // What was written may have made room for more.
-                if let Some(peer) = self.peering.peer_of(link) {
+                // What was written may have made room for more; verdicts that wait go on waiting.
+                if let Some(peer) = self.peering.peer_of(link)
+                    && self.targets[peer].delay.due_ns() == NEVER
+                {
                     self.pump(now, peer, reactor, store);
                 }
                 return Ok(());
@@ -679,6 +740,7 @@ impl Target {
             up: None,
             outbox: Outbox::new(bounds),
             inbox: Inbox::new(WINDOW),
+            delay: Delay::new(),
             life: 0,
         }
     }
@@ -695,6 +757,14 @@ impl Stage {
         matches!(self, Stage::Open(socket) if socket.unfinished())
     }
 
+    /// Bytes of frames so far.
+    fn received_bytes(&self) -> u64 {
+        match self {
+            Stage::Open(socket) => socket.stats().received_bytes,
+            _ => 0,
+        }
+    }
+
     fn peer_addr(&self) -> Option<SocketAddr> {
         match self {
             Stage::Connecting(stream) | Stage::Greeting(stream, _) => stream.peer_addr().ok(),
@@ -706,6 +776,10 @@ impl Stage {
 /// The token of what carries a link.
 fn token_of(link: LinkNumber) -> usize {
     super::PEERS + usize::try_from(link).expect("64 bits")
+}
+
+fn link_of(token: usize) -> LinkNumber {
+    (token - super::PEERS) as LinkNumber
 }
 
 fn explain(error: &HelloError) -> String {
