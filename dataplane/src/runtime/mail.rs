@@ -235,9 +235,25 @@ impl Process {
     /// There is no room; they were given back.
     pub(super) fn keepable(&mut self, bytes: Bytes) -> Result<Bytes, String> {
         match &bytes {
-            Bytes::Foreign(foreign) if foreign.view.block().owner.get() != foreign.giver => self.copied(bytes),
+            Bytes::Foreign(foreign) if foreign.view.block().owner.get() != foreign.giver => match self.retaken(foreign) {
+                Some(block) => {
+                    self.release(bytes);
+                    Ok(Bytes::Own(block))
+                }
+                None => self.copied(bytes),
+            },
             _ => self.apart_from_workers(bytes),
         }
+    }
+
+    /// A block of ours that a worker passes on: ours again, as it is. Not one that a call of its was given, which may have to be given to another.
+    fn retaken(&mut self, passed: &Foreign) -> Option<praas_shm::Block> {
+        let block = *passed.view.block();
+        let seat = self.seats[usize::from(passed.giver)].as_ref()?;
+        if block.owner != ParticipantId::CONTROLLER || seat.given.iter().any(|given| given.is_given(&block)) {
+            return None;
+        }
+        self.store.arena.as_mut()?.take_back(ParticipantId::new(passed.giver)?, &block).ok()
     }
 
     /// A message has come. It is in the mailbox then, or on its way to who waited for it.

@@ -393,7 +393,9 @@ impl Process {
         // Whoever has a connection of ours talks to a client, and where cores are few the two want ours.
         let few = !self.placement.has_more_cores_than(self.seated.len() + 1);
         let wanted = self.core_is_wanted() || few && self.controller.lends();
-        let patience = if !wanted {
+        let patience = if !wanted && self.core_may_be_wanted() {
+            self.placement.patience_after_hand_over()
+        } else if !wanted {
             self.placement.controller_patience()
         } else if self.may_yield_to_worker(now) {
             self.placement.patience_after_hand_over()
@@ -474,8 +476,19 @@ impl Process {
 
     /// Whether a worker that shares our core has something to do: then we do not spin in its way.
     fn core_is_wanted(&self) -> bool {
-        let has_something = |worker| self.controller.is_busy(worker) && !self.is_waiting(worker);
+        let has_something =
+            |worker| self.controller.is_busy(worker) && !self.is_waiting(worker) && !self.sleeps_under_lease(worker);
         self.seated.iter().any(|worker| self.shares_core(*worker) && has_something(*worker))
+    }
+
+    /// Whether a worker that shares our core may be rung for by another at any moment: then we yield between two looks.
+    fn core_may_be_wanted(&self) -> bool {
+        self.seated.iter().any(|worker| self.shares_core(*worker) && self.sleeps_under_lease(*worker))
+    }
+
+    /// Whether it serves a lease and has nothing to do. What we gave it ourselves it may have been rung for and say so still.
+    fn sleeps_under_lease(&self, worker: WorkerId) -> bool {
+        self.controller.is_serving(worker) && self.seats[usize::from(worker)].as_ref().is_some_and(Seat::sleeps)
     }
 
     /// Whether its function waits for a message or for another process.
