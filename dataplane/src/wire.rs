@@ -127,6 +127,9 @@ pub(crate) mod record {
     pub(crate) const MAIL: u8 = 24;
     /// body = key of the message in the `ANSWER` that follows.
     pub(crate) const KEY_IS: u8 = 25;
+    /// id = the number that the next question will have, aux and body as in the `ANSWER` to a receive, the key with it: a message, should the
+    /// next question be a receive that it answers. The worker accepts it, and does not ask, or asks as if it were not there.
+    pub(crate) const OFFER: u8 = 26;
 
     /// Bit of the kind: the body holds several arguments.
     pub(crate) const ARGS: u8 = 0x80;

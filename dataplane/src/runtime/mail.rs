@@ -19,6 +19,8 @@ pub(super) struct Handed {
     pub(super) question: u64,
     /// Queue channel: how many records our queue had taken at the answer's end.
     pub(super) position: Option<u64>,
+    /// It was not asked for yet: see [`Process::offer`].
+    pub(super) is_offered: bool,
     message: Message<()>,
     bytes: HandedBytes,
 }
@@ -268,7 +270,10 @@ impl Process {
         payload: Payload,
     ) -> Result<(), (Code, String)> {
         match self.mailbox.deliver(from, key, payload) {
-            Ok(Delivered::Stored) => Ok(()),
+            Ok(Delivered::Stored) => {
+                self.offer(now);
+                Ok(())
+            }
             Ok(Delivered::Handed { to, message }) => {
                 self.hand(now, to, message);
                 Ok(())
@@ -289,6 +294,7 @@ impl Process {
         if let Some(seat) = &mut self.seats[usize::from(worker)] {
             seat.wants_key = key.is_empty();
         }
+        self.retract_offers(now);
         let by = Receiver { worker, call: question };
         let wanted = Wanted { from, key: (!key.is_empty()).then_some(key) };
         match self.mailbox.receive(now, by, wanted, deadline_ns) {
@@ -302,6 +308,52 @@ impl Process {
             Received::Nothing => self.answer_text(worker, question, Code::Timeout, ""),
             Received::Refused(refusal) => self.answer_text(worker, question, refusal.code(), &refusal.to_string()),
         }
+    }
+
+    /// Offers the only message there is to the worker that was told in this turn that what it sent has arrived: most often it receives the answer
+    /// next, and both are here. It saves a question, which on a shared core is two changes of it. Only what fits a record: nothing has
+    /// to be given back.
+    fn offer(&mut self, now: u64) {
+        let Some((worker, question)) = self.correspondence.told_at(now) else { return };
+        let (Some(seat), Some(message)) = (&self.seats[usize::from(worker)], self.mailbox.only()) else { return };
+        let (Channel::Ring { .. }, Bytes::Inline(inline)) = (&seat.channel, &message.payload.bytes) else { return };
+        let Some(both) = Inline::new(&[inline.as_slice(), &message.key].concat()) else { return };
+        if seat.handed.is_some() || seat.waits || !self.controller.is_running(worker) {
+            return;
+        }
+        let (inline, number) = (Inline::new(inline.as_slice()).expect("it is one"), question + 1);
+        let about = u64::from(number_of(message.from)) | (message.key.len() as u64) << 16;
+        let by = Receiver { worker, call: number };
+        let Received::Message(message) = self.mailbox.receive(now, by, Wanted { from: None, key: None }, 0) else {
+            return;
+        };
+        self.send(worker, Descriptor::new(record::OFFER, 0, number, about, Body::Inline(both)), None);
+        if let Some(seat) = &mut self.seats[usize::from(worker)] {
+            let Message { from, key, number: place, .. } = message;
+            let message = Message { from, key, payload: (), number: place };
+            let bytes = HandedBytes::Inline(inline);
+            seat.handed = Some(Handed { question: number, position: None, is_offered: true, message, bytes });
+        }
+    }
+
+    /// Somebody asks for a message: what was offered to others and is not accepted is everybody's.
+    fn retract_offers(&mut self, now: u64) {
+        for at in 0..self.seated.len() {
+            let Some(seat) = &mut self.seats[usize::from(self.seated[at])] else { continue };
+            let Channel::Ring { link, .. } = &seat.channel else { continue };
+            let retracted = |handed: &mut Handed| handed.is_offered && link.retract(handed.question);
+            if let Some(offered) = seat.handed.take_if(retracted) {
+                self.offer_again(now, offered);
+            }
+        }
+    }
+
+    /// What was offered and not accepted, back in its place.
+    pub(super) fn offer_again(&mut self, now: u64, offered: Handed) {
+        let (Message { from, key, number, .. }, HandedBytes::Inline(inline)) = (offered.message, offered.bytes) else {
+            unreachable!("only what fits a record is offered");
+        };
+        self.put_back(now, from, key, Payload { bytes: Bytes::Inline(inline), is_args: false, keeps: false }, number);
     }
 
     /// Nobody waits for this call any more: then its function does not wait for a message either.
@@ -384,7 +436,7 @@ impl Process {
         };
         if let Some(seat) = &mut self.seats[usize::from(worker)] {
             let message = Message { from, key, payload: (), number };
-            seat.handed = Some(Handed { question: to.call, position: None, message, bytes });
+            seat.handed = Some(Handed { question: to.call, position: None, is_offered: false, message, bytes });
         }
         self.answer_question(worker, to.call, Code::Ok, about, body, heap);
         self.hands_over(now, worker);

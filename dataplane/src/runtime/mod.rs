@@ -394,7 +394,7 @@ impl Process {
         let few = !self.placement.has_more_cores_than(self.seated.len() + 1);
         let wanted = self.core_is_wanted() || few && self.controller.lends();
         let patience = if !wanted && self.core_may_be_wanted() {
-            self.placement.patience_after_hand_over()
+            self.placement.patience_beside_lease()
         } else if !wanted {
             self.placement.controller_patience()
         } else if self.may_yield_to_worker(now) {

@@ -96,6 +96,8 @@ pub(super) struct Correspondence {
     remote: crate::numbered::NumberMap<RemoteCall>,
     /// Deadlines of those, and the calls.
     deadlines: std::collections::BTreeSet<(u64, u64)>,
+    /// The worker that was told last that its message has arrived, the number of its question, and when.
+    told: Option<(WorkerId, u64, u64)>,
     /// When the log may be told again of answers that found no room.
     loss_due_ns: u64,
 }
@@ -112,6 +114,11 @@ impl Correspondence {
     /// When [`Process::expire_remote_calls`] has to be called next.
     pub(super) fn wake_ns(&self) -> u64 {
         self.deadlines.first().map_or(u64::MAX, |(deadline_ns, _)| *deadline_ns)
+    }
+
+    /// The worker that was told in this turn that its message has arrived, and the number of its question.
+    pub(super) fn told_at(&self, now: u64) -> Option<(WorkerId, u64)> {
+        self.told.filter(|(.., at_ns)| *at_ns == now).map(|(worker, question, _)| (worker, question))
     }
 
     fn end(&mut self, call: u64) -> Option<RemoteCall> {
@@ -330,6 +337,7 @@ impl Process {
             Posted::Message { worker, incarnation, question } if self.incarnation_of(worker) == incarnation => {
                 self.answer_text(worker, question, code, &text);
                 self.hands_over(now, worker);
+                self.correspondence.told = Some((worker, question, now));
             }
             // Now it is in the other's queue: its answer is to come.
             Posted::Call { .. } if code == Code::Ok => {}
