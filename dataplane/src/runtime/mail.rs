@@ -237,7 +237,8 @@ impl Process {
     /// There is no room; they were given back.
     pub(super) fn keepable(&mut self, bytes: Bytes) -> Result<Bytes, String> {
         match &bytes {
-            Bytes::Foreign(foreign) if foreign.view.block().owner.get() != foreign.giver => match self.retaken(foreign) {
+            Bytes::Foreign(foreign) if foreign.view.block().owner.get() != foreign.giver => match self.retaken(foreign)
+            {
                 Some(block) => {
                     self.release(bytes);
                     Ok(Bytes::Own(block))
