@@ -583,6 +583,7 @@ impl Process {
         if now < until_ns && (self.controller.calls_open() > 0 || self.clients.unsent()) {
             return false;
         }
+        self.peers.say_verdicts(now, u64::MAX, &mut self.reactor, &mut self.store);
         self.peers.goodbye(&mut self.reactor, &mut self.store);
         self.clients.goodbye(&mut self.reactor);
         true
