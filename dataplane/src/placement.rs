@@ -38,6 +38,8 @@ const BALANCED_LINGER_NS: u64 = 100_000;
 const BALANCED_SPIN_NS: u64 = 5_000;
 /// Spin without yielding in `latency` mode. Longer than any small function, shorter than harm to one who shares the core.
 const LATENCY_SPIN_NS: u64 = 50_000;
+/// Spin of a controller beside a leased worker that sleeps on its core: a worker that stores one object after the other comes back in less.
+const BESIDE_LEASE_SPIN_NS: u64 = 2_000;
 /// How long an unused lease keeps its core in `latency` mode before it sleeps.
 const LATENCY_LINGER_NS: u64 = 20_000_000;
 /// A yield this long, ns, was taken for a time slice, not for a call: sleeping would have had the core back with the bell.
@@ -155,6 +157,16 @@ impl Placement {
     #[must_use]
     pub fn patience_after_hand_over(&self) -> Patience {
         if self.controller_patience() == Patience::NONE { Patience::NONE } else { Patience::YIELDING }
+    }
+
+    /// How the controller waits while a leased worker sleeps on its core, whom its caller may ring for at any moment: a caller that
+    /// asks us something else meanwhile, such as to store an object, asks again within [`BESIDE_LEASE_SPIN_NS`].
+    #[must_use]
+    pub fn patience_beside_lease(&self) -> Patience {
+        match self.controller_patience() {
+            Patience { linger_ns: 0, .. } => Patience::NONE,
+            _ => Patience { spin_ns: BESIDE_LEASE_SPIN_NS, ..Patience::YIELDING },
+        }
     }
 
     /// Whether there is a core for each of so many, and one to spare.

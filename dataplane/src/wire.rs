@@ -139,6 +139,9 @@ pub(crate) mod record {
     pub(crate) const MAIL: u8 = 24;
     /// body = key of the message in the `ANSWER` that follows.
     pub(crate) const KEY_IS: u8 = 25;
+    /// id = the number that the next question will have, aux and body as in the `ANSWER` to a receive, the key with it: a message, should the
+    /// next question be a receive that it answers. The worker accepts it, and does not ask, or asks as if it were not there.
+    pub(crate) const OFFER: u8 = 26;
 
     /// Worker → controller: tag = number of another process, id = call, aux = deadline, body = input: a nested call of the function there whose
     /// name was said as a key ([`super::MailOp::Key`]) just before. Ends in a `REPLY`; a `CANCEL` calls it off; its block comes back as a `RELEASE`.

@@ -80,6 +80,37 @@ fn m1_m3_messages_reach_another_process_in_order_with_their_sender() {
     });
 }
 
+/// G3, W2: an answer that comes together with the news that its question has arrived is offered to the function that asked. When that does not
+/// receive it, another does, at once or when the worker is dead; and nobody does twice.
+#[test]
+fn g3_w2_an_offered_message_that_is_left_is_received_by_another() {
+    on_both_reactors(|reactor| {
+        let place = Place::new();
+        let mut nodes = joined(&place, reactor, 2, &["--wait=latency"]);
+        let (left, right) = nodes.split_at_mut(1);
+        let ((node, asks), (_, answers)) = (&mut left[0], &mut right[0]);
+        for kills in [false, true, true, false] {
+            let pong = answers.submit("pong", Outgoing::from_args(&[b"a", b"ping", b"41"])).unwrap();
+            let leaves = asks.submit("ping_and_leave", Outgoing::from_args(&[b"b", b"40", b"2000"])).unwrap();
+            answers.wait(pong).unwrap();
+            if kills {
+                let workers = support::children(node.pid());
+                workers.iter().for_each(|pid| support::signal(*pid, 9));
+                assert!(matches!(asks.wait(leaves).unwrap_err(), InvokeError::WorkerLost { .. }));
+                wait_until("they are replaced", PATIENCE, || {
+                    let now = support::children(node.pid());
+                    now.len() == workers.len() && now.iter().all(|pid| !workers.contains(pid))
+                });
+                assert_eq!(ask(asks, "recv", &[b"b", b"pong"]), "b pong last");
+            } else {
+                assert_eq!(ask(asks, "recv_for", &[b"b", b"pong", b"1000"]), "b pong last", "while the other sleeps");
+                assert!(asks.wait(leaves).unwrap().is_empty(), "it was received");
+            }
+            assert_eq!(ask(asks, "recv_for", &[b"*", b"", b"0"]), "", "twice");
+        }
+    });
+}
+
 #[test]
 fn m1_a_broadcast_reaches_everybody_that_is_there() {
     over_all_carriers(|reactor, near| {

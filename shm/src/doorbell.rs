@@ -107,6 +107,12 @@ impl Ringer {
         self.sees_sleeper()
     }
 
+    /// A hint: what is read may be over by the time it is used.
+    #[inline]
+    pub(crate) fn peer_sleeps(&self) -> bool {
+        self.line.epoch.load(Ordering::Relaxed) % 2 == 1
+    }
+
     #[inline(always)]
     fn sees_sleeper(&self) -> bool {
         let epoch = self.line.epoch.load(Ordering::Relaxed);
@@ -236,6 +242,13 @@ impl Bell {
     #[inline(always)]
     pub fn ring_unfenced(&self) -> bool {
         self.ringer.must_ring_unfenced() && self.write()
+    }
+
+    /// Whether the peer says that it sleeps, rung or not: it says so until it has run. A hint, and no system call.
+    #[inline]
+    #[must_use]
+    pub fn peer_sleeps(&self) -> bool {
+        self.ringer.peer_sleeps()
     }
 
     #[cold]

@@ -160,6 +160,22 @@ impl Link {
         self.ours.mark_received(number);
     }
 
+    /// Takes what the peer offered under this number, as [`Link::mark_received`] says it, unless the peer has retracted it. False: it must not be
+    /// used, and what we say we received is what it was.
+    #[inline]
+    #[must_use]
+    pub fn accept(&self, number: u64) -> bool {
+        self.ours.accept(&self.theirs, number)
+    }
+
+    /// Takes back what was offered to the peer under this number. True: it did not accept it, and never will. False: it has, or finds at this
+    /// moment that it cannot; its [`Link::peer_received`] tells which, once something else that it did afterwards is seen.
+    #[must_use]
+    pub fn retract(&self, number: u64) -> bool {
+        self.ours.retract(number);
+        self.peer_received() < number
+    }
+
     /// The peer's [`Link::mark_received`]; 0 if it has said nothing.
     pub fn peer_received(&self) -> u64 {
         if self.is_mutual() { self.theirs.received() } else { 0 }

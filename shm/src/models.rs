@@ -345,6 +345,21 @@ fn withdrawn_request_never_runs_unseen() {
     });
 }
 
+/// A retraction and an acceptance that cross: what its owner sees unaccepted, and gives to another, is not used.
+#[test]
+fn what_is_retracted_in_time_is_not_accepted() {
+    model(|| {
+        let (takers, offerers) = (Window::on_heap(PeerLine::blank()), Window::on_heap(PeerLine::blank()));
+        let (marks, retracted) = (takers.clone(), offerers.clone());
+        let taker = thread::spawn(move || takers.accept(&retracted, 1));
+        offerers.retract(1);
+        let given_to_another = marks.received() < 1;
+        let accepted = taker.join().unwrap();
+        assert!(!(accepted && given_to_another), "two have it");
+        assert_eq!(marks.received() >= 1, accepted, "what it says in the end");
+    });
+}
+
 /// R9, edges *written*, *writing*, *pinned*, *unpinned*: a reader that has pinned an object reads it whole, while it is replaced and the
 /// memory of what nobody reads any more is written again.
 #[test]

@@ -13,7 +13,8 @@
 //! |     72 |     8 | `closed_lease`    | its number; 0: none, or being written                             |
 //! |     80 |     8 | `cancelled`       | the call cancelled last                                           |
 //! |     88 |     8 | `withdrawn`       | requests of ours below this position are void, unless taken       |
-//! |     96 |    32 | reserved          | zero                                                              |
+//! |     96 |     8 | `retracted`       | what we offered up to this number is void, unless received        |
+//! |    104 |    24 | reserved          | zero                                                              |
 //!
 //! The first half is written at every call and read when something is wrong or a ring looks full; the second is
 //! written seldom and read while spinning. Two cache lines keep the writes of the one out of the reads of the other.
@@ -27,7 +28,8 @@
 //! | told    | `cancel`                              | `cancelled`                  | nothing but the number           |
 //!
 //! A withdrawal and a mark cross: each side stores its own word, passes a full fence, and reads the other's. So not both
-//! miss the other: a request that the withdrawer does not see taken is one that its taker sees withdrawn.
+//! miss the other: a request that the withdrawer does not see taken is one that its taker sees withdrawn. A retraction and an acceptance
+//! cross in the same way; who accepted and sees it retracted takes its mark away again.
 
 use crate::mapping::SharedLayout;
 use crate::sync::{AtomicU64, Ordering, fence};
@@ -56,7 +58,8 @@ pub(crate) struct PeerLine {
     closed_lease: AtomicU64,
     cancelled: AtomicU64,
     withdrawn: AtomicU64,
-    _reserved_2: [AtomicU64; 4],
+    retracted: AtomicU64,
+    _reserved_2: [AtomicU64; 3],
 }
 
 /// Distance between two peer lines, bytes.
@@ -71,7 +74,7 @@ const _: () = {
     assert!(offset_of!(PeerLine, received) == 32 && offset_of!(PeerLine, _reserved) == 40);
     assert!(offset_of!(PeerLine, closed_position) == 64);
     assert!(offset_of!(PeerLine, closed_lease) == 72 && offset_of!(PeerLine, cancelled) == 80);
-    assert!(offset_of!(PeerLine, withdrawn) == 88 && offset_of!(PeerLine, _reserved_2) == 96);
+    assert!(offset_of!(PeerLine, withdrawn) == 88 && offset_of!(PeerLine, retracted) == 96);
 };
 
 // SAFETY: `repr(C)` of 16 `AtomicU64`: any bits are a value, all of it is atomics, no padding (asserted above).
@@ -84,7 +87,7 @@ impl PeerLine {
         // Not an edge: the peer this was about is gone, and the next one believes nothing before `link`.
         self.linked.store(0, Ordering::Relaxed);
         let said = [&self.head, &self.taken, &self.exchange_taken, &self.received, &self.closed_position];
-        for word in said.into_iter().chain([&self.closed_lease, &self.cancelled, &self.withdrawn]) {
+        for word in said.into_iter().chain([&self.closed_lease, &self.cancelled, &self.withdrawn, &self.retracted]) {
             word.store(0, Ordering::Relaxed);
         }
     }
@@ -106,6 +109,20 @@ impl PeerLine {
         self.received.store(number, Ordering::Relaxed);
         // As in `mark_taken`: what user code does with it comes after the mark.
         fence(Ordering::Release);
+    }
+
+    /// See [`crate::Link::accept`].
+    #[inline]
+    pub(crate) fn accept(&self, theirs: &PeerLine, number: u64) -> bool {
+        let before = self.received.load(Ordering::Relaxed);
+        self.received.store(number, Ordering::Relaxed);
+        // crosses `retract`.
+        fence(Ordering::SeqCst);
+        let is_ours = theirs.retracted() < number;
+        if !is_ours {
+            self.received.store(before, Ordering::Relaxed);
+        }
+        is_ours
     }
 
     #[inline]
@@ -148,6 +165,12 @@ impl PeerLine {
     pub(crate) fn cancel(&self, call: u64) {
         // told (release).
         self.cancelled.store(call, Ordering::Release);
+    }
+
+    pub(crate) fn retract(&self, number: u64) {
+        self.retracted.store(number, Ordering::Relaxed);
+        // crosses `accept`.
+        fence(Ordering::SeqCst);
     }
 
     pub(crate) fn withdraw(&self, position: u64) {
@@ -209,6 +232,12 @@ impl PeerLine {
     }
 
     #[inline]
+    pub(crate) fn retracted(&self) -> u64 {
+        // As in `withdrawn`.
+        self.retracted.load(Ordering::Relaxed)
+    }
+
+    #[inline]
     pub(crate) fn withdrawn(&self) -> u64 {
         // Nothing comes with it but the number.
         self.withdrawn.load(Ordering::Relaxed)
@@ -230,6 +259,7 @@ impl PeerLine {
             closed_lease: zero(),
             cancelled: zero(),
             withdrawn: zero(),
+            retracted: zero(),
             _reserved_2: std::array::from_fn(|_| zero()),
         }
     }

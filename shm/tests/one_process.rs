@@ -255,6 +255,7 @@ fn the_segment_has_the_documented_bytes() {
     to_b.mark_received(0x17);
     to_b.close(0x13, 0x14);
     to_b.cancel(0x15);
+    assert!(to_b.retract(0x18), "it has received nothing");
     a.own.set_activity(0x16);
     let said =
         |call| LentConnection { lease: 1, received: 2, sent: 3, read_bytes: 4, written_bytes: 5, call, deadline_ns: 7 };
@@ -279,7 +280,7 @@ fn the_segment_has_the_documented_bytes() {
     assert_eq!(words(384, 16), [2, 1, 2, 3, 4, 5, 6, 7, 1, 2, 3, 4, 5, 8, 7, 0], "the last two sayings");
     let line = words(4096 + 5 * 128, 16);
     assert_ne!(line[0], 0, "linked");
-    assert_eq!(line[1..], [0, 0x11, 0x12, 0x17, 0, 0, 0, 0x14, 0x13, 0x15, 0, 0, 0, 0, 0]);
+    assert_eq!(line[1..], [0, 0x11, 0x12, 0x17, 0, 0, 0, 0x14, 0x13, 0x15, 0, 0x18, 0, 0, 0]);
     let slot = words(16384 + 5 * 64 * 64, 8);
     assert_eq!(slot, [1 | 1 << 32 | 4 << 40 | 2 << 48, 3, 4, u64::from(u32::from_le_bytes(*b"gold")), 0, 0, 0, 0]);
 }

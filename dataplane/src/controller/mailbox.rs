@@ -434,6 +434,11 @@ impl<P: Keep> Mailbox<P> {
         self.messages.values_mut().map(|message| &mut message.payload)
     }
 
+    /// The message, when there is one and no other.
+    pub(crate) fn only(&self) -> Option<&Message<P>> {
+        self.messages.values().next().filter(|_| self.messages.len() == 1)
+    }
+
     #[cfg(test)]
     pub(crate) fn stats(&self) -> Stats {
         Stats {

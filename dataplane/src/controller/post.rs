@@ -21,6 +21,7 @@
 //!
 //! Everything is O(log n), except a new life of the peer, which is O(1) for each parcel that is over with it.
 
+pub(crate) mod delay;
 #[cfg(test)]
 mod tests;
 

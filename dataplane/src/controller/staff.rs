@@ -483,6 +483,11 @@ impl<P: Keep> Controller<P> {
         !matches!(self.staff.state(worker), State::Vacant | State::Starting { .. } | State::Idle { .. } | State::Dying)
     }
 
+    /// Whether a worker has a lease to serve, and nothing else from here.
+    pub(crate) fn is_serving(&self, worker: WorkerId) -> bool {
+        matches!(self.staff.state(worker), State::Serving { .. })
+    }
+
     /// Whether a worker runs a call that it was given here.
     pub(crate) fn is_running(&self, worker: WorkerId) -> bool {
         matches!(self.staff.state(worker), State::Running { .. })

@@ -1,5 +1,5 @@
-//! The connection that called last. Most often it calls next, so that it is looked at for itself; and while we are awake and it calls
-//! again and again it is *hot*: read by system calls of its own. A ring brings many connections in one system call, and one 1.5 us later.
+//! The connection that brought something last, a client's or another process's. Most often it is the next one, too, so that it is looked at for
+//! itself; and while we are awake and it calls again and again it is *hot*: read by system calls of its own. A ring brings many connections in one system call, and one 1.5 us later.
 
 use super::*;
 
@@ -11,7 +11,8 @@ const READS_TO_HEAT: u32 = 16;
 
 #[derive(Debug)]
 pub(super) struct LastCaller {
-    index: usize,
+    /// As the reactor knows the connection.
+    token: usize,
     /// Since we slept, or another called.
     reads: u32,
     is_hot: bool,
@@ -21,8 +22,8 @@ pub(super) struct LastCaller {
 
 impl Process {
     /// This connection brought requests.
-    pub(super) fn warm_up(&mut self, index: usize) {
-        if let Some(last) = self.last_caller.as_mut().filter(|last| last.index == index) {
+    pub(super) fn warm_up(&mut self, token: usize) {
+        if let Some(last) = self.last_caller.as_mut().filter(|last| last.token == token) {
             last.reads = last.reads.saturating_add(1);
             if last.reads >= READS_TO_HEAT {
                 self.heat();
@@ -30,12 +31,16 @@ impl Process {
             return;
         }
         self.cool();
-        self.last_caller = Some(LastCaller { index, reads: 1, is_hot: false, looks: 0 });
+        self.last_caller = Some(LastCaller { token, reads: 1, is_hot: false, looks: 0 });
     }
 
     /// This connection brought a part of a payload. Another is on its way: worth reading without the ring at once.
-    pub(super) fn warm_up_in_pieces(&mut self, index: usize) {
-        if self.last_caller.as_ref().is_some_and(|last| last.index == index) && self.clients.in_pieces(index) {
+    pub(super) fn warm_up_in_pieces(&mut self, token: usize) {
+        let in_pieces = || match token {
+            PEERS.. => self.peers.in_pieces(token),
+            _ => self.clients.in_pieces(token - CLIENTS),
+        };
+        if self.last_caller.as_ref().is_some_and(|last| last.token == token) && in_pieces() {
             self.heat();
         }
     }
@@ -46,7 +51,10 @@ impl Process {
             && self.placement.controller_patience() != Patience::NONE
         {
             last.is_hot = true;
-            self.clients.heat(last.index, &mut self.reactor);
+            match last.token {
+                PEERS.. => self.peers.heat(last.token, &mut self.reactor),
+                token => self.clients.heat(token - CLIENTS, &mut self.reactor),
+            }
         }
     }
 
@@ -55,14 +63,17 @@ impl Process {
         if let Some(last) = &mut self.last_caller {
             last.reads = 0;
             if std::mem::take(&mut last.is_hot) {
-                self.clients.cool(last.index, &mut self.reactor);
+                match last.token {
+                    PEERS.. => self.peers.cool(last.token, &mut self.reactor),
+                    token => self.clients.cool(token - CLIENTS, &mut self.reactor),
+                }
             }
         }
     }
 
-    /// This connection is gone, or somebody else's.
+    /// This connection of a client is gone, or somebody else's.
     pub(super) fn forget(&mut self, index: usize) {
-        self.last_caller.take_if(|last| last.index == index);
+        self.last_caller.take_if(|last| last.token == CLIENTS + index);
     }
 
     /// Everybody is looked at now.
@@ -79,11 +90,11 @@ impl Process {
             return None;
         }
         last.looks += 1;
-        let index = last.index;
-        let found = self.on_client(now, index, true);
-        if self.clients.unfinished()
-            && let Some(last) = &mut self.last_caller
-        {
+        let (found, unfinished) = match last.token {
+            token @ PEERS.. => (self.on_peer(now, token), self.peers.unfinished()),
+            token => (self.on_client(now, token - CLIENTS, true), self.clients.unfinished()),
+        };
+        if unfinished && let Some(last) = &mut self.last_caller {
             // It brought more than one look takes.
             last.looks = LOOKS_PER_POLL;
         }

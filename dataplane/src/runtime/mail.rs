@@ -21,6 +21,8 @@ pub(super) struct Handed {
     pub(super) question: u64,
     /// Queue channel: how many records our queue had taken at the answer's end.
     pub(super) position: Option<u64>,
+    /// It was not asked for yet: see [`Process::offer`].
+    pub(super) is_offered: bool,
     message: Message<()>,
     bytes: HandedBytes,
 }
@@ -224,9 +226,26 @@ impl Process {
     /// There is no room; they were given back.
     pub(super) fn keepable(&mut self, bytes: Bytes) -> Result<Bytes, String> {
         match &bytes {
-            Bytes::Foreign(foreign) if foreign.view.block().owner.get() != foreign.giver => self.copied(bytes),
+            Bytes::Foreign(foreign) if foreign.view.block().owner.get() != foreign.giver => match self.retaken(foreign)
+            {
+                Some(block) => {
+                    self.release(bytes);
+                    Ok(Bytes::Own(block))
+                }
+                None => self.copied(bytes),
+            },
             _ => self.apart_from_workers(bytes),
         }
+    }
+
+    /// A block of ours that a worker passes on: ours again, as it is. Not one that a call of its was given, which may have to be given to another.
+    fn retaken(&mut self, passed: &Foreign) -> Option<praas_shm::Block> {
+        let block = *passed.view.block();
+        let seat = self.seats[usize::from(passed.giver)].as_ref()?;
+        if block.owner != ParticipantId::CONTROLLER || seat.given.iter().any(|given| given.is_given(&block)) {
+            return None;
+        }
+        self.store.arena.as_mut()?.take_back(ParticipantId::new(passed.giver)?, &block).ok()
     }
 
     /// A message has come. It is in the mailbox then, or on its way to who waited for it.
@@ -242,7 +261,10 @@ impl Process {
     ) -> Result<(), (Code, String)> {
         match self.mailbox.deliver(from, key, payload) {
             Ok(Delivered::Stored) => {
-                if !self.joins.is_empty() {
+                // What a function may run for is in the mailbox, and with no worker.
+                if self.joins.is_empty() {
+                    self.offer(now);
+                } else {
                     self.join_stored(now, from, key);
                 }
                 Ok(())
@@ -267,6 +289,7 @@ impl Process {
         if let Some(seat) = &mut self.seats[usize::from(worker)] {
             seat.wants_key = key.is_empty();
         }
+        self.retract_offers(now);
         let by = Receiver { worker, call: question };
         let wanted = Wanted { from, key: (!key.is_empty()).then_some(key) };
         // What it left can be received. More will not come.
@@ -289,6 +312,52 @@ impl Process {
             },
             Received::Refused(refusal) => self.answer_text(worker, question, refusal.code(), &refusal.to_string()),
         }
+    }
+
+    /// Offers the only message there is to the worker that was told in this turn that what it sent has arrived: most often it receives the answer
+    /// next, and both are here. It saves a question, which on a shared core is two changes of it. Only what fits a record: nothing has
+    /// to be given back.
+    fn offer(&mut self, now: u64) {
+        let Some((worker, question)) = self.correspondence.told_at(now) else { return };
+        let (Some(seat), Some(message)) = (&self.seats[usize::from(worker)], self.mailbox.only()) else { return };
+        let (Channel::Ring { .. }, Bytes::Inline(inline)) = (&seat.channel, &message.payload.bytes) else { return };
+        let Some(both) = Inline::new(&[inline.as_slice(), &message.key].concat()) else { return };
+        if seat.handed.is_some() || seat.waits || !self.controller.is_running(worker) {
+            return;
+        }
+        let (inline, number) = (Inline::new(inline.as_slice()).expect("it is one"), question + 1);
+        let about = u64::from(number_of(message.from)) | (message.key.len() as u64) << 16;
+        let by = Receiver { worker, call: number };
+        let Received::Message(message) = self.mailbox.receive(now, by, Wanted { from: None, key: None }, 0) else {
+            return;
+        };
+        self.send(worker, Descriptor::new(record::OFFER, 0, number, about, Body::Inline(both)), None);
+        if let Some(seat) = &mut self.seats[usize::from(worker)] {
+            let Message { from, key, number: place, .. } = message;
+            let message = Message { from, key, payload: (), number: place };
+            let bytes = HandedBytes::Inline(inline);
+            seat.handed = Some(Handed { question: number, position: None, is_offered: true, message, bytes });
+        }
+    }
+
+    /// Somebody asks for a message: what was offered to others and is not accepted is everybody's.
+    fn retract_offers(&mut self, now: u64) {
+        for at in 0..self.seated.len() {
+            let Some(seat) = &mut self.seats[usize::from(self.seated[at])] else { continue };
+            let Channel::Ring { link, .. } = &seat.channel else { continue };
+            let retracted = |handed: &mut Handed| handed.is_offered && link.retract(handed.question);
+            if let Some(offered) = seat.handed.take_if(retracted) {
+                self.offer_again(now, offered);
+            }
+        }
+    }
+
+    /// What was offered and not accepted, back in its place.
+    pub(super) fn offer_again(&mut self, now: u64, offered: Handed) {
+        let (Message { from, key, number, .. }, HandedBytes::Inline(inline)) = (offered.message, offered.bytes) else {
+            unreachable!("only what fits a record is offered");
+        };
+        self.put_back(now, from, key, Payload { bytes: Bytes::Inline(inline), is_args: false, keeps: false }, number);
     }
 
     /// Nobody waits for this call any more: then its function does not wait for a message either.
@@ -382,7 +451,7 @@ impl Process {
         };
         if let Some(seat) = &mut self.seats[usize::from(worker)] {
             let message = Message { from, key, payload: (), number };
-            seat.handed = Some(Handed { question: to.call, position: None, message, bytes });
+            seat.handed = Some(Handed { question: to.call, position: None, is_offered: false, message, bytes });
         }
         self.answer_question(worker, to.call, Code::Ok, about, body, heap);
         self.hands_over(now, worker);

@@ -432,7 +432,9 @@ impl Process {
         // Whoever has a connection of ours talks to a client, and where cores are few the two want ours.
         let few = !self.placement.has_more_cores_than(self.seated.len() + 1);
         let wanted = self.core_is_wanted() || few && self.controller.lends();
-        let patience = if !wanted {
+        let patience = if !wanted && self.core_may_be_wanted() {
+            self.placement.patience_beside_lease()
+        } else if !wanted {
             self.placement.controller_patience()
         } else if self.may_yield_to_worker(now) {
             self.placement.patience_after_hand_over()
@@ -441,6 +443,9 @@ impl Process {
         };
         let idle_ns = if worked { 0 } else { now.saturating_sub(idle_since_ns) };
         let spin = idle_ns < patience.linger_ns || self.clients.unfinished();
+        // What others wait for does not wait for our sleep to end.
+        let by_ns = if spin { now } else { u64::MAX };
+        self.peers.say_verdicts(now, by_ns, &mut self.reactor, &mut self.store);
         let (mut timeout, mut found) = (Duration::ZERO, false);
         if !spin {
             self.cool();
@@ -515,8 +520,19 @@ impl Process {
 
     /// Whether a worker that shares our core has something to do: then we do not spin in its way.
     fn core_is_wanted(&self) -> bool {
-        let has_something = |worker| self.controller.is_busy(worker) && !self.is_waiting(worker);
+        let has_something =
+            |worker| self.controller.is_busy(worker) && !self.is_waiting(worker) && !self.sleeps_under_lease(worker);
         self.seated.iter().any(|worker| self.shares_core(*worker) && has_something(*worker))
+    }
+
+    /// Whether a worker that shares our core may be rung for by another at any moment: then we yield between two looks.
+    fn core_may_be_wanted(&self) -> bool {
+        self.seated.iter().any(|worker| self.shares_core(*worker) && self.sleeps_under_lease(*worker))
+    }
+
+    /// Whether it serves a lease and has nothing to do. What we gave it ourselves it may have been rung for and say so still.
+    fn sleeps_under_lease(&self, worker: WorkerId) -> bool {
+        self.controller.is_serving(worker) && self.seats[usize::from(worker)].as_ref().is_some_and(Seat::sleeps)
     }
 
     /// Whether its function waits for a message or for another process.
@@ -553,8 +569,7 @@ impl Process {
                 self.take_peers_in(now);
             }
             PEERS.. => {
-                self.peers.serve(now, token, &mut self.reactor, &mut self.store);
-                self.take_peers_in(now);
+                self.on_peer(now, token);
             }
             GREETINGS.. => match self.clients.greet(token - GREETINGS, &mut self.reactor, &self.welcome) {
                 Some(Came::Client { connection, session_id, number }) => {
@@ -620,6 +635,7 @@ impl Process {
         if now < until_ns && (self.controller.calls_open() > 0 || self.clients.unsent()) {
             return false;
         }
+        self.peers.say_verdicts(now, u64::MAX, &mut self.reactor, &mut self.store);
         self.peers.goodbye(&mut self.reactor, &mut self.store);
         self.clients.goodbye(&mut self.reactor);
         true
@@ -634,15 +650,26 @@ impl Process {
             self.clients.serve(index, readable, &mut self.reactor, &mut self.store, &self.welcome, &mut arrived);
         let calls = arrived.iter().any(|event| matches!(event, clients::Event::Request { .. }));
         if calls {
-            self.warm_up(index);
+            self.warm_up(CLIENTS + index);
         } else {
-            self.warm_up_in_pieces(index);
+            self.warm_up_in_pieces(CLIENTS + index);
         }
         self.take_in(now, index, &mut arrived);
         if calls && self.apart.take_due(now) {
             self.keep_apart(index);
         }
         self.arrived = arrived;
+        found
+    }
+
+    /// Serves a connection with another process. Whether it brought something.
+    fn on_peer(&mut self, now: u64, token: usize) -> bool {
+        let found = self.peers.serve(now, token, &mut self.reactor, &mut self.store);
+        if self.take_peers_in(now) {
+            self.warm_up(token);
+        } else {
+            self.warm_up_in_pieces(token);
+        }
         found
     }
 

@@ -102,6 +102,8 @@ pub(super) struct Correspondence {
     remote: crate::numbered::NumberMap<RemoteCall>,
     /// Deadlines of those, and the calls.
     deadlines: std::collections::BTreeSet<(u64, u64)>,
+    /// The worker that was told last that its message has arrived, the number of its question, and when.
+    told: Option<(WorkerId, u64, u64)>,
     /// When the log may be told again of answers that found no room.
     loss_due_ns: u64,
 }
@@ -118,6 +120,11 @@ impl Correspondence {
     /// When [`Process::expire_remote_calls`] has to be called next.
     pub(super) fn wake_ns(&self) -> u64 {
         self.deadlines.first().map_or(u64::MAX, |(deadline_ns, _)| *deadline_ns)
+    }
+
+    /// The worker that was told in this turn that its message has arrived, and the number of its question.
+    pub(super) fn told_at(&self, now: u64) -> Option<(WorkerId, u64)> {
+        self.told.filter(|(.., at_ns)| *at_ns == now).map(|(worker, question, _)| (worker, question))
     }
 
     fn end(&mut self, call: u64) -> Option<RemoteCall> {
@@ -405,9 +412,11 @@ impl Process {
         found
     }
 
-    /// What connections with other processes brought, and what became of our parcels.
-    pub(super) fn take_peers_in(&mut self, now: u64) {
+    /// What connections with other processes brought, and what became of our parcels. Whether there were parcels or verdicts.
+    pub(super) fn take_peers_in(&mut self, now: u64) -> bool {
+        let mut found = false;
         while let Some(arrival) = self.peers.arrival() {
+            found |= matches!(arrival, Arrival::Parcel { .. } | Arrival::End { .. });
             match arrival {
                 Arrival::Done(bytes) => self.release(bytes),
                 Arrival::End { ticket, end } => self.on_end(now, ticket, end),
@@ -418,11 +427,14 @@ impl Process {
                 }
                 Arrival::Parcel { peer, due, kind, key, bytes } => {
                     let verdict = self.on_parcel(now, peer, kind, &key, bytes);
-                    self.peers.settle(peer, due, verdict);
-                    self.peers.pump(now, peer, &mut self.reactor, &mut self.store);
+                    self.peers.settle(now, peer, due, verdict);
                 }
             }
+            if self.peers.has_no_arrivals() {
+                self.peers.say_verdicts(now, now, &mut self.reactor, &mut self.store);
+            }
         }
+        found
     }
 
     fn on_end(&mut self, now: u64, ticket: Ticket, end: End) {
@@ -447,6 +459,8 @@ impl Process {
         match posted {
             Posted::Message { worker, incarnation, question } if self.incarnation_of(worker) == incarnation => {
                 self.answer_text(worker, question, code, &text);
+                self.hands_over(now, worker);
+                self.correspondence.told = Some((worker, question, now));
             }
             // Now it is in the other's queue: its answer is to come.
             Posted::Call { .. } if code == Code::Ok => {}

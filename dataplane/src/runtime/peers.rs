@@ -26,6 +26,7 @@ use crate::clock::{now_ns, unix_s};
 use crate::config::{Checks, Congestion, Dial, ProcessConfig, WhenSwapped};
 use crate::controller::membership::Membership;
 use crate::controller::peers::{Action, Farewell, LinkNumber, PeerNumber, Peering, Word};
+use crate::controller::post::delay::{Delay, NEVER};
 use crate::controller::post::{self, Arrived, Bounds, Dispatch, Due, Inbox, Outbox, Ticket, Verdict, WINDOW};
 use crate::wire::{BUDGET_MAX_NS, Code, VERSIONS, frame};
 use crate::{Credential, Role, Secret};
@@ -63,6 +64,8 @@ struct Target {
     up: Option<LinkNumber>,
     outbox: Outbox<Parcel>,
     inbox: Inbox,
+    /// When the inbox's verdicts go out.
+    delay: Delay,
     /// The life that was up last.
     life: u64,
     /// Memory that was shared with this life broke: it is not tried again.
@@ -105,6 +108,8 @@ pub(super) struct Peers {
     arrivals: VecDeque<Arrival>,
     /// When an outbox has to be looked at.
     outboxes_due_ns: u64,
+    /// When a verdict has to be said.
+    verdicts_due_ns: u64,
     /// Links that have more to read than one turn takes.
     unread: Vec<LinkNumber>,
     /// Those that speak their last words, and until when they may.
@@ -146,6 +151,7 @@ impl Peers {
             limits: Limits { payload_bytes_max: config.payload_bytes_max },
             arrivals: VecDeque::new(),
             outboxes_due_ns: u64::MAX,
+            verdicts_due_ns: NEVER,
             unread: Vec::new(),
             leaving: VecDeque::new(),
             strangers_due_ns: 0,
@@ -200,9 +206,36 @@ impl Peers {
         }
     }
 
-    /// Something happened to what is watched by this token.
-    pub(super) fn serve(&mut self, now: u64, token: usize, reactor: &mut Carrier, store: &mut Store) {
-        self.go_on(now, (token - super::PEERS) as LinkNumber, reactor, store);
+    /// Something happened to what is watched by this token, or may have. Whether bytes came.
+    pub(super) fn serve(&mut self, now: u64, token: usize, reactor: &mut Carrier, store: &mut Store) -> bool {
+        let link = link_of(token);
+        let received_bytes = self.links.get(&link).map(Stage::received_bytes);
+        self.go_on(now, link, reactor, store);
+        self.links.get(&link).map(Stage::received_bytes) != received_bytes
+    }
+
+    /// From now on only [`Peers::serve`] finds what comes next over this link: no event need tell of it.
+    pub(super) fn heat(&mut self, token: usize, reactor: &mut Carrier) {
+        if let Some(Stage::Open(socket)) = self.links.get_mut(&link_of(token)) {
+            socket.heat(reactor);
+        }
+    }
+
+    /// Events tell of this link again.
+    pub(super) fn cool(&mut self, token: usize, reactor: &mut Carrier) {
+        if let Some(Stage::Open(socket)) = self.links.get_mut(&link_of(token)) {
+            socket.cool(reactor);
+        }
+    }
+
+    /// A long payload is on its way over this link.
+    pub(super) fn in_pieces(&self, token: usize) -> bool {
+        matches!(self.links.get(&link_of(token)), Some(Stage::Open(socket)) if socket.in_pieces())
+    }
+
+    /// There is more to read than a turn took.
+    pub(super) fn unfinished(&self) -> bool {
+        !self.unread.is_empty()
     }
 
     /// A process has connected to us and proved its name.
@@ -250,6 +283,11 @@ impl Peers {
         self.arrivals.pop_front()
     }
 
+    /// Whether all that came was taken.
+    pub(super) fn has_no_arrivals(&self) -> bool {
+        self.arrivals.is_empty()
+    }
+
     /// Something for a peer, whether it is there or not. [`Peers::pump`] sends it.
     ///
     /// # Errors
@@ -281,17 +319,36 @@ impl Peers {
         self.targets.iter_mut().flat_map(|target| target.outbox.parcels_mut())
     }
 
-    /// The verdict on a parcel that came.
-    pub(super) fn settle(&mut self, peer: PeerNumber, due: Due, verdict: Verdict) {
-        self.targets[peer].inbox.settled(due, verdict);
+    /// The verdict on a parcel that came. [`Peers::say_verdicts`] says it, or [`Peers::pump`] with a parcel of ours.
+    pub(super) fn settle(&mut self, now: u64, peer: PeerNumber, due: Due, verdict: Verdict) {
+        let Target { inbox, delay, .. } = &mut self.targets[peer];
+        inbox.settled(due, verdict);
+        delay.settled(now);
+        self.verdicts_due_ns = self.verdicts_due_ns.min(delay.due_ns());
+    }
+
+    /// Says the verdicts that are due by this time.
+    pub(super) fn say_verdicts(&mut self, now: u64, by_ns: u64, reactor: &mut Carrier, store: &mut Store) {
+        if self.verdicts_due_ns == NEVER || by_ns < self.verdicts_due_ns {
+            return;
+        }
+        self.verdicts_due_ns = NEVER;
+        for peer in 0..self.targets.len() {
+            match self.targets[peer].delay.due_ns() {
+                NEVER => {}
+                due_ns if due_ns <= by_ns => self.pump(now, peer, reactor, store),
+                due_ns => self.verdicts_due_ns = self.verdicts_due_ns.min(due_ns),
+            }
+        }
+        self.nears.ring();
     }
 
     /// Puts on the link what may go there: verdicts, then parcels.
     pub(super) fn pump(&mut self, now: u64, peer: PeerNumber, reactor: &mut Carrier, store: &mut Store) {
         let target = &mut self.targets[peer];
-        let Some(link) = target.up else { return };
+        // Without a link nothing is owed but to the next one.
+        let Some(link) = target.up else { return target.delay.said(now, false) };
         let Some(Stage::Open(socket)) = self.links.get_mut(&link) else { return };
-        let mut queued = false;
         match self.nears.speaks(link) {
             Some(true) => return self.pump_near(now, peer, link, store),
             // The leader is second, and what is under way in pieces goes first: all else would arrive before it.
@@ -309,6 +366,7 @@ impl Peers {
             }
             _ => {}
         }
+        let (mut queued, mut answers) = (false, false);
         while socket.backlog().0 < BACKLOG_PARCELS_MAX {
             let Some((number, verdict)) = target.inbox.next_verdict() else { break };
             let header = verdict_header(number, verdict);
@@ -319,7 +377,9 @@ impl Peers {
             let Some(dispatch) = target.outbox.next_to_send() else { break };
             let (header, parcel) = (parcel_header(now, &dispatch), dispatch.parcel);
             queued |= socket.queue(&header, &parcel.key, Bytes::Shared(Arc::clone(&parcel.bytes))).is_ok();
+            answers = true;
         }
+        target.delay.said(now, answers);
         if queued {
             self.flush_link(now, link, reactor, store);
         }
@@ -339,6 +399,7 @@ impl Peers {
     fn pump_near(&mut self, now: u64, peer: PeerNumber, link: LinkNumber, store: &Store) {
         let Peers { targets, nears, .. } = self;
         let target = &mut targets[peer];
+        let mut answers = false;
         while nears.has_room(link) {
             let Some((number, verdict)) = target.inbox.next_verdict() else { break };
             nears.say(link, &verdict_header(number, verdict));
@@ -347,7 +408,9 @@ impl Peers {
             let Some(dispatch) = target.outbox.next_to_send() else { break };
             let (header, parcel) = (parcel_header(now, &dispatch), dispatch.parcel);
             nears.send(link, &header, &parcel.key, &parcel.bytes, store);
+            answers = true;
         }
+        target.delay.said(now, answers);
     }
 
     /// What an outbox is done with.
@@ -876,8 +939,10 @@ impl Peers {
                 if self.links.get(&link).is_some_and(Stage::unfinished) && !self.unread.contains(&link) {
                     self.unread.push(link);
                 }
-                // What was written may have made room for more.
-                if let Some(peer) = self.peering.peer_of(link) {
+                // What was written may have made room for more; verdicts that wait go on waiting.
+                if let Some(peer) = self.peering.peer_of(link)
+                    && self.targets[peer].delay.due_ns() == NEVER
+                {
                     self.pump(now, peer, reactor, store);
                 }
                 return Ok(());
@@ -988,6 +1053,7 @@ impl Target {
             up: None,
             outbox: Outbox::new(bounds),
             inbox: Inbox::new(WINDOW),
+            delay: Delay::new(),
             life: 0,
             near_broke: false,
             offered_over: None,
@@ -1001,6 +1067,14 @@ impl Stage {
         matches!(self, Stage::Open(socket) if socket.unfinished())
     }
 
+    /// Bytes of frames so far.
+    fn received_bytes(&self) -> u64 {
+        match self {
+            Stage::Open(socket) => socket.stats().received_bytes,
+            _ => 0,
+        }
+    }
+
     fn peer_addr(&self) -> Option<SocketAddr> {
         match self {
             Stage::Connecting(stream) | Stage::Greeting(stream, _) => stream.peer_addr().ok(),
@@ -1012,6 +1086,10 @@ impl Stage {
 /// The token of what carries a link.
 fn token_of(link: LinkNumber) -> usize {
     super::PEERS + usize::try_from(link).expect("64 bits")
+}
+
+fn link_of(token: usize) -> LinkNumber {
+    (token - super::PEERS) as LinkNumber
 }
 
 fn explain(error: &HelloError) -> String {

@@ -79,7 +79,9 @@ impl Process {
                 return Err(Violation("asked something before it had read the last answer"));
             }
             // It has gone on since.
-            seat.handed = None;
+            if let Some(offered) = seat.handed.take().filter(|handed| handed.is_offered && !seat.has_received(handed)) {
+                self.offer_again(now, offered);
+            }
         }
         match kind & record::KIND {
             record::REPLY => self.on_reply(now, worker, &descriptor, heap),

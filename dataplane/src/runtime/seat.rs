@@ -94,6 +94,17 @@ pub(crate) struct Given {
     pub(crate) in_batch: bool,
 }
 
+impl Given {
+    /// Whether this block is what it was given.
+    pub(crate) fn is_given(&self, block: &BlockRef) -> bool {
+        match &self.request {
+            Request::Lent(lent) => super::same_block(lent, block),
+            Request::Foreign(foreign) | Request::Back(foreign) => super::same_block(foreign.view.block(), block),
+            Request::Inline(_) | Request::Heap(_) => false,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) enum Request {
     Inline(Inline),
@@ -319,6 +330,11 @@ impl Seat {
     pub(crate) fn take_void(&mut self, call: CallKey, position: u64) -> Option<Given> {
         let is_it = |given: &Given| given.call == call && given.position == Some(position);
         if self.given.front().is_some_and(is_it) { self.given.pop_front() } else { None }
+    }
+
+    /// Whether this worker says that it sleeps; rings only. One that was just rung still says so.
+    pub(crate) fn sleeps(&self) -> bool {
+        matches!(&self.channel, Channel::Ring { link, .. } if link.bell.peer_sleeps())
     }
 
     /// What this worker says it is doing; rings only.

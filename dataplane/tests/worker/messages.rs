@@ -74,6 +74,18 @@ pub(crate) fn register(worker: Worker) -> Worker {
             }
             Ok(Output::empty())
         })
+        .function("ping_and_leave", |context, input| {
+            // As `ping`, with a last message whose answer is left where it is, and asked for after a while.
+            let [to, count, ms] = arguments(&input)?;
+            for _ in 0..number(count)? {
+                context.send(text(to), "ping", b"more")?;
+                context.recv(source(to), "pong")?;
+            }
+            context.send(text(to), "ping", b"last")?;
+            std::thread::sleep(Duration::from_millis(number(ms)?));
+            let left = context.try_recv(source(to), "pong")?;
+            Ok(left.map_or(Output::empty(), |message| told(&message)))
+        })
         .function("call_at", |context, input| {
             let [process, function, payload] = arguments(&input)?;
             let reply = context.invoke_at(text(process), &text(function), payload)?;

@@ -33,6 +33,9 @@ impl Names {
     }
 }
 
+/// The number that stands for any process.
+const ANYBODY: u16 = u16::MAX;
+
 fn checked(key: &[u8]) -> Result<(), MessageError> {
     if (1..=KEY_BYTES_MAX).contains(&key.len()) { Ok(()) } else { Err(MessageError::KeyLength { bytes: key.len() }) }
 }
@@ -189,7 +192,7 @@ impl Session {
     ) -> Result<Option<Message>, MessageError> {
         self.return_or_die();
         let number = match from {
-            Source::Any => u16::MAX,
+            Source::Any => ANYBODY,
             Source::Own => 0,
             Source::Process(name) => self.process_number(name)?,
         };
@@ -197,6 +200,9 @@ impl Session {
             Key::Any => &[][..],
             Key::Is(key) => checked(key).map(|()| key)?,
         };
+        if let Some(message) = self.take_offered(number, wanted)? {
+            return Ok(Some(message));
+        }
         self.said_key = None;
         let received = self.ask_mail(MailOp::Receive, number, deadline_ns, wanted.into(), 0);
         let (about, bytes) = match received {
@@ -217,6 +223,26 @@ impl Session {
         };
         let from = self.process_name(u16::from_le_bytes([low, high]))?;
         Ok(Some(Message { bytes, payload_bytes, from, key }))
+    }
+
+    /// What the controller offered, if it is what is wanted: without a question.
+    fn take_offered(&mut self, from: u16, wanted: &[u8]) -> Result<Option<Message>, MessageError> {
+        while self.poll_controller().unwrap_or_else(|Fatal(text)| die(&text)) {}
+        let number = self.questions.asked + 1;
+        let Some(offer) = self.questions.offer.take().filter(|offer| offer.id() == number) else { return Ok(None) };
+        let Body::Inline(both) = offer.body() else { die("the controller offered what does not lie in its record") };
+        let [low, high, key_bytes, ..] = offer.aux().to_le_bytes();
+        let sender = u16::from_le_bytes([low, high]);
+        let payload_bytes = both.as_slice().len().saturating_sub(usize::from(key_bytes));
+        let key = both.as_slice()[payload_bytes..].to_vec();
+        let is_wanted = (from == ANYBODY || from == sender) && (wanted.is_empty() || wanted == key);
+        let Channel::Ring { link, .. } = &self.channel else { return Ok(None) };
+        if !is_wanted || !link.accept(number) {
+            return Ok(None);
+        }
+        self.questions.asked = number;
+        let from = self.process_name(sender)?;
+        Ok(Some(Message { bytes: both.into(), payload_bytes, from, key }))
     }
 
     /// The key of the message that comes next.

@@ -720,6 +720,7 @@ impl Session {
             record::SHUTDOWN => self.shutdown = true,
             record::KEY_IS => self.take_key(descriptor, heap)?,
             record::ANSWER | record::MAPPED | record::SETTLED => self.take_state_record(descriptor, heap),
+            record::OFFER => self.questions.offer = Some(*descriptor),
             _ => return Err(fatal("record of an unknown kind from the controller", kind)),
         }
         Ok(())

@@ -9,6 +9,8 @@ use super::*;
 pub(super) struct Questions {
     pub(super) asked: u64,
     pub(super) answer: Option<(Descriptor, Option<Buffer>)>,
+    /// A message for the next question, if that asks for it.
+    pub(super) offer: Option<Descriptor>,
     /// Which segment was asked for, and that it is not there any more.
     pub(super) mapped: Option<(u16, u64, u64)>,
     /// Objects by entry: which version was checked to be of which type. Not by fingerprint: that a type has the shape it says is its author's word.
