@@ -13,6 +13,7 @@ mod ahead;
 mod connection_lease;
 mod once;
 mod simulation;
+mod world;
 
 const MS: u64 = 1_000_000;
 const S: u64 = 1_000 * MS;
