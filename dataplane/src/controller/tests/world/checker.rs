@@ -148,6 +148,13 @@ impl Checker {
         true
     }
 
+    /// It was called off, and is to end now rather than at its deadline.
+    pub(super) fn called_off(&mut self, node: NodeId, life: u64, owed: Owed, now_ns: u64) {
+        if self.paid(node, life, owed) {
+            self.owe(node, life, owed, now_ns);
+        }
+    }
+
     /// Those do not wait any more.
     fn forgive(&mut self, node: NodeId, life: u64, who: impl Fn(&Owed) -> bool) {
         let gone: Vec<Owed> =
@@ -175,7 +182,7 @@ impl Checker {
             let late_ms = now_ns.saturating_sub(*by_ns) / MS;
             assert!(
                 now_ns <= by_ns.saturating_add(GRACE_NS),
-                "G1: {owed:?} of process {node}, life {life}, has no answer {late_ms} ms after its deadline"
+                "G1: {owed:?} of process {node}, life {life}, has no answer {late_ms} ms after it was to end"
             );
         }
     }

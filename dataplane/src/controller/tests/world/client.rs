@@ -88,7 +88,8 @@ impl World {
                 _ => self.call(number),
             }
         }
-        let pause_ns = if self.dice.one_in(8) { self.dice.between(MS, 60 * MS) } else { self.dice.between(50_000, 4 * MS) };
+        let longest_ns = if self.dice.one_in(8) { 60 * MS } else { self.plan.calls_ns };
+        let pause_ns = self.dice.between(50_000, longest_ns);
         self.agenda.after(pause_ns, Event::Client { client: number });
     }
 

@@ -419,6 +419,7 @@ impl World {
             Kind::Cancel { call } => {
                 load.spend();
                 self.process(node).controller.cancel(connection, call);
+                self.checker.called_off(node, life, Owed::Client { connection, call }, now_ns);
                 Verdict::Stored
             }
         }

@@ -136,7 +136,7 @@ impl World {
         match end {
             Party::Client(client) => self.client_hears(client, conn, frame),
             Party::Process { node, life } if self.lives(node, life) => match other {
-                Party::Client(_) => self.hear_client(node, conn, frame),
+                Party::Client(client) => self.hear_client(node, client, conn, frame),
                 Party::Process { .. } => self.hear_peer(node, conn, frame),
             },
             Party::Process { .. } => {}

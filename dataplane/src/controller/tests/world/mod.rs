@@ -97,6 +97,9 @@ struct Plan {
     says_activity: bool,
     /// Processes are killed.
     kills: bool,
+    /// Longest pauses between the calls of a client, and between two things that break.
+    calls_ns: u64,
+    faults_ns: u64,
 }
 
 impl Plan {
@@ -132,6 +135,8 @@ impl Plan {
             copies: dice.one_in(4),
             says_activity,
             kills: dice.one_in(2),
+            calls_ns: [MS, 8 * MS, 30 * MS][dice.below(3) as usize],
+            faults_ns: [20 * MS, 100 * MS, 400 * MS][dice.below(3) as usize],
         }
     }
 }
@@ -221,7 +226,7 @@ impl World {
             return;
         }
         self.agenda.events += 1;
-        let pause_ns = self.dice.between(MS, 25 * MS);
+        let pause_ns = self.dice.between(MS, self.plan.faults_ns);
         self.agenda.after(pause_ns, Event::Fault);
         let node = self.dice.below(self.nodes.len() as u64) as usize;
         match self.dice.below(20) {
@@ -316,6 +321,7 @@ impl World {
 fn is_process_at_rest(process: &Process) -> bool {
     let controller = &process.controller;
     controller.calls.is_empty()
+        && controller.actions.is_empty()
         && controller.queue.is_empty()
         && controller.ready_count() >= usize::from(controller.bounds.workers)
         && process.letters.is_empty()

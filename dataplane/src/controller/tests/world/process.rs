@@ -51,8 +51,8 @@ pub(super) struct Process {
     pub(super) objects: Objects,
     pub(super) seats: BTreeMap<WorkerId, Seat>,
     born: u64,
-    /// Clients' connections by their numbers, and back.
-    clients: BTreeMap<u64, ConnId>,
+    /// Clients' connections by their numbers, with who has the other end; and back.
+    clients: BTreeMap<u64, (ConnId, usize)>,
     numbers: BTreeMap<ConnId, u64>,
     made: u64,
     pub(super) links: BTreeMap<LinkNumber, ConnId>,
@@ -386,6 +386,8 @@ impl World {
             }
             FromWorker::Cancel { call } => {
                 process.controller.cancel_nested(worker, call);
+                let (born, life) = (seat.born, process.life);
+                self.checker.called_off(node, life, Owed::Nested { worker, born, call }, now_ns);
                 Ok(())
             }
             FromWorker::Taken { lease } => process.controller.lease_taken(worker, lease, 0),
@@ -511,7 +513,7 @@ impl World {
 
     // ---- clients ----------------------------------------------------------------------------------------------
 
-    pub(super) fn hear_client(&mut self, node: NodeId, conn: ConnId, frame: Frame) {
+    pub(super) fn hear_client(&mut self, node: NodeId, client: usize, conn: ConnId, frame: Frame) {
         let now_ns = self.agenda.now_ns;
         let life = self.process(node).life;
         let number = self.process(node).numbers.get(&conn).copied();
@@ -520,7 +522,7 @@ impl World {
                 let process = self.process(node);
                 process.made += 1;
                 let connection = process.made;
-                process.clients.insert(connection, conn);
+                process.clients.insert(connection, (conn, client));
                 process.numbers.insert(conn, connection);
                 let older = match process.controller.greeted(connection, session, number) {
                     Ok(replaced) => replaced,
@@ -541,7 +543,10 @@ impl World {
                 let from = Caller::Client { connection, call };
                 process.controller.request(now_ns, Request { from, function, deadline_ns, terms, payload });
             }
-            (Frame::Cancel { call }, Some(connection)) => self.process(node).controller.cancel(connection, call),
+            (Frame::Cancel { call }, Some(connection)) => {
+                self.process(node).controller.cancel(connection, call);
+                self.checker.called_off(node, life, Owed::Client { connection, call }, now_ns);
+            }
             (Frame::End, Some(connection)) => self.close_client(node, connection),
             (Frame::End, None) => {}
             (frame, _) => panic!("a client says {frame:?} out of turn"),
@@ -553,7 +558,7 @@ impl World {
     fn close_client(&mut self, node: NodeId, connection: u64) {
         let process = self.process(node);
         let life = process.life;
-        let Some(conn) = process.clients.remove(&connection) else { return };
+        let Some((conn, _)) = process.clients.remove(&connection) else { return };
         process.numbers.remove(&conn);
         process.controller.disconnected(connection);
         self.checker.caller_gone(node, life, connection);
@@ -568,10 +573,9 @@ impl World {
         }
         let (code, load) = spread(outcome);
         let name = load.map_or(0, Load::spend);
-        let Some(conn) = self.process(node).clients.get(&connection).copied() else { return };
+        let Some((conn, client)) = self.process(node).clients.get(&connection).copied() else { return };
         // The client came back, and its call has not yet.
-        let is_kept = || matches!(self.conns.get(&conn).map(|conn| conn.ends[0]), Some(Party::Client(client)) if self.is_kept(client, call));
-        assert!(paid || is_kept(), "call {call} of connection {connection} is answered twice");
+        assert!(paid || self.is_kept(client, call), "call {call} of connection {connection} is answered twice");
         self.put(conn, 0, Frame::Answer { call, code, name });
     }
 

@@ -311,11 +311,11 @@ impl World {
                 assert!(seat.serving.is_none() && seat.running.is_none(), "serves two");
                 seat.serving = Some((lease, caller));
             }
-            // When the call is over that it serves.
-            ToWorker::Revoke { .. } | ToWorker::PeerGone { .. } if serves.is_some() && self.worker(node, worker).running.is_some() => {
-                self.worker(node, worker).later.push_back(message);
-            }
             ToWorker::Revoke { lease } => {
+                if serves.is_some_and(|(serving, _)| serving == lease) && self.worker(node, worker).running.is_some() {
+                    // When the call is over that it serves.
+                    return self.worker(node, worker).later.push_back(message);
+                }
                 self.worker(node, worker).serving.take_if(|(serving, _)| *serving == lease);
                 self.publish(node, worker, FromWorker::Closed { lease });
             }
@@ -326,6 +326,9 @@ impl World {
             ToWorker::PeerGone { gone } => {
                 self.stop_calling(node, worker, |(_, callee)| callee == gone, false);
                 let seat = self.worker(node, worker);
+                if serves.is_some_and(|(_, caller)| caller == gone) && seat.running.is_some() {
+                    return seat.later.push_back(message);
+                }
                 seat.serving.take_if(|(_, caller)| *caller == gone);
                 seat.knows.remove(&gone);
                 self.publish(node, worker, FromWorker::Forgotten { gone });
@@ -416,9 +419,9 @@ impl World {
         let (function, depth, is_cancelled) = (running.function, running.depth, running.is_cancelled);
         if wild && function == ABORT {
             match roll {
-                0..8 => return self.die(node, worker, Cause::Killed(6)),
-                8..14 => return self.finish(node, worker, How::Panics),
-                14..20 => {
+                0..4 => return self.die(node, worker, Cause::Killed(6)),
+                4..8 => return self.finish(node, worker, How::Panics),
+                8..10 => {
                     running.wait = Some(Wait::Hangs);
                     return;
                 }
