@@ -12,10 +12,21 @@ const GRACE_NS: u64 = 100 * MS;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Owed {
     /// A client, or a peer that calls like one.
-    Client { connection: u64, call: u64 },
-    Nested { worker: WorkerId, born: u64, call: u64 },
+    Client {
+        connection: u64,
+        call: u64,
+    },
+    Nested {
+        worker: WorkerId,
+        born: u64,
+        call: u64,
+    },
     /// About messages, the state, or another process.
-    Question { worker: WorkerId, born: u64, question: u64 },
+    Question {
+        worker: WorkerId,
+        born: u64,
+        question: u64,
+    },
 }
 
 impl Owed {
@@ -157,8 +168,12 @@ impl Checker {
 
     /// Those do not wait any more.
     fn forgive(&mut self, node: NodeId, life: u64, who: impl Fn(&Owed) -> bool) {
-        let gone: Vec<Owed> =
-            self.owed.keys().filter(|(of, in_life, owed)| (*of, *in_life) == (node, life) && who(owed)).map(|(_, _, owed)| *owed).collect();
+        let gone: Vec<Owed> = self
+            .owed
+            .keys()
+            .filter(|(of, in_life, owed)| (*of, *in_life) == (node, life) && who(owed))
+            .map(|(_, _, owed)| *owed)
+            .collect();
         for owed in gone {
             self.paid(node, life, owed);
         }
@@ -232,7 +247,11 @@ impl Checker {
         let Invocation { mode, told, .. } = &mut self.invocations[invocation as usize];
         let first = *told.get_or_insert(run);
         if first != run {
-            assert_eq!(*mode, Mode::Retry, "G2: invocation {invocation} was told the result of run {first}, and now of {run}");
+            assert_eq!(
+                *mode,
+                Mode::Retry,
+                "G2: invocation {invocation} was told the result of run {first}, and now of {run}"
+            );
         }
     }
 

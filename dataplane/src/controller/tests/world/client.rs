@@ -66,11 +66,17 @@ impl World {
     pub(super) fn client(&mut self, number: usize) {
         self.agenda.events += 1;
         let now_ns = self.agenda.now_ns;
-        let overdue: Vec<u64> =
-            self.clients[number].open.iter().filter(|(_, open)| open.deadline_ns <= now_ns).map(|(call, _)| *call).collect();
+        let overdue: Vec<u64> = self.clients[number]
+            .open
+            .iter()
+            .filter(|(_, open)| open.deadline_ns <= now_ns)
+            .map(|(call, _)| *call)
+            .collect();
         for call in overdue {
             self.call_ends(number, call, Code::Timeout, None);
-            self.send(number, Frame::Cancel { call });
+            if self.dice.one_in(3) {
+                self.send(number, Frame::Cancel { call });
+            }
         }
         if self.clients[number].conn.is_none() {
             self.dial_process(number);
@@ -141,7 +147,16 @@ impl World {
         if delivery == Delivery::EffectivelyOnce {
             client.kept.insert(call);
         }
-        let open = Open { invocation, delivery, function, bytes, deadline_ns, is_cancelled: false, is_sent: false, was_sent: false };
+        let open = Open {
+            invocation,
+            delivery,
+            function,
+            bytes,
+            deadline_ns,
+            is_cancelled: false,
+            is_sent: false,
+            was_sent: false,
+        };
         client.open.insert(call, open);
         self.send_calls(number);
     }

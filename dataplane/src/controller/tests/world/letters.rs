@@ -227,7 +227,14 @@ impl World {
 
     // ---- parcels ----------------------------------------------------------------------------------------------
 
-    fn post(&mut self, node: NodeId, peer: PeerNumber, parcel: Parcel, deadline_ns: u64, posted: Posted) -> Result<Ticket, Code> {
+    fn post(
+        &mut self,
+        node: NodeId,
+        peer: PeerNumber,
+        parcel: Parcel,
+        deadline_ns: u64,
+        posted: Posted,
+    ) -> Result<Ticket, Code> {
         let process = self.process(node);
         process.letters.tickets += 1;
         let ticket = process.letters.tickets;
@@ -276,7 +283,14 @@ impl World {
     }
 
     /// How a call of another process ended.
-    pub(super) fn answer_peer(&mut self, node: NodeId, connection: u64, call: u64, outcome: Outcome<Load>, is_awaited: bool) {
+    pub(super) fn answer_peer(
+        &mut self,
+        node: NodeId,
+        connection: u64,
+        call: u64,
+        outcome: Outcome<Load>,
+        is_awaited: bool,
+    ) {
         assert!(is_awaited, "call {call} of a peer is answered twice");
         let peer = (connection & !PEER) as usize;
         let (code, load) = spread(outcome);
@@ -383,7 +397,15 @@ impl World {
     }
 
     /// A parcel has come that was not here before.
-    pub(super) fn on_parcel(&mut self, node: NodeId, peer: PeerNumber, kind: Kind, key: &[u8], name: u64, bytes: usize) -> Verdict {
+    pub(super) fn on_parcel(
+        &mut self,
+        node: NodeId,
+        peer: PeerNumber,
+        kind: Kind,
+        key: &[u8],
+        name: u64,
+        bytes: usize,
+    ) -> Verdict {
         let now_ns = self.agenda.now_ns;
         let life = self.process(node).life;
         let connection = PEER | peer as u64;

@@ -46,12 +46,16 @@ impl Deed {
                     let later = current.0.is_none_or(|known| known < version);
                     (fits(expected) && later).then_some((Some(version), value))
                 }
-                Some(Err(found)) => (!fits(expected) || current.0.is_none()).then_some(current).filter(|_| is_version(current, found)),
+                Some(Err(found)) => {
+                    (!fits(expected) || current.0.is_none()).then_some(current).filter(|_| is_version(current, found))
+                }
                 None => Some(if fits(expected) { (None, value) } else { current }),
             },
             Deed::Delete { expected, said } => match said {
                 Some(Ok(existed)) => (fits(expected) && existed != (current == NOTHING)).then_some(NOTHING),
-                Some(Err(found)) => (!fits(expected) || current.0.is_none()).then_some(current).filter(|_| is_version(current, found)),
+                Some(Err(found)) => {
+                    (!fits(expected) || current.0.is_none()).then_some(current).filter(|_| is_version(current, found))
+                }
                 None => Some(if fits(expected) { NOTHING } else { current }),
             },
             Deed::Get { version, value } => {
@@ -73,7 +77,9 @@ pub(super) fn is_linearizable(history: &[Done]) -> bool {
             first += 1;
         }
         let left = || (first..history.len()).filter(|at| !is_done(*at));
-        let Some(soonest) = left().map(|at| history[at].answered).filter(|at| *at != u64::MAX).min() else { return true };
+        let Some(soonest) = left().map(|at| history[at].answered).filter(|at| *at != u64::MAX).min() else {
+            return true;
+        };
         for at in left().take_while(|at| history[*at].asked <= soonest) {
             let Some(after) = history[at].deed.after(current) else { continue };
             let mut with = done.clone();
@@ -117,7 +123,11 @@ mod tests {
         assert!(is_linearizable(&[done(1, u64::MAX, unheard), done(5, 6, get(0, 0)), done(7, 8, get(3, 7))]));
         assert!(!is_linearizable(&[done(1, u64::MAX, unheard), done(5, 6, get(3, 7)), done(7, 8, get(0, 0))]));
         let delete = |said| Deed::Delete { expected: any, said: Some(said) };
-        assert!(is_linearizable(&[done(1, 2, delete(Ok(false))), done(3, 4, put(0, 1, Ok(4))), done(5, 6, delete(Ok(true)))]));
+        assert!(is_linearizable(&[
+            done(1, 2, delete(Ok(false))),
+            done(3, 4, put(0, 1, Ok(4))),
+            done(5, 6, delete(Ok(true)))
+        ]));
         assert!(!is_linearizable(&[done(1, 2, put(0, 1, Ok(4))), done(5, 6, delete(Ok(false)))]));
     }
 }

@@ -13,18 +13,50 @@ pub(super) type ConnId = u64;
 #[derive(Debug, Clone)]
 pub(super) enum Frame {
     // From a client.
-    Hello { session: SessionId, number: u64 },
-    Request { call: u64, function: u16, budget_ns: u64, terms: Terms, name: u64, bytes: usize },
-    Cancel { call: u64 },
+    Hello {
+        session: SessionId,
+        number: u64,
+    },
+    Request {
+        call: u64,
+        function: u16,
+        budget_ns: u64,
+        terms: Terms,
+        name: u64,
+        bytes: usize,
+    },
+    Cancel {
+        call: u64,
+    },
     // To a client.
-    Welcome { life: u64 },
-    Answer { call: u64, code: Code, name: u64 },
+    Welcome {
+        life: u64,
+    },
+    Answer {
+        call: u64,
+        code: Code,
+        name: u64,
+    },
     // Between processes: the hello, then what `peers.rs` and `post.rs` say.
-    Greeted { life: u64 },
-    Proof { life: u64 },
+    Greeted {
+        life: u64,
+    },
+    Proof {
+        life: u64,
+    },
     Word(Word),
-    Parcel { number: u64, confirmed: u64, kind: Kind, key: Arc<[u8]>, name: u64, bytes: usize },
-    Verdict { number: u64, verdict: Verdict },
+    Parcel {
+        number: u64,
+        confirmed: u64,
+        kind: Kind,
+        key: Arc<[u8]>,
+        name: u64,
+        bytes: usize,
+    },
+    Verdict {
+        number: u64,
+        verdict: Verdict,
+    },
     /// The other end has closed it, or is no more.
     End,
 }
@@ -112,7 +144,8 @@ impl World {
     }
 
     fn drop_when_empty(&mut self, conn: ConnId) {
-        if self.conns.get(&conn).is_some_and(|conn| conn.pipes.iter().all(|pipe| pipe.is_cut && pipe.frames.is_empty())) {
+        if self.conns.get(&conn).is_some_and(|conn| conn.pipes.iter().all(|pipe| pipe.is_cut && pipe.frames.is_empty()))
+        {
             self.conns.remove(&conn);
         }
     }

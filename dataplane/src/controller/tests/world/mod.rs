@@ -51,10 +51,10 @@ type NodeId = usize;
 
 /// Keys of messages, and as many of objects.
 const KEYS: u8 = 3;
-/// `ABORT` is the one that hangs, panics and dies.
+/// `ABORT` hangs, panics and dies, `SLOW` computes.
 const FUNCTIONS: u16 = 3;
 /// Seeds of a run that nobody asked for more.
-const SEEDS: u64 = 2_000;
+const SEEDS: u64 = 500;
 /// Events before everybody comes to rest, unless a run says otherwise.
 const EVENTS: u64 = 4_000;
 /// How long that may take: longer than the longest deadline, back-off and refusal of a broken function.
@@ -68,17 +68,37 @@ fn name_of(node: NodeId) -> String {
 #[derive(Debug, Clone, Copy)]
 enum Event {
     /// A process has something to do.
-    Turn { node: NodeId, life: u64 },
+    Turn {
+        node: NodeId,
+        life: u64,
+    },
     /// A worker has.
-    Step { node: NodeId, life: u64, worker: WorkerId, born: u64 },
+    Step {
+        node: NodeId,
+        life: u64,
+        worker: WorkerId,
+        born: u64,
+    },
     /// A process hears that a worker is dead.
-    Death { node: NodeId, life: u64, worker: WorkerId, born: u64 },
+    Death {
+        node: NodeId,
+        life: u64,
+        worker: WorkerId,
+        born: u64,
+    },
     /// A frame is due at an end of a connection.
-    Arrive { conn: ConnId, to: usize },
-    Client { client: usize },
+    Arrive {
+        conn: ConnId,
+        to: usize,
+    },
+    Client {
+        client: usize,
+    },
     /// Something breaks.
     Fault,
-    Start { node: NodeId },
+    Start {
+        node: NodeId,
+    },
 }
 
 /// How a world is made: bounds that are often reached, and what its processes can do.
@@ -131,12 +151,16 @@ impl Plan {
                 window: 1 + dice.below(6),
             },
             objects_max: 1 + dice.below(4) as u32,
-            state: state::Bounds { bytes_max: 200 + dice.below(600), object_bytes_max: 400, own_bytes_max: 300 + dice.below(1000) },
+            state: state::Bounds {
+                bytes_max: 200 + dice.below(600),
+                object_bytes_max: 400,
+                own_bytes_max: 300 + dice.below(1000),
+            },
             copies: dice.one_in(4),
             says_activity,
             kills: dice.one_in(2),
-            calls_ns: [MS, 8 * MS, 30 * MS][dice.below(3) as usize],
-            faults_ns: [20 * MS, 100 * MS, 400 * MS][dice.below(3) as usize],
+            calls_ns: [2 * MS, 15 * MS, 150 * MS][dice.below(3) as usize],
+            faults_ns: [20 * MS, 100 * MS, S][dice.below(3) as usize],
         }
     }
 }
@@ -309,7 +333,11 @@ impl World {
             let handed = process.seats.values().filter(|seat| seat.handed.is_some()).count();
             let (has, lost) = (process.books.has(), process.books.lost());
             let stored = process.mailbox.stats().messages;
-            assert_eq!((has, lost), ((stored + handed) as u64, 0), "payloads in nobody's hands; {stored} messages, {handed} handed out");
+            assert_eq!(
+                (has, lost),
+                ((stored + handed) as u64, 0),
+                "payloads in nobody's hands; {stored} messages, {handed} handed out"
+            );
             self.nothing_is_left_of_objects(node, KEYS);
         }
         let lives: Vec<u64> = self.nodes.iter().map(|node| node.life).collect();

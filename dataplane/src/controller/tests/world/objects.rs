@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use praas_shm::{Arena, Block, BlockRef, Identity, IndexConfig, IndexWriter, OwnSegment, ParticipantId, SegmentConfig, SegmentFile};
+use praas_shm::{
+    Arena, Block, BlockRef, Identity, IndexConfig, IndexWriter, OwnSegment, ParticipantId, SegmentConfig, SegmentFile,
+};
 
 use super::process::Told;
 use super::worker::Ask;
@@ -56,7 +58,8 @@ impl Objects {
     pub(super) fn new(plan: &Plan) -> Objects {
         let identity = Identity { participant: ParticipantId::CONTROLLER, incarnation: 1, process: [7; 16] };
         let segment = SegmentConfig { ring_slots: 64, arena_bytes: 2 << 20 };
-        let (index, _) = IndexWriter::create(&identity, &IndexConfig { objects_max: plan.objects_max }).expect("an index");
+        let (index, _) =
+            IndexWriter::create(&identity, &IndexConfig { objects_max: plan.objects_max }).expect("an index");
         let file = SegmentFile::create(&segment).expect("a segment");
         let own = OwnSegment::map(&file, &identity, &segment).expect("a segment");
         Objects {
@@ -116,7 +119,8 @@ impl World {
                     offset: u64::from(block) * 64,
                     len: bytes.len() as u64,
                 };
-                let source = if *copies { Source::Copied(bytes) } else { Source::Lent { life: life(born), block: lent } };
+                let source =
+                    if *copies { Source::Copied(bytes) } else { Source::Lent { life: life(born), block: lent } };
                 let value_bytes = (bytes.len() - HEADER_BYTES - name.len()) as u64;
                 let put = state.put(&Put { key: &name, expected, value_bytes, now_us, source }, arena);
                 if put.is_err() || *copies {
@@ -195,12 +199,20 @@ impl World {
         let Process { objects, seats, .. } = &mut *self.process(node);
         let pinned: Vec<u64> = seats.values().flat_map(|seat| seat.worker.pins.iter().map(|pin| pin.version)).collect();
         let mut released = Vec::new();
-        objects.state.sweep(&mut objects.arena, |version| pinned.contains(&version), |life, block| released.push((life, block)));
+        objects.state.sweep(
+            &mut objects.arena,
+            |version| pinned.contains(&version),
+            |life, block| released.push((life, block)),
+        );
         for (life, block) in released {
             let seat = seats.get_mut(&block.owner.get()).filter(|seat| seat.born == u64::from(life));
             if let Some(seat) = seat {
                 let back = seat.worker.blocks.remove(&block.index);
-                assert_eq!(back.map(|(generation, _)| generation), Some(block.generation), "state: a block is given back twice");
+                assert_eq!(
+                    back.map(|(generation, _)| generation),
+                    Some(block.generation),
+                    "state: a block is given back twice"
+                );
             }
         }
     }

@@ -137,7 +137,9 @@ impl World {
                 self.process(node).peering.dialed(now_ns, link, life);
             }
             (Frame::Proof { life }, None) => {
-                let Party::Process { node: other, .. } = self.conns[&conn].ends[1 - end] else { unreachable!("a process") };
+                let Party::Process { node: other, .. } = self.conns[&conn].ends[1 - end] else {
+                    unreachable!("a process")
+                };
                 let peer = self.peers_of(node).position(|known| known == other).expect("all know all");
                 let process = self.process(node);
                 let link = process.peering.accepted(now_ns, peer, life);
@@ -217,7 +219,8 @@ impl World {
     /// What an outbox is done with.
     pub(super) fn note_ends(&mut self, node: NodeId, peer: PeerNumber) {
         let books = Rc::clone(&self.process(node).books);
-        let blank = || Parcel { kind: load::Kind::Cancel { call: 0 }, key: Arc::from([]), load: Load::new(&books, 0, 0, None) };
+        let blank =
+            || Parcel { kind: load::Kind::Cancel { call: 0 }, key: Arc::from([]), load: Load::new(&books, 0, 0, None) };
         self.process(node).targets[peer].outbox.forsake(blank);
         while let Some(action) = self.process(node).targets[peer].outbox.action() {
             match action {

@@ -169,7 +169,11 @@ impl World {
         let is_exact = self.plan.says_activity;
         let process = self.process(node);
         process.controller.tick(now_ns);
-        let waiting = process.seats.iter().filter(|(_, seat)| seat.worker.waits()).fold(0, |mask, (worker, _)| mask | 1 << worker);
+        let waiting = process
+            .seats
+            .iter()
+            .filter(|(_, seat)| seat.worker.waits())
+            .fold(0, |mask, (worker, _)| mask | 1 << worker);
         process.controller.unstick(now_ns, is_exact.then_some(waiting));
         if !process.is_admitted && process.controller.ready_count() >= usize::from(process.controller.bounds.workers) {
             process.is_admitted = true;
@@ -212,15 +216,25 @@ impl World {
         assert!(held.messages <= messages_max, "G8: {held:?}, {handed} are handed out, and {messages_max} may be held");
         for target in &process.targets {
             let ((parcels, bytes), bounds) = (target.outbox.holds(), plan.parcels);
-            assert!(parcels <= bounds.parcels_max && bytes <= bounds.bytes_max, "G8: {parcels} parcels, {bytes} bytes wait");
+            assert!(
+                parcels <= bounds.parcels_max && bytes <= bounds.bytes_max,
+                "G8: {parcels} parcels, {bytes} bytes wait"
+            );
             assert!(target.inbox.remembers() as u64 <= bounds.window, "G8: {} verdicts", target.inbox.remembers());
         }
-        assert!(process.letters.open() <= usize::from(plan.bounds.workers_max), "G8: {} remote calls", process.letters.open());
+        assert!(
+            process.letters.open() <= usize::from(plan.bounds.workers_max),
+            "G8: {} remote calls",
+            process.letters.open()
+        );
         assert!(process.objects.state.used_bytes() <= plan.state.bytes_max, "G8: the state is too large");
         if is_full_look {
             for (connection, open) in &controller.connections {
                 let open_max = plan.bounds.connection_calls_max;
-                assert!(*open <= open_max || connection & PEER != 0, "G8: {open} calls on one connection, and {open_max} may be");
+                assert!(
+                    *open <= open_max || connection & PEER != 0,
+                    "G8: {open} calls on one connection, and {open_max} may be"
+                );
             }
             let (_, _, bytes) = controller.dedupe.kept();
             assert!(bytes <= plan.bounds.results_bytes_max, "G8: {bytes} bytes of results are kept");
@@ -235,7 +249,12 @@ impl World {
                     let seat = self.process(node).seats.get_mut(&worker).expect("a call for somebody who is there");
                     let message = ToWorker::Request { call, function, deadline_ns, name: payload.name, is_void: false };
                     seat.given.push_back(Given { call, load: payload, begun: false });
-                    assert!(seat.given.len() <= 1 + ahead_max, "{worker} has {} calls of {}", seat.given.len(), 1 + ahead_max);
+                    assert!(
+                        seat.given.len() <= 1 + ahead_max,
+                        "{worker} has {} calls of {}",
+                        seat.given.len(),
+                        1 + ahead_max
+                    );
                     self.tell(node, worker, message);
                 }
                 Action::Answer { to: Caller::Client { connection, call }, outcome } => {
@@ -334,7 +353,10 @@ impl World {
         let Some(seat) = process.seats.get_mut(&worker) else { return };
         let begun = seat.given.iter().filter(|given| given.begun).count();
         let mut unbegun = seat.given.split_off(begun);
-        if crossed && begun == 0 && let Some(first) = unbegun.pop_front() {
+        if crossed
+            && begun == 0
+            && let Some(first) = unbegun.pop_front()
+        {
             // The worker finds it withdrawn as it takes it, and says so.
             seat.worker.void(first.call);
             seat.given.push_back(first);
@@ -417,7 +439,9 @@ impl World {
 
     fn on_ask(&mut self, node: NodeId, worker: WorkerId, question: u64, ask: Ask) {
         match ask {
-            Ask::Send { to, key, bytes, deadline_ns } => self.on_send(node, worker, question, to, key, bytes, deadline_ns),
+            Ask::Send { to, key, bytes, deadline_ns } => {
+                self.on_send(node, worker, question, to, key, bytes, deadline_ns)
+            }
             Ask::Receive { from, key, deadline_ns } => self.on_receive(node, worker, question, from, key, deadline_ns),
             Ask::Call { peer, function, deadline_ns, name, bytes } => {
                 self.call_peer(node, worker, question, peer, function, deadline_ns, name, bytes);

@@ -20,17 +20,49 @@ const PINS_MAX: usize = 3;
 #[derive(Debug)]
 pub(super) enum ToWorker {
     /// `is_void`: it is withdrawn as it is being taken.
-    Request { call: CallKey, function: u16, deadline_ns: u64, name: u64, is_void: bool },
-    Answer { call: u64, code: Code, name: u64 },
-    Told { question: u64, code: Code, about: Told },
-    Cancelled { call: CallKey },
-    Lease { lease: u64, callee: WorkerId },
-    Serve { lease: u64, caller: WorkerId },
-    Revoke { lease: u64 },
-    Ended { lease: u64 },
+    Request {
+        call: CallKey,
+        function: u16,
+        deadline_ns: u64,
+        name: u64,
+        is_void: bool,
+    },
+    Answer {
+        call: u64,
+        code: Code,
+        name: u64,
+    },
+    Told {
+        question: u64,
+        code: Code,
+        about: Told,
+    },
+    Cancelled {
+        call: CallKey,
+    },
+    Lease {
+        lease: u64,
+        callee: WorkerId,
+    },
+    Serve {
+        lease: u64,
+        caller: WorkerId,
+    },
+    Revoke {
+        lease: u64,
+    },
+    Ended {
+        lease: u64,
+    },
     /// Over a lease, past the process.
-    Direct { call: u64, code: Code, run: u64 },
-    PeerGone { gone: WorkerId },
+    Direct {
+        call: u64,
+        code: Code,
+        run: u64,
+    },
+    PeerGone {
+        gone: WorkerId,
+    },
     Shutdown,
 }
 
@@ -38,24 +70,54 @@ pub(super) enum ToWorker {
 #[derive(Debug)]
 pub(super) enum FromWorker {
     Registered,
-    Reply { call: CallKey, run: u64, how: How },
-    Void { call: CallKey },
+    Reply {
+        call: CallKey,
+        run: u64,
+        how: How,
+    },
+    Void {
+        call: CallKey,
+    },
     /// `by_ns`: when it ends at the latest, whatever was asked.
-    Call { call: u64, function: u16, deadline_ns: u64, name: u64, bytes: usize, by_ns: u64 },
-    Cancel { call: u64 },
-    Ask { question: u64, ask: Ask },
-    Taken { lease: u64 },
-    Closed { lease: u64 },
-    Dropped { lease: u64 },
-    Overrun { lease: u64 },
-    Forgotten { gone: WorkerId },
+    Call {
+        call: u64,
+        function: u16,
+        deadline_ns: u64,
+        name: u64,
+        bytes: usize,
+        by_ns: u64,
+    },
+    Cancel {
+        call: u64,
+    },
+    Ask {
+        question: u64,
+        ask: Ask,
+    },
+    Taken {
+        lease: u64,
+    },
+    Closed {
+        lease: u64,
+    },
+    Dropped {
+        lease: u64,
+    },
+    Overrun {
+        lease: u64,
+    },
+    Forgotten {
+        gone: WorkerId,
+    },
 }
 
 #[derive(Debug, Clone, Copy)]
 pub(super) enum How {
     /// The input is the output.
     Echoes,
-    Returns { bytes: usize },
+    Returns {
+        bytes: usize,
+    },
     Fails,
     Panics,
 }
@@ -75,7 +137,11 @@ pub(super) enum Ask {
 enum Of {
     Process(CallKey),
     /// A caller that has a lease on this worker.
-    Caller { worker: WorkerId, born: u64, call: u64 },
+    Caller {
+        worker: WorkerId,
+        born: u64,
+        call: u64,
+    },
 }
 
 /// What a function waits for.
@@ -86,6 +152,8 @@ enum Wait {
     Direct(u64),
     /// Nothing that ever comes.
     Hangs,
+    /// Nothing: it computes until then, and reads nothing.
+    Computes(u64),
 }
 
 #[derive(Debug)]
@@ -144,11 +212,14 @@ pub(super) struct Worker {
 impl Worker {
     /// Whether it says that its function waits.
     pub(super) fn waits(&self) -> bool {
-        self.running.as_ref().is_some_and(|running| running.wait.is_some_and(|wait| wait != Wait::Hangs))
+        self.running
+            .as_ref()
+            .is_some_and(|running| running.wait.is_some_and(|wait| !matches!(wait, Wait::Hangs | Wait::Computes(_))))
     }
 
     pub(super) fn is_quiet(&self) -> bool {
-        let has_nothing = self.inbox.is_empty() && self.later.is_empty() && self.outbox.is_empty() && self.ring.is_empty();
+        let has_nothing =
+            self.inbox.is_empty() && self.later.is_empty() && self.outbox.is_empty() && self.ring.is_empty();
         has_nothing && self.running.is_none() && self.open.is_empty() && self.dead.is_none()
     }
 
@@ -168,7 +239,8 @@ impl Worker {
     /// Requests that were withdrawn.
     pub(super) fn forget(&mut self, is_it: impl Fn(CallKey) -> bool) {
         for messages in [&mut self.later, &mut self.inbox] {
-            messages.retain(|message| !matches!(message, ToWorker::Request { call, is_void: false, .. } if is_it(*call)));
+            messages
+                .retain(|message| !matches!(message, ToWorker::Request { call, is_void: false, .. } if is_it(*call)));
         }
     }
 }
@@ -217,12 +289,16 @@ impl World {
         match self.worker(node, worker).running.as_ref().map(|running| running.wait) {
             Some(None) => self.go_on(node, worker),
             Some(Some(Wait::Hangs)) => return,
+            Some(Some(Wait::Computes(until_ns))) if until_ns > now_ns => {
+                return self.step_in(node, worker, until_ns - now_ns);
+            }
+            Some(Some(Wait::Computes(_))) => self.running(node, worker).wait = None,
             Some(Some(wait)) => self.read_or_lose_patience(node, worker, wait),
             None => self.look_around(node, worker),
         }
         let Some(seat) = self.seat(node, worker, born) else { return };
         let is_at_it = match &seat.worker.running {
-            Some(running) => running.wait.is_none() || running.wait != Some(Wait::Hangs) && !seat.worker.inbox.is_empty(),
+            Some(running) => running.wait.is_none() || seat.worker.waits() && !seat.worker.inbox.is_empty(),
             None => !seat.worker.inbox.is_empty() || !seat.worker.later.is_empty() || seat.worker.serving.is_some(),
         };
         let pause_ns = match seat.worker.running {
@@ -231,7 +307,8 @@ impl World {
             _ => 0,
         };
         if is_at_it {
-            let delay_ns = pause_ns + if self.dice.one_in(10) { self.dice.between(MS, 8 * MS) } else { self.dice.between(1_000, 80_000) };
+            let delay_ns = pause_ns
+                + if self.dice.one_in(10) { self.dice.between(MS, 8 * MS) } else { self.dice.between(1_000, 80_000) };
             self.step_in(node, worker, delay_ns);
         }
     }
@@ -259,7 +336,17 @@ impl World {
         let run = self.checker.begins(invocation);
         let depth = self.checker.depth(invocation);
         let deeds_left = if self.is_busy { self.dice.below(6) } else { 0 };
-        let running = Running { of, run, depth, function, deadline_ns, deeds_left, wait: None, is_cancelled: false, gives_up_ns: u64::MAX };
+        let running = Running {
+            of,
+            run,
+            depth,
+            function,
+            deadline_ns,
+            deeds_left,
+            wait: None,
+            is_cancelled: false,
+            gives_up_ns: u64::MAX,
+        };
         self.say(|| format!("process {node}: worker {worker} begins on {invocation} as run {run}"));
         self.worker(node, worker).running = Some(running);
     }
@@ -338,7 +425,13 @@ impl World {
     }
 
     /// A lease is over: what its callee has not begun on goes by the process; what it died with is lost.
-    fn stop_calling(&mut self, node: NodeId, worker: WorkerId, is_it: impl Fn((u64, WorkerId)) -> bool, was_answered: bool) {
+    fn stop_calling(
+        &mut self,
+        node: NodeId,
+        worker: WorkerId,
+        is_it: impl Fn((u64, WorkerId)) -> bool,
+        was_answered: bool,
+    ) {
         let seat = self.worker(node, worker);
         if !seat.calling.is_some_and(is_it) {
             return;
@@ -348,7 +441,8 @@ impl World {
         let waits = seat.running.as_ref().and_then(|running| running.wait);
         for Direct { call, invocation, function, deadline_ns } in left {
             self.running(node, worker).wait = Some(Wait::Answer(call));
-            let record = FromWorker::Call { call, function, deadline_ns, name: invocation, bytes: 10, by_ns: deadline_ns };
+            let record =
+                FromWorker::Call { call, function, deadline_ns, name: invocation, bytes: 10, by_ns: deadline_ns };
             self.publish(node, worker, record);
         }
         if let Some(Wait::Direct(call)) = waits
@@ -397,10 +491,16 @@ impl World {
                 let (asked, key, deed) = deed.expect("it did something with the state");
                 let life = self.process(node).life;
                 let deed = match (deed, code) {
-                    (Deed::Put { expected, value, .. }, Code::Ok) => Deed::Put { expected, value, said: Some(Ok(number)) },
-                    (Deed::Put { expected, value, .. }, Code::Conflict) => Deed::Put { expected, value, said: Some(Err(number)) },
+                    (Deed::Put { expected, value, .. }, Code::Ok) => {
+                        Deed::Put { expected, value, said: Some(Ok(number)) }
+                    }
+                    (Deed::Put { expected, value, .. }, Code::Conflict) => {
+                        Deed::Put { expected, value, said: Some(Err(number)) }
+                    }
                     (Deed::Delete { expected, .. }, Code::Ok) => Deed::Delete { expected, said: Some(Ok(number != 0)) },
-                    (Deed::Delete { expected, .. }, Code::Conflict) => Deed::Delete { expected, said: Some(Err(number)) },
+                    (Deed::Delete { expected, .. }, Code::Conflict) => {
+                        Deed::Delete { expected, said: Some(Err(number)) }
+                    }
                     // There was no room: nothing has changed.
                     _ => return,
                 };
@@ -428,6 +528,13 @@ impl World {
                 _ => {}
             }
         }
+        if wild && function == SLOW && roll < 6 {
+            let for_ns = self.dice.between(MS, 700 * MS);
+            let until_ns = self.agenda.now_ns + for_ns;
+            self.running(node, worker).wait = Some(Wait::Computes(until_ns));
+            return self.step_in(node, worker, for_ns);
+        }
+        let running = self.running(node, worker);
         if running.deeds_left == 0 || is_cancelled && roll < 70 {
             return self.end(node, worker, roll);
         }
