@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::load::{Kind, Parcel};
 use super::process::{Seat, Told, spread};
 use super::*;
-use crate::controller::mailbox::{Delivered, Message, Received, Sender, Wanted};
+use crate::controller::mailbox::{Delivered, Message, Received, Receiver, Sender, Wanted};
 use crate::controller::peers::PeerNumber;
 use crate::controller::post::{End, Ticket, Verdict};
 
@@ -144,7 +144,7 @@ impl World {
         deadline_ns: u64,
     ) {
         let now_ns = self.agenda.now_ns;
-        let by = World::ask_receiver(worker, question);
+        let by = Receiver { worker, call: question };
         let key = key.map(|key| [key]);
         let wanted = Wanted { from, key: key.as_ref().map(|key| &key[..]) };
         let process = self.process(node);
@@ -195,7 +195,7 @@ impl World {
     pub(super) fn end_receive(&mut self, node: NodeId, worker: WorkerId) {
         let process = self.process(node);
         let Some(question) = process.seats.get(&worker).and_then(|seat| seat.receives) else { return };
-        if process.mailbox.withdraw(World::ask_receiver(worker, question)) {
+        if process.mailbox.withdraw(Receiver { worker, call: question }) {
             self.answer(node, worker, question, Code::Cancelled, Told::Nothing);
         }
     }

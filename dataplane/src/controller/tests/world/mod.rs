@@ -159,7 +159,7 @@ impl Plan {
             copies: dice.one_in(4),
             says_activity,
             kills: dice.one_in(2),
-            calls_ns: [2 * MS, 15 * MS, 150 * MS][dice.below(3) as usize],
+            calls_ns: [2 * MS, 15 * MS, 300 * MS][dice.below(3) as usize],
             faults_ns: [20 * MS, 100 * MS, S][dice.below(3) as usize],
         }
     }

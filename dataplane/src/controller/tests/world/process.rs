@@ -8,7 +8,7 @@ use super::objects::Objects;
 use super::peer::Target;
 use super::worker::{Ask, FromWorker, How, ToWorker, Worker};
 use super::*;
-use crate::controller::mailbox::{self, Mailbox, Receiver};
+use crate::controller::mailbox::{self, Mailbox};
 use crate::controller::peers::{LinkNumber, Peering};
 
 /// Records taken from one worker before the next one's turn.
@@ -632,10 +632,6 @@ impl World {
 
     pub(super) fn born(&mut self, node: NodeId, worker: WorkerId) -> u64 {
         self.process(node).seats.get(&worker).map_or(0, |seat| seat.born)
-    }
-
-    pub(super) fn ask_receiver(worker: WorkerId, question: u64) -> Receiver {
-        Receiver { worker, call: question }
     }
 }
 

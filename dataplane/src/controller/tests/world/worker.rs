@@ -528,7 +528,7 @@ impl World {
                 _ => {}
             }
         }
-        if wild && function == SLOW && roll < 6 {
+        if wild && function == SLOW && roll < 15 {
             let for_ns = self.dice.between(MS, 700 * MS);
             let until_ns = self.agenda.now_ns + for_ns;
             self.running(node, worker).wait = Some(Wait::Computes(until_ns));
