@@ -138,13 +138,13 @@ impl Plan {
             deadline_ns: S,
             leases: !dice.one_in(3),
             hot_calls: 0,
-            results_bytes_max: 20 * (dedupe::CALL_BYTES + 40),
+            results_bytes_max: (2 + dice.below(6) as usize) * (dedupe::CALL_BYTES + 40),
         };
         Plan {
             nodes: 1 + dice.below(3) as usize,
             bounds,
             messages_max: 1 + dice.below(8) as usize,
-            message_bytes_max: 60 + dice.below(300) as usize,
+            message_bytes_max: 60 + dice.below(1500) as usize,
             parcels: post::Bounds {
                 parcels_max: 1 + dice.below(8) as usize,
                 bytes_max: 60 + dice.below(300) as usize,

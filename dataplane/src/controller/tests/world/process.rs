@@ -212,7 +212,7 @@ impl World {
         let handed = process.seats.values().filter(|seat| seat.handed.is_some()).count();
         let held = process.mailbox.stats();
         // What was handed out may come back when it is full.
-        let messages_max = plan.messages_max + process.seats.len() + 8;
+        let messages_max = plan.messages_max + process.seats.len() + 1;
         assert!(held.messages <= messages_max, "G8: {held:?}, {handed} are handed out, and {messages_max} may be held");
         for target in &process.targets {
             let ((parcels, bytes), bounds) = (target.outbox.holds(), plan.parcels);
