@@ -21,7 +21,7 @@ pub enum Delivery {
 }
 
 impl Delivery {
-    pub(super) fn flags(self) -> u16 {
+    pub(crate) fn flags(self) -> u16 {
         match self {
             Delivery::AtMostOnce => 0,
             Delivery::Retry => frame::FLAG_IDEMPOTENT,
@@ -52,7 +52,7 @@ pub struct CallOptions {
 
 /// What is to be done with a call in flight.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(crate) enum Fate {
     SendAgain,
     Cancelled,
     /// It ends as `ConnectionLost`, and this is to be said of it.
@@ -60,7 +60,7 @@ pub(super) enum Fate {
 }
 
 /// Of a call whose connection is lost. `written`: a byte of it may have left.
-pub(super) fn after_loss(flags: u16, written: bool, cancelled: bool, reconnects: bool) -> Fate {
+pub(crate) fn after_loss(flags: u16, written: bool, cancelled: bool, reconnects: bool) -> Fate {
     match (Delivery::of(flags), written) {
         _ if cancelled => Fate::Cancelled,
         (_, false) if reconnects => Fate::SendAgain,
@@ -71,7 +71,7 @@ pub(super) fn after_loss(flags: u16, written: bool, cancelled: bool, reconnects:
 }
 
 /// Of a call that waits to be sent, when the process turns out to be another life of itself.
-pub(super) fn after_restart(flags: u16, sent_before: bool) -> Fate {
+pub(crate) fn after_restart(flags: u16, sent_before: bool) -> Fate {
     if sent_before && Delivery::of(flags) == Delivery::EffectivelyOnce {
         Fate::Lost("the process was restarted and remembers no calls; this one may have run")
     } else {

@@ -40,7 +40,7 @@ pub(crate) mod state;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use slab::Slab;
 
@@ -273,7 +273,8 @@ pub(crate) struct Controller<P> {
     connections: NumberMap<u32>,
     dedupe: Dedupe<P>,
     staff: Staff,
-    leases: HashMap<u64, Lease>,
+    /// By number, so that what follows from a death follows in one order.
+    leases: BTreeMap<u64, Lease>,
     leases_granted: u64,
     connection_leases: ConnectionLeases,
     actions: VecDeque<Action<P>>,
@@ -298,7 +299,7 @@ impl<P: Keep> Controller<P> {
             queue: Queue::default(),
             connections: NumberMap::default(),
             staff: Staff::new(),
-            leases: HashMap::new(),
+            leases: BTreeMap::new(),
             leases_granted: 0,
             connection_leases: ConnectionLeases::default(),
             actions: VecDeque::new(),

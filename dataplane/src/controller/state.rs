@@ -379,6 +379,15 @@ impl State {
         self.own_bytes -= before - arena.stats().used_bytes;
     }
 
+    /// What is current under a key: its version, the life that its bytes belong to, and where they lie.
+    #[cfg(test)]
+    pub(crate) fn current(&self, key: &[u8], arena: &Arena) -> Option<(u64, u32, BlockRef)> {
+        let entry = self.index.find(key, arena)?;
+        let current = self.index.current(entry)?;
+        let Held { life, block } = self.held(entry, &current);
+        Some((current.version, life, block))
+    }
+
     /// Bytes of all current objects.
     #[cfg(test)]
     pub(crate) fn used_bytes(&self) -> u64 {

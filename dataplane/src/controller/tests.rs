@@ -15,6 +15,7 @@ mod connection_lease;
 mod join;
 mod once;
 mod simulation;
+mod world;
 
 const MS: u64 = 1_000_000;
 const S: u64 = 1_000 * MS;
