@@ -55,7 +55,6 @@ fn receive(context: &mut Context<'_>, order: &Exchange, key: &[u8]) -> Result<Me
 /// block; short ones travel inside a record. One read of the clock a round trip.
 pub(super) fn ping(context: &mut Context<'_>, input: &Input) -> Result<Output, Failure> {
     let order: Exchange = serde_json::from_slice(input).map_err(refuse)?;
-    wait_for(context, &order.peer)?;
     let mut samples_ns = Vec::with_capacity(order.samples);
     let mut short = [0xA5; INLINE_BYTES_MAX];
     let short_bytes = INLINE_BYTES_MAX - key(0, 0).len();
@@ -99,22 +98,9 @@ pub(super) fn ping(context: &mut Context<'_>, input: &Input) -> Result<Output, F
 /// The answering side: hands each message back as it came.
 pub(super) fn pong(context: &mut Context<'_>, input: &Input) -> Result<Output, Failure> {
     let order: Exchange = serde_json::from_slice(input).map_err(refuse)?;
-    wait_for(context, &order.peer)?;
     for sequence in order.sequences() {
         let message = receive(context, &order, &key(b'q', sequence))?;
         context.send(&order.peer, key(b'a', sequence), message)?;
     }
     Ok(Output::empty())
-}
-
-/// Waits until the other process can be reached.
-fn wait_for(context: &mut Context<'_>, peer: &str) -> Result<(), Failure> {
-    let until = Instant::now() + PATIENCE;
-    while !peer.is_empty() && !context.active_processes()?.iter().any(|name| name == peer) {
-        if Instant::now() > until {
-            return Err(refuse(format!("process {peer} cannot be reached")));
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    Ok(())
 }
