@@ -360,7 +360,7 @@ fn read_random(order: StateOrder) -> Result<Vec<u64>, Failure> {
     #[repr(align(64))]
     #[derive(Clone, Copy)]
     struct Line(u64);
-    let count = order.objects * OBJECT_LINES;
+    let count = usize::try_from(order.objects * OBJECT_LINES).map_err(refuse)?;
     let mut random = order.sequence | 1;
     let mut next = || {
         random ^= random << 13;
@@ -373,7 +373,7 @@ fn read_random(order: StateOrder) -> Result<Vec<u64>, Failure> {
     let samples_ns = timed(order, || {
         let mut at = next();
         for _ in 0..READS {
-            at ^= lines[(at % count) as usize].0;
+            at ^= lines[usize::try_from(at).unwrap_or(0) % count].0;
         }
         seen ^= at;
         Ok(())
