@@ -321,9 +321,13 @@ impl Peers {
 
     /// The verdict on a parcel that came. [`Peers::say_verdicts`] says it, or [`Peers::pump`] with a parcel of ours.
     pub(super) fn settle(&mut self, now: u64, peer: PeerNumber, due: Due, verdict: Verdict) {
-        let Target { inbox, delay, .. } = &mut self.targets[peer];
+        let Target { inbox, delay, up, .. } = &mut self.targets[peer];
         inbox.settled(due, verdict);
-        delay.settled(now);
+        // It saves a segment. Through shared memory it would save nothing, and who is told later asks for its answer later.
+        match up.and_then(|link| self.nears.speaks(link)) {
+            Some(true) => delay.settled_apart(),
+            _ => delay.settled(now),
+        }
         self.verdicts_due_ns = self.verdicts_due_ns.min(delay.due_ns());
     }
 

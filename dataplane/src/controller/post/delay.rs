@@ -42,6 +42,11 @@ impl Delay {
         self.due_ns = if self.prompt < PROMPT_MIN { 0 } else { since_ns.saturating_add(DELAY_NS) };
     }
 
+    /// The same, and it does not wait.
+    pub(crate) fn settled_apart(&mut self) {
+        self.due_ns = 0;
+    }
+
     /// Verdicts go out, and `with` a parcel or alone.
     pub(crate) fn said(&mut self, now_ns: u64, with_parcel: bool) {
         let waited = std::mem::replace(&mut self.due_ns, NEVER);
