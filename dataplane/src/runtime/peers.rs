@@ -943,9 +943,10 @@ impl Peers {
                 if self.links.get(&link).is_some_and(Stage::unfinished) && !self.unread.contains(&link) {
                     self.unread.push(link);
                 }
-                // What was written may have made room for more; verdicts that wait go on waiting.
+                // What was written may have made room for more; verdicts that wait go on waiting. One that is due is still here because a
+                // long payload was on its way as memory was about to be shared (M6: both ends waited for the other's verdict for ever).
                 if let Some(peer) = self.peering.peer_of(link)
-                    && self.targets[peer].delay.due_ns() == NEVER
+                    && (self.targets[peer].delay.due_ns() == NEVER || self.targets[peer].delay.due_ns() <= now)
                 {
                     self.pump(now, peer, reactor, store);
                 }
