@@ -51,8 +51,12 @@ impl Heard {
     /// By a command that starts `praas-process` with what is added to it.
     pub(crate) fn of(mut command: Command, workers: u8, args: &[&str]) -> Heard {
         let workers = workers.to_string();
-        command.args(["--worker", &test_worker(), "--workers", &workers, "--workers-max", &workers]).args(args);
-        command.args(std::env::var("PRAAS_TEST_REACTOR").ok().map(|reactor| format!("--reactor={reactor}")));
+        command.args(["--worker", &test_worker(), "--workers", &workers, "--workers-max", &workers]);
+        let named = std::env::var("PRAAS_TEST_REACTOR").ok().map(|reactor| format!("--reactor={reactor}"));
+        let named = named.filter(|_| !args.iter().any(|arg| arg.starts_with("--reactor")));
+        // Where io_uring cannot be had, `auto` says so on stderr, which is looked at.
+        let all = args.iter().copied().chain(named.as_deref());
+        command.args(all.map(|arg| if arg == "--reactor=auto" { "--reactor=epoll" } else { arg }));
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
         let (stdout, stderr) =
             (listen(child.stdout.take().expect("piped")), listen(child.stderr.take().expect("piped")));
