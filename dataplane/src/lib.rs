@@ -9,6 +9,7 @@ mod controller;
 mod error;
 pub mod exit;
 pub mod launch;
+mod letter;
 mod numbered;
 pub mod object;
 mod payload;

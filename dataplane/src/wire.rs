@@ -135,6 +135,9 @@ pub(crate) mod record {
     /// body = key of the message in the `ANSWER` that follows.
     pub(crate) const KEY_IS: u8 = 25;
 
+    /// tag = [`super::lane`] bits, id = lane: what the worker may do with it from here on, or that it is over.
+    pub(crate) const LANE: u8 = 50;
+
     /// Bit of the kind: the body holds several arguments.
     pub(crate) const ARGS: u8 = 0x80;
     /// Bit of a `REPLY`: the function still reads its input; the request's block stays lent until a `RELEASE`.
@@ -248,6 +251,47 @@ pub(crate) enum ToWorker {
     Serve { lease: u64, caller: u8, position: u64, patience: Patience },
     /// A client's connection is yours until you return it; comes with its socket.
     Connection(Box<LentConnection>),
+    /// Make a file for a lane. Answered with `FromWorker::Lane`.
+    MakeLane { lane: u64 },
+    /// Who you exchange messages with over the lane; comes with its file, its controller's, ours, and its segment.
+    JoinLane(Box<JoinLane>),
+}
+
+/// The other end of a lane.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct JoinLane {
+    pub(crate) lane: u64,
+    /// The number of its process.
+    pub(crate) process: u16,
+    pub(crate) segment: LaneSegment,
+    pub(crate) patience: Patience,
+}
+
+/// What a segment has to be that blocks of a lane lie in.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct LaneSegment {
+    pub(crate) participant: u8,
+    pub(crate) incarnation: u64,
+    pub(crate) process_id: [u8; 16],
+    pub(crate) ring_slots: u32,
+    pub(crate) arena_bytes: u64,
+}
+
+/// What a worker is told about a lane ([`record::LANE`]).
+pub(crate) mod lane {
+    /// What it sends to that process may go over it.
+    pub(crate) const SENDS: u16 = 1;
+    /// What comes from that process comes over it, and from nowhere else.
+    pub(crate) const RECEIVES: u16 = 2;
+    /// It is closed, or will not be opened.
+    pub(crate) const OVER: u16 = 4;
+    /// Nobody reads what was sent over it any more. With `OVER`, or after it.
+    pub(crate) const UNREAD: u16 = 8;
+    /// Nobody knows what becomes of what was sent over it and not received. With `OVER`.
+    pub(crate) const LOST: u16 = 16;
+
+    /// `aux` of the answer to a `Receive`: look at the lane.
+    pub(crate) const LOOK: u64 = u64::MAX;
 }
 
 /// What a worker needs to go on with a client's connection.
@@ -458,13 +502,15 @@ pub(crate) enum MailOp {
     Processes = 5,
     /// A call of a function, whose name is the key, of another process. The answer is its reply.
     Call = 6,
+    /// As `Receive`, by a worker that has looked at its lane from that process, and waits for more than comes over it.
+    ReceiveLooked = 7,
 }
 
 impl MailOp {
     /// From the low four bits of a tag.
     pub(crate) fn from_wire(tag: u16) -> Option<MailOp> {
-        use MailOp::{Call, Key, NameOf, Processes, Receive, Resolve, Send};
-        [Key, Send, Receive, Resolve, NameOf, Processes, Call].into_iter().find(|op| *op as u16 == tag & 15)
+        use MailOp::{Call, Key, NameOf, Processes, Receive, ReceiveLooked, Resolve, Send};
+        [Key, Send, Receive, Resolve, NameOf, Processes, Call, ReceiveLooked].into_iter().find(|op| *op as u16 == tag & 15)
     }
 }
 
@@ -525,6 +571,8 @@ pub(crate) enum FromWorker {
     Mapped,
     /// The worker serves these functions.
     Ready { version: u32, functions: Vec<String> },
+    /// Its file for a lane, which comes along; without one there is none.
+    Lane { lane: u64 },
 }
 
 /// Several arguments in one payload: `u32` count, `u32` length of each, then the bytes, little-endian.

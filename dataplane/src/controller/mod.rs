@@ -23,6 +23,7 @@ mod ahead;
 mod circuit;
 pub(crate) mod connection_lease;
 mod dedupe;
+pub(crate) mod lane;
 mod lease;
 pub(crate) mod mailbox;
 mod pace;

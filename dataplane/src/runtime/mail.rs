@@ -113,10 +113,11 @@ impl Process {
                     seat.key = Some(key);
                 }
             }
-            MailOp::Receive => {
+            MailOp::Receive | MailOp::ReceiveLooked => {
                 // A copy, since the worker may still write it.
                 let key = bytes.as_ref().to_vec();
-                self.on_receive(now, worker, question, number, deadline_ns, &key);
+                let looked = op == MailOp::ReceiveLooked;
+                self.on_receive(now, worker, question, number, deadline_ns, &key, looked);
             }
             MailOp::Resolve => {
                 let name = String::from_utf8_lossy(bytes.as_ref()).into_owned();
@@ -264,7 +265,17 @@ impl Process {
         }
     }
 
-    fn on_receive(&mut self, now: u64, worker: WorkerId, question: u64, number: u16, deadline_ns: u64, key: &[u8]) {
+    #[expect(clippy::too_many_arguments, reason = "the fields of one record")]
+    fn on_receive(
+        &mut self,
+        now: u64,
+        worker: WorkerId,
+        question: u64,
+        number: u16,
+        deadline_ns: u64,
+        key: &[u8],
+        looked: bool,
+    ) {
         let from = match number {
             ANYBODY => None,
             0 => Some(Sender::Own),
@@ -275,6 +286,9 @@ impl Process {
         }
         let by = Receiver { worker, call: question };
         let wanted = Wanted { from, key: (!key.is_empty()).then_some(key) };
+        if self.before_receive(now, worker, wanted, deadline_ns, looked) {
+            return self.look_at_lane(worker, question);
+        }
         match self.mailbox.receive(now, by, wanted, deadline_ns) {
             Received::Message(message) => self.hand(now, by, message),
             Received::Waits => {
@@ -282,10 +296,17 @@ impl Process {
                     seat.receives = Some(question);
                 }
                 self.now_waits(worker);
+                self.may_go(worker);
             }
             Received::Nothing => self.answer_text(worker, question, Code::Timeout, ""),
             Received::Refused(refusal) => self.answer_text(worker, question, refusal.code(), &refusal.to_string()),
         }
+    }
+
+    /// What a worker waits for comes over its lane.
+    pub(super) fn look_at_lane(&mut self, worker: WorkerId, question: u64) {
+        let nothing = Body::Inline(Inline::empty());
+        self.answer_question(worker, question, Code::Ok, crate::wire::lane::LOOK, nothing, None);
     }
 
     /// Nobody waits for this call any more: then its function does not wait for a message either.
@@ -307,7 +328,7 @@ impl Process {
     }
 
     /// Gives a message to the worker that waits for it. What cannot be given goes back to its place, and the worker is told.
-    fn hand(&mut self, now: u64, to: Receiver, message: Message<Payload>) {
+    pub(super) fn hand(&mut self, now: u64, to: Receiver, message: Message<Payload>) {
         let Message { from, key, mut payload, number } = message;
         let (worker, me) = (to.worker, ParticipantId::new(to.worker).expect("workers have participant numbers"));
         let Some(seat) = &self.seats[usize::from(worker)] else {
@@ -420,6 +441,7 @@ impl Process {
                 payload.bytes = outlived(store, view);
             }
         }
+        self.bury_lane(now, worker);
         let Some(handed) = seat.handed.take().filter(|handed| !seat.has_received(handed)) else { return };
         let bytes = match handed.bytes {
             HandedBytes::Inline(inline) => Some(Bytes::Inline(inline)),

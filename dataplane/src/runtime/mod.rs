@@ -12,6 +12,7 @@ mod clients;
 mod error;
 mod greeting;
 mod hot;
+mod lanes;
 mod lent;
 mod mail;
 mod near;
@@ -143,6 +144,7 @@ pub struct Process {
     lent_due_ns: u64,
     clients: Clients,
     peers: Peers,
+    lanes: lanes::Lanes,
     /// Empty between turns, kept for their memory: what a connection brought, what the kernel has taken.
     arrived: Vec<clients::Event>,
     sent: Vec<Bytes>,
@@ -230,6 +232,7 @@ impl Process {
             hot_calls: if config.lease_connections { HOT_CALLS } else { 0 },
             results_bytes_max: usize::try_from(config.results_bytes_max).unwrap_or(usize::MAX),
         };
+        let lanes = lanes::Lanes::new(&config, &placement);
         Ok(Process {
             reactor,
             reactor_reason,
@@ -253,6 +256,7 @@ impl Process {
             lent_due_ns: u64::MAX,
             clients,
             peers,
+            lanes,
             arrived: Vec::new(),
             sent: Vec::new(),
             handed_over: None,

@@ -61,6 +61,10 @@ pub(super) enum Arrival {
     End { ticket: Ticket, end: End },
     /// Bytes that are not needed any more.
     Done(Bytes),
+    /// A word about a lane.
+    Lane { peer: PeerNumber, news: super::near::lane::LaneNews },
+    /// The link to this peer is gone, and with it the memory that was shared.
+    Down(PeerNumber),
     /// The peer lives anew: what its earlier life asked for nobody waits for.
     Reborn(PeerNumber),
 }
@@ -168,6 +172,7 @@ impl Process {
         payload: Payload,
     ) {
         let incarnation = self.incarnation_of(worker);
+        self.lanes.talks.sends(worker, peer);
         self.now_waits(worker);
         let parcel = Parcel { kind: Kind::Message, key: key.into(), bytes: Arc::new(payload.bytes) };
         let posted = Posted::Message { worker, incarnation, question };
@@ -305,7 +310,10 @@ impl Process {
                 Arrival::Reborn(peer) => {
                     self.controller.disconnected(PEER | peer as u64);
                     self.end_calls_taken_by(peer);
+                    self.forget_lanes(peer);
                 }
+                Arrival::Lane { peer, news } => self.on_lane_word(now, peer, news),
+                Arrival::Down(peer) => self.end_lanes(now, peer),
                 Arrival::Parcel { peer, due, kind, key, bytes } => {
                     let verdict = self.on_parcel(now, peer, kind, &key, bytes);
                     self.peers.settle(peer, due, verdict);
@@ -359,6 +367,8 @@ impl Process {
         };
         match kind {
             Kind::Message => {
+                // What came over a lane came before it.
+                self.close_lane_from(now, peer);
                 let payload = Payload { bytes, is_args: false, keeps: false };
                 match self.deliver(now, From::Peer(peer), key, payload) {
                     Ok(()) => Verdict::Stored,

@@ -1,7 +1,8 @@
 //! Messages as a worker has them: given to the controller, and asked of it.
 
 use super::*;
-use crate::wire::MailOp;
+use super::lane::NotLaned;
+use crate::wire::{MailOp, lane};
 use crate::worker::messages::{Key, Message, MessageError, SELF, Source};
 use praas_shm::{INLINE_BYTES_MAX, KEY_BYTES_MAX};
 
@@ -54,7 +55,7 @@ impl Session {
         Ok(number)
     }
 
-    fn process_name(&mut self, number: u16) -> Result<Rc<str>, MessageError> {
+    pub(super) fn process_name(&mut self, number: u16) -> Result<Rc<str>, MessageError> {
         if let Some(name) = self.names.name(number) {
             return Ok(name);
         }
@@ -87,7 +88,7 @@ impl Session {
         // A message's memory comes back as a `RELEASE`, and not with the answer: one that may arrive yet is read until it has, or never will.
         let stays = op == MailOp::Send;
         let question = Descriptor::new(record::MAIL, tag, 0, deadline_ns, body);
-        let (answer, bytes) = self.ask(&question, number, heap, matches!(op, MailOp::Send | MailOp::Receive));
+        let (answer, bytes) = self.ask(&question, number, heap, matches!(op, MailOp::Send | MailOp::Receive | MailOp::ReceiveLooked));
         let code = Code::from_wire(answer.tag());
         if !stays {
             self.unload(carried, ParticipantId::CONTROLLER);
@@ -123,6 +124,11 @@ impl Session {
         }
         self.return_or_die();
         let number = self.process_number(to)?;
+        let payload = match self.send_by_lane(number, key, payload.bytes, deadline_ns) {
+            Ok(()) => return Ok(()),
+            Err(NotLaned::Failed(error)) => return Err(error),
+            Err(NotLaned::Ordinary(bytes)) => Payload { bytes, ..payload },
+        };
         if bytes + key.len() <= INLINE_BYTES_MAX {
             let mut both = [0; INLINE_BYTES_MAX];
             both[..bytes].copy_from_slice(payload.bytes.as_ref());
@@ -191,10 +197,18 @@ impl Session {
             Key::Is(key) => checked(key).map(|()| key)?,
         };
         self.said_key = None;
-        let received = self.ask_mail(MailOp::Receive, number, deadline_ns, wanted.into(), 0);
-        let (about, bytes) = match received {
-            Err(MessageError::Timeout { .. }) => return Ok(None),
-            received => received?,
+        let mut looked = false;
+        let (about, bytes) = loop {
+            if let Some(message) = self.receive_by_lane(number, wanted, deadline_ns)? {
+                return Ok(Some(message));
+            }
+            looked |= self.has_lane_from(number);
+            let op = if looked { MailOp::ReceiveLooked } else { MailOp::Receive };
+            match self.ask_mail(op, number, deadline_ns, wanted.into(), 0) {
+                Err(MessageError::Timeout { .. }) => return Ok(None),
+                Ok((lane::LOOK, _)) => looked = true,
+                received => break received?,
+            }
         };
         // From here on it is the function's: who gets it if this worker dies is nobody.
         if let Channel::Ring { link, .. } = &self.channel {
