@@ -10,6 +10,7 @@ mod controller;
 mod error;
 pub mod exit;
 pub mod launch;
+mod letter;
 pub mod members;
 mod numbered;
 pub mod object;

@@ -8,7 +8,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 
-use praas_shm::{Arena, Block, BlockRef, BlockView, Inline, NoSpace, ParticipantId};
+use praas_shm::{Arena, Block, BlockRef, BlockView, Inline, LaneReceiver, NoSpace, ParticipantId};
 use praas_transport::queue::Buffer;
 
 use crate::error::InvokeError;
@@ -166,6 +166,14 @@ impl Loan {
         }
     }
 
+    /// Where it lies, for somebody who reads it while it is kept. `None`: on the heap.
+    pub(crate) fn place(&self) -> Option<BlockRef> {
+        match (&self.store, &self.memory.arena) {
+            (Some(Store::Block(block)), Some(arena)) => Some(arena.borrow().place_of(block)),
+            _ => None,
+        }
+    }
+
     pub(crate) fn into_store(mut self) -> Store {
         self.store.take().expect("a loan has its memory until it is sent")
     }
@@ -252,6 +260,55 @@ impl Drop for Held {
     }
 }
 
+/// Bytes of a message that came over a lane, readable until dropped; its sender is told then.
+pub(crate) struct Laned {
+    bytes: LanedBytes,
+    receiver: Rc<RefCell<LaneReceiver>>,
+    position: u64,
+}
+
+/// Where they are.
+pub(crate) enum LanedBytes {
+    /// In the sender's memory.
+    Theirs(BlockView),
+    /// In ours: we sent them before.
+    Ours(Rc<Loan>),
+}
+
+impl Laned {
+    /// The message of this position, which was polled.
+    pub(crate) fn new(bytes: LanedBytes, receiver: &Rc<RefCell<LaneReceiver>>, position: u64) -> Laned {
+        Laned { bytes, receiver: Rc::clone(receiver), position }
+    }
+
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        match &self.bytes {
+            LanedBytes::Theirs(view) => view,
+            LanedBytes::Ours(loan) => loan,
+        }
+    }
+
+    /// The block and the position, if it came by this lane out of its sender's memory.
+    pub(crate) fn came_by(&self, receiver: &Rc<RefCell<LaneReceiver>>) -> Option<(BlockRef, u64)> {
+        match &self.bytes {
+            LanedBytes::Theirs(view) if Rc::ptr_eq(receiver, &self.receiver) => Some((*view.block(), self.position)),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Debug for Laned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Laned").field("position", &self.position).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Laned {
+    fn drop(&mut self) {
+        self.receiver.borrow_mut().release(self.position);
+    }
+}
+
 /// Bytes that came from somebody or go to somebody. Short ones are here; `place` says where the others are.
 ///
 /// Not an enum, so that the short ones are moved in whole pairs (`praas_shm`, `pair.rs`).
@@ -268,6 +325,7 @@ pub(crate) enum Place<'a> {
     Slice(&'a [u8]),
     Vec(Vec<u8>),
     Held(Held),
+    Laned(Laned),
     Own(Loan),
     Heap(Buffer),
 }
@@ -312,6 +370,7 @@ impl Bytes<'_> {
             Place::Slice(slice) => slice,
             Place::Vec(vec) => vec,
             Place::Held(held) => held.as_slice(),
+            Place::Laned(laned) => laned.as_slice(),
             Place::Own(loan) => loan,
             Place::Heap(buffer) => buffer.as_ref(),
         }

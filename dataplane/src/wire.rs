@@ -156,6 +156,9 @@ pub(crate) mod record {
     /// for a function that runs for messages.
     pub(crate) const JOIN: u8 = 42;
 
+    /// tag = [`super::lane`] bits, id = lane: what the worker may do with it from here on, or that it is over.
+    pub(crate) const LANE: u8 = 50;
+
     /// Bit of the kind: the body holds several arguments.
     pub(crate) const ARGS: u8 = 0x80;
     /// Bit of a `CALL_AT`: it may run again when the worker that runs it is lost.
@@ -274,6 +277,47 @@ pub(crate) enum ToWorker {
     Serve { lease: u64, caller: u8, position: u64, patience: Patience },
     /// A client's connection is yours until you return it; comes with its socket.
     Connection(Box<LentConnection>),
+    /// Make a file for a lane. Answered with `FromWorker::Lane`.
+    MakeLane { lane: u64 },
+    /// Who you exchange messages with over the lane; comes with its file, its controller's, ours, and its segment.
+    JoinLane(Box<JoinLane>),
+}
+
+/// The other end of a lane.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct JoinLane {
+    pub(crate) lane: u64,
+    /// The number of its process.
+    pub(crate) process: u16,
+    pub(crate) segment: LaneSegment,
+    pub(crate) patience: Patience,
+}
+
+/// What a segment has to be that blocks of a lane lie in.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct LaneSegment {
+    pub(crate) participant: u8,
+    pub(crate) incarnation: u64,
+    pub(crate) process_id: [u8; 16],
+    pub(crate) ring_slots: u32,
+    pub(crate) arena_bytes: u64,
+}
+
+/// What a worker is told about a lane ([`record::LANE`]).
+pub(crate) mod lane {
+    /// What it sends to that process may go over it.
+    pub(crate) const SENDS: u16 = 1;
+    /// What comes from that process comes over it, and from nowhere else.
+    pub(crate) const RECEIVES: u16 = 2;
+    /// It is closed, or will not be opened.
+    pub(crate) const OVER: u16 = 4;
+    /// Nobody reads what was sent over it any more. With `OVER`, or after it.
+    pub(crate) const UNREAD: u16 = 8;
+    /// Nobody knows what becomes of what was sent over it and not received. With `OVER`.
+    pub(crate) const LOST: u16 = 16;
+
+    /// `aux` of the answer to a `Receive`: look at the lane.
+    pub(crate) const LOOK: u64 = u64::MAX;
 }
 
 /// What a worker needs to go on with a client's connection.
@@ -485,13 +529,15 @@ pub(crate) enum MailOp {
     /// Names of processes: two lists, those that are active and those that are swapped out (JSON).
     Processes = 5,
     // 6 was a call of another process, which is a record of its own now.
+    /// As `Receive`, by a worker that has looked at its lane from that process, and waits for more than comes over it.
+    ReceiveLooked = 7,
 }
 
 impl MailOp {
     /// From the low four bits of a tag.
     pub(crate) fn from_wire(tag: u16) -> Option<MailOp> {
-        use MailOp::{Key, NameOf, Processes, Receive, Resolve, Send};
-        [Key, Send, Receive, Resolve, NameOf, Processes].into_iter().find(|op| *op as u16 == tag & 15)
+        use MailOp::{Key, NameOf, Processes, Receive, ReceiveLooked, Resolve, Send};
+        [Key, Send, Receive, Resolve, NameOf, Processes, ReceiveLooked].into_iter().find(|op| *op as u16 == tag & 15)
     }
 }
 
@@ -558,6 +604,8 @@ pub(crate) enum FromWorker {
         #[serde(default)]
         triggers: Vec<(u16, Trigger)>,
     },
+    /// Its file for a lane, which comes along; without one there is none.
+    Lane { lane: u64 },
 }
 
 /// What a function runs for, if not for one call.

@@ -19,6 +19,8 @@ mod width;
 pub mod doorbell;
 pub mod exchange;
 pub mod index;
+#[cfg_attr(loom, allow(dead_code, reason = "models look at the heap"))]
+pub mod lane;
 pub mod ring;
 pub mod watch;
 
@@ -56,6 +58,9 @@ pub use index::{
     Place,
 };
 pub use inline::{INLINE_BYTES_MAX, Inline};
+pub use lane::{LaneArbiter, LaneReceiver, LaneSender, Polled, Unsent};
+#[cfg(not(loom))]
+pub use lane::{LaneError, LaneFile, OwnLane, PeerLane};
 #[cfg(not(loom))]
 pub use link::{Link, LinkError};
 pub use participant::{PARTICIPANTS_MAX, ParticipantId};

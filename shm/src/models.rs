@@ -13,6 +13,8 @@ use crate::descriptor::Descriptor;
 use crate::doorbell::{Ringer, SleepLine, Sleeper};
 use crate::exchange::{ExchangeCallee, ExchangeCaller, ExchangeLine, ExchangeReply};
 use crate::index::entry::{Entry, Seen};
+use crate::lane::on_heap::Lane;
+use crate::lane::{Closed, Polled, Unsent};
 use crate::mapping::Window;
 use crate::peer_line::{PeerLine, Take};
 use crate::pins::{PinPage, Pins, fence_before_looking};
@@ -393,5 +395,77 @@ fn a_pinned_object_is_neither_torn_nor_freed() {
             blocks[0].write(99);
         }
         reader.join().unwrap();
+    });
+}
+
+/// R9, edges *sent*, *taken* and *closed* of a lane: whenever it is closed, each message that was sent goes to receiver or arbiter, once and in order, the
+/// sender knows which were, and no message is torn by a slot that is used again.
+#[test]
+fn lane_gives_each_message_to_one_of_two() {
+    model(|| {
+        let lane = Lane::new();
+        let (mut sender, mut receiver, arbiter) = lane.ends();
+        let block = Payload::new();
+        let (theirs, arbiters) = (Arc::clone(&block), Arc::clone(&block));
+        let sending = thread::spawn(move || {
+            let mut sent = 0;
+            // The first has a block. Two slots hold one message at a time.
+            block.write(7);
+            for id in 0..2 {
+                loop {
+                    match sender.try_send(&numbered(id), None) {
+                        Ok(position) => break assert_eq!((position, sent), (id, id)),
+                        Err(Unsent::Full) => {
+                            if sender.released().is_none() {
+                                thread::yield_now();
+                            }
+                        }
+                        Err(Unsent::Closed) => return sent,
+                        // The arbiter is in the middle of it.
+                        Err(Unsent::Unsure(position)) => loop {
+                            match sender.closed() {
+                                Some(Closed { to, .. }) => return sent + u64::from(position < to),
+                                None => thread::yield_now(),
+                            }
+                        },
+                    }
+                    if sender.closed().is_some() {
+                        return sent;
+                    }
+                }
+                sent += 1;
+            }
+            sent
+        });
+        let receiving = thread::spawn(move || {
+            let mut received = 0;
+            loop {
+                match receiver.poll().expect("a torn slot") {
+                    Polled::Message { position, first, .. } => {
+                        assert_eq!((first, position), (numbered(received), received));
+                        if position == 0 {
+                            assert_eq!(theirs.read(), 7);
+                        }
+                        receiver.release(position);
+                        received += 1;
+                    }
+                    Polled::Empty => thread::yield_now(),
+                    Polled::Closed => return received,
+                }
+            }
+        });
+        let mut inherited = Vec::new();
+        let mut first = 0;
+        arbiter.close(|from, messages| {
+            if from == 0 && !messages.is_empty() {
+                assert_eq!(arbiters.read(), 7);
+            }
+            first = from;
+            inherited.append(messages);
+        });
+        let (sent, received) = (sending.join().unwrap(), receiving.join().unwrap());
+        let inherited: Vec<_> = inherited.into_iter().map(|message| message.expect("a torn slot").0).collect();
+        assert_eq!(received, first, "they agree where one ends and the other begins");
+        assert_eq!(inherited, (received..sent).map(numbered).collect::<Vec<_>>());
     });
 }

@@ -53,8 +53,20 @@ impl Slot {
         }
     }
 
+    /// Never written.
+    #[cfg(test)]
+    pub(crate) fn blank() -> Self {
+        Slot { words: std::array::from_fn(|_| AtomicU64::new(0)), shadow: Shadow::default() }
+    }
+
+    /// The word that a write changes last.
     #[inline(always)]
-    fn write(&self, stamp: u32, descriptor: &Descriptor) {
+    pub(crate) fn stamp_word(&self) -> &AtomicU64 {
+        &self.words[0]
+    }
+
+    #[inline(always)]
+    pub(crate) fn write(&self, stamp: u32, descriptor: &Descriptor) {
         self.shadow.write();
         self.words[1].store(descriptor.id(), Ordering::Relaxed);
         descriptor.store_rest(|at, word| self.words[at].store(word, Ordering::Relaxed));
@@ -64,14 +76,14 @@ impl Slot {
 
     /// Word 0, if it carries this stamp.
     #[inline(always)]
-    fn head_if(&self, stamp: u32) -> Option<u64> {
+    pub(crate) fn head_if(&self, stamp: u32) -> Option<u64> {
         // published (acquire).
         let head = self.words[0].load(Ordering::Acquire);
         (low_half(head) == stamp).then_some(head)
     }
 
     #[inline(always)]
-    fn read(&self, head: u64) -> Result<Descriptor, BadDescriptor> {
+    pub(crate) fn read(&self, head: u64) -> Result<Descriptor, BadDescriptor> {
         self.shadow.read();
         let id = self.words[1].load(Ordering::Relaxed);
         Descriptor::decode_with(head, id, |at| self.words[at].load(Ordering::Relaxed))
@@ -350,9 +362,8 @@ pub(crate) mod on_heap {
 
     impl Ring {
         pub(crate) fn new(slots: usize) -> Self {
-            let blank = || Slot { words: std::array::from_fn(|_| AtomicU64::new(0)), shadow: Shadow::default() };
             let ring = Self {
-                slots: Window::slice_on_heap((0..slots).map(|_| blank()).collect()),
+                slots: Window::slice_on_heap((0..slots).map(|_| Slot::blank()).collect()),
                 consumer_line: Window::on_heap(PeerLine::blank()),
                 producer_line: Window::on_heap(PeerLine::blank()),
             };

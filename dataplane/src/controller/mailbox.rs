@@ -397,6 +397,32 @@ impl<P: Keep> Mailbox<P> {
         senders
     }
 
+    /// A message that was sent for good comes another way than others do, as the last of all: even above a bound. To a receive that waits for it, or to be
+    /// kept.
+    pub(crate) fn inherit(&mut self, from: Sender, key: &[u8], payload: P) -> Option<(Receiver, Message<P>)> {
+        self.restore(Message { from, key: key.into(), payload, number: self.numbers })
+    }
+
+    /// Whether this receive waits, and for messages of this sender alone.
+    pub(crate) fn waits_from(&self, by: Receiver, from: Sender) -> bool {
+        self.turn_of.get(&by).is_some_and(|turn| self.waiting[turn].from == Some(from))
+    }
+
+    /// Whether receives but this one wait that may get a message of this sender.
+    pub(crate) fn others_wait(&self, from: Sender, but: Option<Receiver>) -> bool {
+        self.waiting.values().any(|waiting| waiting.from.is_none_or(|its| its == from) && Some(waiting.by) != but)
+    }
+
+    /// Whether it holds any of this sender.
+    pub(crate) fn has_of(&self, from: Sender) -> bool {
+        self.answering.first(Pattern { from: Some(from), key: None }).is_some()
+    }
+
+    /// Whether it holds one that is wanted.
+    pub(crate) fn has(&self, wanted: Wanted<'_>) -> bool {
+        self.oldest(wanted).is_some()
+    }
+
     /// Time passes. Ends a receive whose deadline it was and gives it; to be called until there is none.
     pub(crate) fn expire(&mut self, now_ns: u64) -> Option<Receiver> {
         let (_, turn) = self.deadlines.first().copied().filter(|(deadline_ns, _)| *deadline_ns <= now_ns)?;

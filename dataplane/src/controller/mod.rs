@@ -28,6 +28,7 @@ mod circuit;
 pub(crate) mod connection_lease;
 mod dedupe;
 pub(crate) mod join;
+pub(crate) mod lane;
 mod lease;
 pub(crate) mod mailbox;
 pub(crate) mod membership;

@@ -110,10 +110,11 @@ impl Process {
                 self.release(bytes);
                 return Ok(());
             }
-            MailOp::Receive => {
+            MailOp::Receive | MailOp::ReceiveLooked => {
                 // A copy, since the worker may still write it.
                 let key = bytes.as_ref().to_vec();
-                self.on_receive(now, worker, question, number, deadline_ns, &key);
+                let looked = op == MailOp::ReceiveLooked;
+                self.on_receive(now, worker, question, number, deadline_ns, &key, looked);
             }
             MailOp::Resolve => {
                 let name = String::from_utf8_lossy(bytes.as_ref()).into_owned();
@@ -280,7 +281,17 @@ impl Process {
         }
     }
 
-    fn on_receive(&mut self, now: u64, worker: WorkerId, question: u64, number: u16, deadline_ns: u64, key: &[u8]) {
+    #[expect(clippy::too_many_arguments, reason = "the fields of one record")]
+    fn on_receive(
+        &mut self,
+        now: u64,
+        worker: WorkerId,
+        question: u64,
+        number: u16,
+        deadline_ns: u64,
+        key: &[u8],
+        looked: bool,
+    ) {
         let from = match number {
             ANYBODY => None,
             0 => Some(Sender::Own),
@@ -292,6 +303,9 @@ impl Process {
         self.retract_offers(now);
         let by = Receiver { worker, call: question };
         let wanted = Wanted { from, key: (!key.is_empty()).then_some(key) };
+        if self.before_receive(now, worker, wanted, deadline_ns, looked) {
+            return self.look_at_lane(worker, question);
+        }
         // What it left can be received. More will not come.
         let deleted = match from {
             Some(Sender::Peer(peer)) if self.peers.is_deleted(peer) => self.peers.name_of(peer).map(str::to_owned),
@@ -305,6 +319,7 @@ impl Process {
                     seat.receives = Some(question);
                 }
                 self.now_waits(worker);
+                self.may_go(worker);
             }
             Received::Nothing => match deleted {
                 Some(name) => self.answer_text(worker, question, Code::UnknownProcess, &name),
@@ -326,7 +341,12 @@ impl Process {
             return;
         }
         let (inline, number) = (Inline::new(inline.as_slice()).expect("it is one"), question + 1);
-        let about = u64::from(number_of(message.from)) | (message.key.len() as u64) << 16;
+        let (from, about) = (message.from, u64::from(number_of(message.from)) | (message.key.len() as u64) << 16);
+        if let Sender::Peer(peer) = from
+            && self.before_offer(worker, peer)
+        {
+            return;
+        }
         let by = Receiver { worker, call: number };
         let Received::Message(message) = self.mailbox.receive(now, by, Wanted { from: None, key: None }, 0) else {
             return;
@@ -360,6 +380,12 @@ impl Process {
         self.put_back(now, from, key, Payload { bytes: Bytes::Inline(inline), is_args: false, keeps: false }, number);
     }
 
+    /// What a worker waits for comes over its lane.
+    pub(super) fn look_at_lane(&mut self, worker: WorkerId, question: u64) {
+        let nothing = Body::Inline(Inline::empty());
+        self.answer_question(worker, question, Code::Ok, crate::wire::lane::LOOK, nothing, None);
+    }
+
     /// Nobody waits for this call any more: then its function does not wait for a message either.
     pub(super) fn end_receive(&mut self, worker: WorkerId, call: CallKey) {
         let Some(seat) = &self.seats[usize::from(worker)] else { return };
@@ -390,7 +416,7 @@ impl Process {
     }
 
     /// Gives a message to the worker that waits for it. What cannot be given goes back to its place, and the worker is told.
-    fn hand(&mut self, now: u64, to: Receiver, message: Message<Payload>) {
+    pub(super) fn hand(&mut self, now: u64, to: Receiver, message: Message<Payload>) {
         let Message { from, key, mut payload, number } = message;
         let (worker, me) = (to.worker, ParticipantId::new(to.worker).expect("workers have participant numbers"));
         let Some(seat) = &self.seats[usize::from(worker)] else {
@@ -496,6 +522,10 @@ impl Process {
     }
 
     pub(super) fn put_back(&mut self, now: u64, from: Sender, key: Arc<[u8]>, payload: Payload, number: u64) {
+        if let Sender::Peer(peer) = from {
+            // What is in the lane came after it.
+            self.close_lane_from(now, peer);
+        }
         match self.mailbox.restore(Message { from, key, payload, number }) {
             Some((to, message)) => self.hand(now, to, message),
             None if self.joins.is_empty() => {}
@@ -525,6 +555,7 @@ impl Process {
                 payload.bytes = outlived(store, view);
             }
         }
+        self.bury_lane(now, worker);
         let Some(handed) = seat.handed.take().filter(|handed| !seat.has_received(handed)) else { return };
         let bytes = match handed.bytes {
             HandedBytes::Inline(inline) => Some(Bytes::Inline(inline)),

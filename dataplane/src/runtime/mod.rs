@@ -13,6 +13,7 @@ mod error;
 mod greeting;
 mod hot;
 mod joins;
+mod lanes;
 mod lent;
 mod mail;
 mod members;
@@ -155,6 +156,7 @@ pub struct Process {
     lent_due_ns: u64,
     clients: Clients,
     peers: Peers,
+    lanes: lanes::Lanes,
     /// Empty between turns, kept for their memory: what a connection brought, what the kernel has taken.
     arrived: Vec<clients::Event>,
     sent: Vec<Bytes>,
@@ -252,6 +254,7 @@ impl Process {
             results_bytes_max: usize::try_from(config.results_bytes_max).unwrap_or(usize::MAX),
             batch_bytes_max: usize::try_from(config.payload_bytes_max).unwrap_or(usize::MAX),
         };
+        let lanes = lanes::Lanes::new(&config, &placement);
         Ok(Process {
             reactor,
             reactor_reason,
@@ -277,6 +280,7 @@ impl Process {
             lent_due_ns: u64::MAX,
             clients,
             peers,
+            lanes,
             arrived: Vec::new(),
             sent: Vec::new(),
             handed_over: None,

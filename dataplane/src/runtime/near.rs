@@ -23,6 +23,7 @@
 //! a byte on its own end of the socket.
 
 mod frames;
+pub(super) mod lane;
 
 use std::collections::VecDeque;
 use std::io;
@@ -39,11 +40,12 @@ use rustix::net::{SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 
 use self::frames::{Key, Record, STAGE};
+use self::lane::{Hand, LaneNews};
 use super::body::{Bytes, Store};
 use super::clients::Carrier;
 use crate::config::{Ipc, ProcessConfig};
 use crate::controller::peers::{LinkNumber, PeerNumber};
-use crate::wire::Code;
+use crate::wire::{Code, LaneSegment};
 
 /// How long the steps may take together.
 const MEET_NS: u64 = 2_000_000_000;
@@ -83,6 +85,8 @@ enum Word {
     Hello { secret: [u8; 16], incarnation: u64, payload_bytes_max: u64 },
     /// Blocks of this segment may come, under this number; comes with it. One that is larger than 0 and was not there before.
     Segment { number: u16, participant: u8, incarnation: u64, process: [u8; 16], ring_slots: u32, arena_bytes: u64 },
+    /// One end of a lane; comes with its worker's file, its controller's, and the worker's segment.
+    Lane { number: u64, segment: LaneSegment },
 }
 
 /// A segment of this process that payloads lie in.
@@ -98,6 +102,13 @@ pub(super) struct Frame {
     pub(super) header: Header,
     pub(super) key: Vec<u8>,
     pub(super) bytes: Result<Bytes, Code>,
+}
+
+/// What came.
+#[derive(Debug)]
+pub(super) enum Came {
+    Frame(Frame),
+    Lane(LaneNews),
 }
 
 /// What became of the steps.
@@ -167,6 +178,8 @@ struct Stands {
     numbers: u16,
     /// Segments of theirs, by number.
     theirs: Vec<(u16, Arc<PeerSegment>)>,
+    /// Files of lanes, until a record speaks of them.
+    hands: Vec<(u64, Hand)>,
     /// The first half of a frame.
     half: Option<(Header, Vec<u8>)>,
     unrung: bool,
@@ -324,7 +337,7 @@ impl Nears {
         file.seal_future_write().map_err(|error| error.to_string())?;
         let (incarnation, payload_bytes_max) = (self.incarnation, self.payload_bytes_max);
         let word = Word::Hello { secret: half(token, 1), incarnation, payload_bytes_max };
-        say(socket, &word, file.fd()).map_err(|error| error.to_string())?;
+        say(socket, &word, &[file.fd()]).map_err(|error| error.to_string())?;
         Ok(own)
     }
 
@@ -602,7 +615,7 @@ impl Nears {
     ///
     /// # Errors
     /// What came is none; the link is to be closed.
-    pub(super) fn take(&mut self, link: LinkNumber, store: &mut Store) -> Result<Option<Frame>, String> {
+    pub(super) fn take(&mut self, link: LinkNumber, store: &mut Store) -> Result<Option<Came>, String> {
         let payload_bytes_max = self.payload_bytes_max;
         match self.nears.iter_mut().find(|near| near.link == link) {
             Some(Near { hears: true, stage: Stage::Stands(stands), .. }) => stands.take(payload_bytes_max, store),
@@ -729,6 +742,7 @@ impl Stands {
             shown: vec![None; PARTICIPANTS_MAX],
             numbers: STAGE,
             theirs: Vec::new(),
+            hands: Vec::new(),
             half: None,
             unrung: false,
         })
@@ -824,7 +838,7 @@ impl Stands {
             arena_bytes: showing.segment_config.arena_bytes,
         };
         // A socket that is full, or no descriptors: it is copied this time.
-        say(self.socket.as_fd(), &word, file.fd()).ok()?;
+        say(self.socket.as_fd(), &word, &[file.fd()]).ok()?;
         self.numbers = number;
         self.shown[owner.index()] = Some((*incarnation, number));
         Some(number)
@@ -839,13 +853,16 @@ impl Stands {
 
     // ---- in ----------------------------------------------------------------------------------------------------
 
-    fn take(&mut self, payload_bytes_max: u64, store: &mut Store) -> Result<Option<Frame>, String> {
+    fn take(&mut self, payload_bytes_max: u64, store: &mut Store) -> Result<Option<Came>, String> {
         // Not for ever, if only records come that are no frames.
         for _ in 0..RING_SLOTS {
             let Some(record) = self.link.consumer.poll().map_err(|error| error.to_string())? else { break };
+            if let (Some(word), None) = (lane::read(&record), &self.half) {
+                return self.take_lane(word, record.id()).map(|news| Some(Came::Lane(news)));
+            }
             match (frames::read(&record)?, self.half.take()) {
                 (Record::Alone { header, key, payload }, None) => {
-                    return Ok(Some(Frame { header, key, bytes: Ok(Bytes::Inline(payload)) }));
+                    return Ok(Some(Came::Frame(Frame { header, key, bytes: Ok(Bytes::Inline(payload)) })));
                 }
                 (Record::Head { header, key }, None) => {
                     let key = match key {
@@ -860,7 +877,8 @@ impl Stands {
                         Body::Block(block) if block.len > payload_bytes_max => Err(Code::TooLarge),
                         Body::Block(block) => copied(self.bytes_of(segment, &block)?, store),
                     };
-                    return Ok(Some(Frame { header: Header { aux, budget_ns, ..header }, key, bytes }));
+                    let header = Header { aux, budget_ns, ..header };
+                    return Ok(Some(Came::Frame(Frame { header, key, bytes })));
                 }
                 (Record::Forget { segment }, None) => self.theirs.retain(|(number, _)| *number != segment),
                 _ => return Err("it sent half a frame".into()),
@@ -906,12 +924,14 @@ impl Stands {
     }
 
     fn take_segment(&mut self, bytes: &[u8], fds: Vec<OwnedFd>) -> Result<(), String> {
-        let [file] = <[OwnedFd; 1]>::try_from(fds).map_err(|_| NOT_A_WORD)?;
-        let Ok(Word::Segment { number, participant, incarnation, process, ring_slots, arena_bytes }) =
-            serde_json::from_slice(bytes)
-        else {
-            return Err(NOT_A_WORD.into());
+        let (number, participant, incarnation, process, ring_slots, arena_bytes) = match serde_json::from_slice(bytes) {
+            Ok(Word::Segment { number, participant, incarnation, process, ring_slots, arena_bytes }) => {
+                (number, participant, incarnation, process, ring_slots, arena_bytes)
+            }
+            Ok(Word::Lane { number, segment }) => return self.take_hand(number, segment, fds),
+            _ => return Err(NOT_A_WORD.into()),
         };
+        let [file] = <[OwnedFd; 1]>::try_from(fds).map_err(|_| NOT_A_WORD)?;
         let participant = ParticipantId::new(participant).ok_or(NOT_A_WORD)?;
         if number == STAGE || self.theirs.len() >= PARTICIPANTS_MAX || self.theirs.iter().any(|(had, _)| *had == number)
         {
@@ -963,9 +983,9 @@ fn hear(socket: BorrowedFd<'_>, token: &Token) -> Option<Result<Heard, String>> 
     })
 }
 
-fn say(socket: BorrowedFd<'_>, word: &Word, file: BorrowedFd<'_>) -> io::Result<()> {
+fn say(socket: BorrowedFd<'_>, word: &Word, files: &[BorrowedFd<'_>]) -> io::Result<()> {
     let bytes = serde_json::to_vec(word).expect("our own words are serialisable");
-    handover::send(socket, &bytes, &[file])
+    handover::send(socket, &bytes, files)
 }
 
 /// Compares in the same time, whatever they are.

@@ -63,6 +63,10 @@ pub(super) enum Arrival {
     Done(Bytes),
     /// A life of the peer is over: what it asked for nobody waits for, and what it had taken nobody answers, for which reason its callers are told.
     Over { peer: PeerNumber, text: &'static str },
+    /// A word about a lane.
+    Lane { peer: PeerNumber, news: super::near::lane::LaneNews },
+    /// The link to this peer is gone, and with it the memory that was shared.
+    Down(PeerNumber),
 }
 
 /// Who waits for a parcel of ours.
@@ -181,6 +185,7 @@ impl Process {
         payload: Payload,
     ) {
         let incarnation = self.incarnation_of(worker);
+        self.lanes.talks.sends(worker, peer);
         self.now_waits(worker);
         let parcel = Parcel { kind: Kind::Message, key: key.into(), bytes: Arc::new(payload.bytes) };
         let posted = Posted::Message { worker, incarnation, question };
@@ -424,7 +429,10 @@ impl Process {
                     self.controller.disconnected(PEER | peer as u64);
                     self.end_calls_taken_by(now, peer, text);
                     self.end_receives_from(peer);
+                    self.forget_lanes(peer);
                 }
+                Arrival::Lane { peer, news } => self.on_lane_word(now, peer, news),
+                Arrival::Down(peer) => self.end_lanes(now, peer),
                 Arrival::Parcel { peer, due, kind, key, bytes } => {
                     let verdict = self.on_parcel(now, peer, kind, &key, bytes);
                     self.peers.settle(now, peer, due, verdict);
@@ -489,6 +497,8 @@ impl Process {
         };
         match kind {
             Kind::Message => {
+                // What came over a lane came before it.
+                self.close_lane_from(now, peer);
                 let payload = Payload { bytes, is_args: false, keeps: false };
                 match self.deliver(now, From::Peer(peer), key, payload) {
                     Ok(()) => Verdict::Stored,

@@ -19,7 +19,8 @@ use praas_transport::{Bodies, Header, Limits};
 use super::body::{Bytes, Landing, Store};
 use super::clients::Carrier;
 use super::error::ProcessError;
-use super::near::{Nears, Step, Token};
+use super::near::lane::{Hand, LaneWord};
+use super::near::{self, Nears, Step, Token};
 use super::parcels::{Arrival, Kind, LIFE_IS_OVER, Parcel};
 use crate::client::link::keep_alive;
 use crate::clock::{now_ns, unix_s};
@@ -664,7 +665,15 @@ impl Peers {
         store: &mut Store,
     ) -> Result<(), String> {
         for _ in 0..frames_max {
-            let Some(super::near::Frame { header, key, bytes }) = self.nears.take(link, store)? else { break };
+            let near::Frame { header, key, bytes } = match self.nears.take(link, store)? {
+                None => break,
+                Some(near::Came::Frame(frame)) => frame,
+                Some(near::Came::Lane(news)) => {
+                    let peer = self.peering.peer_of(link).filter(|peer| self.targets[*peer].up == Some(link));
+                    self.arrivals.extend(peer.map(|peer| Arrival::Lane { peer, news }));
+                    continue;
+                }
+            };
             self.take_in(now, link, &header, key, bytes)?;
             if header.kind == frame::VERDICT {
                 let arrivals = &mut self.arrivals;
@@ -692,6 +701,27 @@ impl Peers {
     /// Wakes the processes that were written something.
     pub(super) fn ring(&mut self) {
         self.nears.ring();
+    }
+
+    /// Says something about a lane. False: it cannot be said.
+    pub(super) fn say_lane(&mut self, peer: PeerNumber, word: LaneWord, number: u64, hand: Option<&Hand>) -> bool {
+        self.targets[peer].up.is_some_and(|link| self.nears.say_lane(link, word, number, hand))
+    }
+
+    /// Whether workers may have a lane to this process: both ends speak through shared memory.
+    pub(super) fn may_have_lanes(&self, peer: PeerNumber) -> bool {
+        let up = self.targets[peer].up;
+        up.is_some_and(|link| self.nears.speaks(link) == Some(true) && self.nears.hears(link))
+    }
+
+    /// Whether the name of this process is the smaller of the two.
+    pub(super) fn leads(&self, peer: PeerNumber) -> bool {
+        *self.name < *self.targets[peer].name
+    }
+
+    /// Whether each parcel to this process has its verdict.
+    pub(super) fn is_settled(&self, peer: PeerNumber) -> bool {
+        self.targets[peer].outbox.holds().0 == 0
     }
 
     // ---- what was decided -------------------------------------------------------------------------------------
@@ -737,6 +767,7 @@ impl Peers {
                     tracing::info!("peer={name} state=down link={link}: {loss}");
                     let arrivals = &mut self.arrivals;
                     self.nears.end(link, reactor, &mut |bytes| arrivals.push_back(Arrival::Done(bytes)));
+                    self.arrivals.push_back(Arrival::Down(peer));
                     let target = &mut self.targets[peer];
                     target.up = None;
                     target.outbox.down();

@@ -108,12 +108,13 @@ impl Process {
         loop {
             let Some(seat) = &self.seats[usize::from(worker)] else { return Ok(()) };
             // Nothing more for now, or closed: then its pidfd says the rest.
-            let Ok((bytes @ 1.., _)) = handover::receive(seat.control.as_fd(), &mut buffer) else { return Ok(()) };
+            let Ok((bytes @ 1.., fds)) = handover::receive(seat.control.as_fd(), &mut buffer) else { return Ok(()) };
             match serde_json::from_slice(&buffer[..bytes]) {
                 Ok(FromWorker::Mapped) => self.attach(worker),
                 Ok(FromWorker::Ready { version, functions, triggers }) => {
                     self.register(now, worker, version, &functions, &triggers);
                 }
+                Ok(FromWorker::Lane { lane }) => self.on_lane_file(now, worker, lane, fds),
                 Err(_) => self.condemn(worker, Cause::Violation("a malformed control message")),
             }
             if !self.announced

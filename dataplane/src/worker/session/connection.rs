@@ -568,6 +568,7 @@ fn owned(bytes: Bytes<'_>) -> Bytes<'static> {
         Place::Slice(slice) => Place::Vec(slice.to_vec()),
         Place::Vec(vec) => Place::Vec(vec),
         Place::Held(held) => Place::Held(held),
+        Place::Laned(laned) => Place::Laned(laned),
         Place::Own(loan) => Place::Own(loan),
         Place::Heap(buffer) => Place::Heap(buffer),
     };

@@ -1,8 +1,9 @@
 //! Messages as a worker has them: given to the controller, and asked of it.
 
+use super::lane::NotLaned;
 use super::*;
 use crate::client::Delivery;
-use crate::wire::MailOp;
+use crate::wire::{MailOp, lane};
 use crate::worker::messages::{Key, Message, MessageError, SELF, Source};
 use praas_shm::{INLINE_BYTES_MAX, KEY_BYTES_MAX};
 
@@ -91,7 +92,8 @@ impl Session {
         // A message's memory comes back as a `RELEASE`, and not with the answer: one that may arrive yet is read until it has, or never will.
         let stays = op == MailOp::Send;
         let question = Descriptor::new(record::MAIL, tag, 0, deadline_ns, body);
-        let (answer, bytes) = self.ask(&question, number, heap, matches!(op, MailOp::Send | MailOp::Receive));
+        let (answer, bytes) =
+            self.ask(&question, number, heap, matches!(op, MailOp::Send | MailOp::Receive | MailOp::ReceiveLooked));
         let code = Code::from_wire(answer.tag());
         if !stays {
             self.unload(carried, ParticipantId::CONTROLLER);
@@ -127,6 +129,11 @@ impl Session {
         }
         self.return_or_die();
         let number = self.process_number(to)?;
+        let payload = match self.send_by_lane(number, key, payload.bytes, deadline_ns) {
+            Ok(()) => return Ok(()),
+            Err(NotLaned::Failed(error)) => return Err(error),
+            Err(NotLaned::Ordinary(bytes)) => Payload { bytes, ..payload },
+        };
         if bytes + key.len() <= INLINE_BYTES_MAX {
             let mut both = [0; INLINE_BYTES_MAX];
             both[..bytes].copy_from_slice(payload.bytes.as_ref());
@@ -204,10 +211,18 @@ impl Session {
             return Ok(Some(message));
         }
         self.said_key = None;
-        let received = self.ask_mail(MailOp::Receive, number, deadline_ns, wanted.into(), 0);
-        let (about, bytes) = match received {
-            Err(MessageError::Timeout { .. }) => return Ok(None),
-            received => received?,
+        let mut looked = false;
+        let (about, bytes) = loop {
+            if let Some(message) = self.receive_by_lane(number, wanted, deadline_ns)? {
+                return Ok(Some(message));
+            }
+            looked |= self.has_lane_from(number);
+            let op = if looked { MailOp::ReceiveLooked } else { MailOp::Receive };
+            match self.ask_mail(op, number, deadline_ns, wanted.into(), 0) {
+                Err(MessageError::Timeout { .. }) => return Ok(None),
+                Ok((lane::LOOK, _)) => looked = true,
+                received => break received?,
+            }
         };
         // From here on it is the function's: who gets it if this worker dies is nobody.
         if let Channel::Ring { link, .. } = &self.channel {

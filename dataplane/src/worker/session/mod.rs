@@ -9,6 +9,7 @@ mod batch;
 mod calling;
 mod connection;
 mod endings;
+mod lane;
 mod line;
 mod mail;
 mod payloads;
@@ -30,6 +31,7 @@ use praas_shm::{
 use praas_transport::queue::{Buffer, Message, Receiver, Sender};
 
 use self::connection::Lent;
+use self::lane::Lanes;
 use self::line::{End, Line, Waited};
 use self::mail::Names;
 use self::questions::Questions;
@@ -351,6 +353,7 @@ pub(crate) struct Session {
     state: Option<SharedState>,
     questions: Questions,
     names: Names,
+    lanes: Lanes,
     /// The key of the message that comes next, when it does not come with it.
     said_key: Option<Vec<u8>>,
     /// Bytes of the value that was encoded last.
@@ -422,6 +425,7 @@ impl Session {
             state,
             questions: Questions::default(),
             names: Names::default(),
+            lanes: Lanes::default(),
             said_key: None,
             encoded_bytes: 0,
             lent: None,
@@ -719,6 +723,7 @@ impl Session {
             record::CANCEL => self.cancelled = id,
             record::SHUTDOWN => self.shutdown = true,
             record::KEY_IS => self.take_key(descriptor, heap)?,
+            record::LANE => self.lane_changed(id, tag),
             record::ANSWER | record::MAPPED | record::SETTLED => self.take_state_record(descriptor, heap),
             record::OFFER => self.questions.offer = Some(*descriptor),
             _ => return Err(fatal("record of an unknown kind from the controller", kind)),
@@ -784,6 +789,11 @@ impl Session {
                 let crate::wire::LentConnection { lease, function, patience, deadline_ns, .. } = *lent;
                 let socket = fd()?;
                 self.take_connection(lease, function, patience, deadline_ns, lent.into_terms(), socket)?;
+            }
+            ToWorker::MakeLane { lane } => self.make_lane(lane)?,
+            ToWorker::JoinLane(join) => {
+                let files = [fd()?, fd()?, fd()?, fd()?];
+                self.join_lane(&join, files);
             }
             ToWorker::Welcome(_) | ToWorker::Attached { .. } => {
                 return Err(Fatal("the controller greeted twice".into()));

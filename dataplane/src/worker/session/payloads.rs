@@ -47,6 +47,7 @@ impl Session {
                 return Ok((block.into(), Carried::Passed(BlockKey::from(&block)), None));
             }
             Place::Held(held) => self.copy_of(held.as_slice())?,
+            Place::Laned(laned) => self.copy_of(laned.as_slice())?,
             Place::Slice(slice) => self.copy_of(slice)?,
             Place::Vec(vec) => self.copy_of(&vec)?,
             Place::Own(loan) => loan,
@@ -101,6 +102,9 @@ impl Session {
     /// Tells givers what we are done with.
     #[inline(always)]
     pub(crate) fn return_blocks(&mut self) -> Result<(), Fatal> {
+        if self.has_lanes_ending() {
+            self.settle_lanes();
+        }
         if self.memory.returned.borrow().is_empty() {
             return Ok(());
         }
