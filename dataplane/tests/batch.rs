@@ -113,7 +113,12 @@ fn p12_r2_nested_calls_and_those_of_other_processes_run_in_batches_too() {
         let place = Place::new();
         let nodes = [0, 1].map(|who: usize| {
             let told = [(NAMES[1 - who], place.address(1 - who))];
-            let node = place.start_with(reactor, who, &told, &["--workers=3", "--workers-max=3", "--plaintext"]);
+            let node = place.start_with(
+                reactor,
+                who,
+                &told,
+                &["--workers=3", "--workers-max=3", "--plaintext", "--dial=start"],
+            );
             node.wait_ready();
             node
         });

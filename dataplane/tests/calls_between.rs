@@ -24,7 +24,7 @@ fn pair(place: &Place, reactor: Reactor, ipc: &str, workers: [u8; 2]) -> [(Node,
         let told = [(NAMES[1 - who], place.address(1 - who))];
         let args = [format!("--workers={}", workers[who]), format!("--workers-max={}", workers[who])];
         loop {
-            let node = place.start_with(reactor, who, &told, &[&args[0], &args[1], ipc, "--plaintext"]);
+            let node = place.start_with(reactor, who, &told, &[&args[0], &args[1], ipc, "--plaintext", "--dial=start"]);
             let lacks_queues = || node.said("RLIMIT_MSGQUEUE") > 0;
             wait_until("it is ready", PATIENCE, || node.said("ready process=") == 1 || lacks_queues());
             // A user has few queues, and the workers of the test before may not have let go of theirs.
@@ -115,7 +115,8 @@ fn g3_calls_in_flight_end_when_the_other_process_dies_and_new_ones_reach_its_nex
         });
         right[0].0.kill();
         let told = [(NAMES[0], place.address(0))];
-        let again = place.start_with(reactor, 1, &told, &["--workers=1", "--workers-max=1", "--plaintext"]);
+        let again =
+            place.start_with(reactor, 1, &told, &["--workers=1", "--workers-max=1", "--plaintext", "--dial=start"]);
         again.wait_up("a");
         for call in waiting {
             let lost = left[0].1.wait(call).unwrap_err().to_string();
@@ -157,7 +158,8 @@ fn p13_r6_calls_are_run_and_sent_again_as_their_delivery_says() {
         std::thread::sleep(Duration::from_millis(50));
         right[0].0.kill();
         let told = [(NAMES[0], place.address(0))];
-        let again = place.start_with(reactor, 1, &told, &["--workers=1", "--workers-max=1", "--plaintext"]);
+        let again =
+            place.start_with(reactor, 1, &told, &["--workers=1", "--workers-max=1", "--plaintext", "--dial=start"]);
         again.wait_up("a");
         for (call, mode) in calls.into_iter().zip(MODES) {
             match left[0].1.wait(call) {

@@ -89,7 +89,12 @@ fn m1_r2_messages_of_other_processes_count_and_those_of_two_are_not_mixed_when_o
         let place = Place::new();
         let nodes = [0, 1].map(|who: usize| {
             let told = [(NAMES[1 - who], place.address(1 - who))];
-            let node = place.start_with(reactor, who, &told, &["--workers=2", "--workers-max=2", "--plaintext"]);
+            let node = place.start_with(
+                reactor,
+                who,
+                &told,
+                &["--workers=2", "--workers-max=2", "--plaintext", "--dial=start"],
+            );
             node.wait_ready();
             node
         });
