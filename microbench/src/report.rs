@@ -553,6 +553,7 @@ fn every_row(rows: &[Row]) -> Section {
                             | "beside_redis"
                             | "isolation"
                             | "state_memory"
+                            | "state_reads"
                             | "state_versions"
                     )
                 })

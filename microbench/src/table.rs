@@ -180,7 +180,7 @@ pub(crate) fn what(row: &Row) -> String {
         ("invocation_r100", path) => format!("{path} {}, R=100", row.ipc),
         ("invocation_r100_drop_first", path) => format!("{path} {}, R=100, first dropped", row.ipc),
         ("ipc" | "beside_tcp" | "ipc_flat", _) => "message and answer".to_owned(),
-        ("state" | "isolation", _) => state(row),
+        ("state" | "isolation" | "state_reads", _) => state(row),
         ("beside_redis", _) if row.path == "processes" => "message and answer".to_owned(),
         ("beside_redis", _) => state(row),
         ("state_memory", _) => "state, memory besides key and value".to_owned(),

@@ -34,7 +34,7 @@ pub(super) fn sections(rows: &[Row]) -> Result<Vec<Section>> {
 /// A great many objects.
 fn of_a_crowd(rows: &[Row]) -> Option<Section> {
     let is_of_it = |row: &&Row| {
-        matches!(row.experiment.as_str(), "state_memory" | "state_versions")
+        matches!(row.experiment.as_str(), "state_memory" | "state_versions" | "state_reads")
             || row.experiment == "state" && row.objects.is_some()
     };
     let of_it: Vec<&Row> = rows.iter().filter(is_of_it).collect();

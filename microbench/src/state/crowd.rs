@@ -7,7 +7,8 @@
 //! Excludes  nothing that is resident: index, blocks rounded up, page tables are not.
 //! Samples   time as in `inside.rs`; memory once a run, the median of the runs.
 //! Checks    each object got has the stamp of its key; after the versions another worker looks at the last one.
-//! Baseline  a get at a random key of 1000 objects, in the same process, just before.
+//! Baseline  a get at a random key of 1000 objects, in the same process, just before. `state_reads`: beside three reads in a row (slot, entry, object), each
+//!           where the one before says, of as much memory: what this machine takes for so many lines that no cache holds.
 
 use anyhow::Result;
 
@@ -40,19 +41,27 @@ fn resident_bytes(inside: &Inside) -> Result<f64> {
 
 /// The rows of one wait mode.
 pub(super) fn measure(way: Way, objects: u32, plan: &Plan) -> Result<Measured> {
-    let (mut few, mut all) = (Gets::new(), Gets::new());
+    let (mut few, mut all, mut reads) = (Gets::new(), Gets::new(), Gets::new());
     let (mut overheads, mut growths) = (Vec::new(), Vec::new());
     for _ in 0..plan.runs {
         growths.push(versions(way)?);
         // Of a larger crowd blocks may need more than a worker's default payload memory; what is not touched takes none.
         let mut inside = Inside::start(way, None, usize::MAX, (objects > OBJECTS_MAX).then_some(objects))?;
         fill(&mut inside, 0, FEW)?;
-        few.run(&mut inside, plan, |inside, warm_up, samples, batch| among(inside, FEW, warm_up, samples, batch))?;
+        let gets = Timed::GetRandom;
+        few.run(&mut inside, plan, |inside, warm_up, samples, batch| {
+            among(inside, gets, FEW, warm_up, samples, batch)
+        })?;
         let before = resident_bytes(&inside)?;
         fill(&mut inside, FEW, objects)?;
         let each = (resident_bytes(&inside)? - before) / f64::from(objects - FEW);
         overheads.push(each - (VALUE_BYTES + KEY_BYTES) as f64);
-        all.run(&mut inside, plan, |inside, warm_up, samples, batch| among(inside, objects, warm_up, samples, batch))?;
+        all.run(&mut inside, plan, |inside, warm_up, samples, batch| {
+            among(inside, gets, objects, warm_up, samples, batch)
+        })?;
+        reads.run(&mut inside, plan, |inside, warm_up, samples, batch| {
+            among(inside, Timed::ReadRandom, objects, warm_up, samples, batch)
+        })?;
     }
     let common = Row {
         path: "local".into(),
@@ -71,9 +80,12 @@ pub(super) fn measure(way: Way, objects: u32, plan: &Plan) -> Result<Measured> {
         unit: Some(unit.into()),
         ..common.clone()
     };
+    let reads_us = reads.row(VALUE_BYTES, common.clone()).times.p50_us;
+    let beside_reads = Row { experiment: "state_reads".into(), distribution: Vec::new(), ..all.clone() };
     Ok(Measured::Rows(vec![
         few,
         all.against("any of 1000 objects", floor_us),
+        beside_reads.against("three reads in a row of as much memory", reads_us),
         value("state_memory", Some(objects), VALUE_BYTES, middle(overheads), "B each"),
         value("state_versions", None, VERSION_BYTES, middle(growths) / 1024.0, "KiB"),
     ]))
@@ -95,12 +107,13 @@ fn fill(inside: &mut Inside, first: u32, objects: u32) -> Result<()> {
 
 fn among(
     inside: &mut Inside,
+    timed: Timed,
     objects: u32,
     warm_up: usize,
     samples: usize,
     batch: usize,
 ) -> crate::worker::state::StateOrder {
-    let order = inside.order(Timed::GetRandom, VALUE_BYTES, warm_up, samples, batch);
+    let order = inside.order(timed, VALUE_BYTES, warm_up, samples, batch);
     crate::worker::state::StateOrder { objects: objects.into(), ..order }
 }
 

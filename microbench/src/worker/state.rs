@@ -38,6 +38,8 @@ pub(crate) enum Timed {
     GetTyped,
     /// Get one of `objects` under keys of 8 bytes, at random.
     GetRandom,
+    /// No state: [`READS`] reads in a row, each where the one before says, of a memory as large as that of `objects` objects.
+    ReadRandom,
     /// Put bytes.
     Put,
     /// Put bytes that are written where they stay: only their ends are written anew, as of what is sent to somebody else's store.
@@ -87,6 +89,7 @@ pub(super) fn drive(context: &mut Context<'_>, input: &Input) -> Result<Output, 
         }
         Timed::GetContended => get_contended(context, order)?,
         Timed::GetRandom => get_random(context, order)?,
+        Timed::ReadRandom => read_random(order)?,
         Timed::Put => put(context, order)?,
         Timed::PutInPlace => put_in_place(context, order)?,
         Timed::PutTyped => put_typed(context, order)?,
@@ -346,6 +349,37 @@ fn get_random(context: &mut Context<'_>, order: StateOrder) -> Result<Vec<u64>, 
         }
         Err(refuse(format!("wrong answer: object {number} is not what was put")))
     })
+}
+
+/// Reads in a row that a get takes of memory that no cache holds: slot, entry, object.
+pub(crate) const READS: usize = 3;
+/// What an object of 64 B takes, all in all, in cache lines.
+const OBJECT_LINES: u64 = 4;
+
+fn read_random(order: StateOrder) -> Result<Vec<u64>, Failure> {
+    #[repr(align(64))]
+    #[derive(Clone, Copy)]
+    struct Line(u64);
+    let count = order.objects * OBJECT_LINES;
+    let mut random = order.sequence | 1;
+    let mut next = || {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random
+    };
+    let lines: Vec<Line> = (0..count).map(|_| Line(next())).collect();
+    let mut seen = 0;
+    let samples_ns = timed(order, || {
+        let mut at = next();
+        for _ in 0..READS {
+            at ^= lines[(at % count) as usize].0;
+        }
+        seen ^= at;
+        Ok(())
+    })?;
+    black_box(seen);
+    Ok(samples_ns)
 }
 
 /// Input: an [`Access`].
