@@ -163,6 +163,8 @@ impl Process {
         let from = match wanted.from {
             _ if !self.lanes.is_on => return false,
             Some(Sender::Own) => return false,
+            // Of a worker that lies.
+            Some(Sender::Peer(peer)) if self.peers.name_of(peer).is_none() => return false,
             Some(Sender::Peer(peer)) => Some(peer),
             None => None,
         };

@@ -110,8 +110,8 @@ impl Peers {
         self.membership.names_in(state)
     }
 
-    /// Nothing more will come from it, under this name.
+    /// Nothing more will come from it, under this name. A number that there is not may come from a worker that lies.
     pub(in crate::runtime) fn is_deleted(&self, peer: PeerNumber) -> bool {
-        self.membership.state_of(peer) == State::Deleted
+        self.name_of(peer).is_some() && self.membership.state_of(peer) == State::Deleted
     }
 }
