@@ -15,14 +15,15 @@
 //! | edge      | release side                          | acquire side                   | carries                                       |
 //! |-----------|---------------------------------------|--------------------------------|-----------------------------------------------|
 //! | sent      | `try_send`, word 0 of the slot         | `poll`, `close`                | the descriptors, and the blocks they name     |
-//! | taken     | `poll`, `taken`                       | `try_send`                     | the receiver's loads of the slots are finished |
-//! | released  | `release`, a word of `releases`       | `released`                     | the receiver's loads of the block are finished |
+//! | released  | `release`, a word of `releases`       | `released`                     | the receiver's loads of the slot and of the block are finished |
 //! | closed    | `close`, `verdict`                    | `try_send`, `poll`, `closed`   | the arbiter's loads of what it took           |
 //!
 //! The sender stores its slot, the receiver its claim, and the arbiter its *closing*; each then passes a full fence and looks at what the other two
 //! stored (Dekker's way). So of a message and a closing at the same time at least one is seen by the other's author: the arbiter sees the message,
 //! or the sender sees the closing and learns from the verdict whether it was counted. The same of a claim and a closing.
-//! One slot is left free, so that the sender does not overwrite a message whose claim is still to be judged.
+//!
+//! The sender counts releases, which come in any order, but only of messages that were received, and those are the first ones. So when it uses a slot again,
+//! with no more than 64 messages unreleased, the message that was in it was received for good: no claim of it is still to be judged.
 
 #[cfg(not(loom))]
 mod file;
@@ -47,8 +48,8 @@ const SLOTS: u64 = 64;
 #[cfg(loom)]
 const SLOTS: u64 = 2;
 
-/// Messages that may be unread, or unreleased, at a time.
-pub const LANE_MESSAGES_MAX: u64 = SLOTS - 1;
+/// Messages that may be unreleased at a time.
+pub const LANE_MESSAGES_MAX: u64 = SLOTS;
 
 /// Words of a line that others do not share.
 #[cfg(not(loom))]
@@ -125,21 +126,12 @@ impl Verdict {
     fn made(words: &Words) -> Verdict {
         for _ in 0..LOOKS_MAX {
             match Verdict::of(words) {
-                Verdict::Closing => pause(),
+                Verdict::Closing => std::hint::spin_loop(),
                 made => return made,
             }
         }
         Verdict::Closing
     }
-}
-
-#[cfg(not(loom))]
-fn pause() {
-    std::hint::spin_loop();
-}
-#[cfg(loom)]
-fn pause() {
-    loom::thread::yield_now();
 }
 
 #[inline]
@@ -179,8 +171,8 @@ impl LaneSlot {
 /// Why a message was not sent over a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unsent {
-    /// [`LANE_MESSAGES_MAX`] are unread or unreleased.
-    #[error("{LANE_MESSAGES_MAX} messages are unread or unreleased")]
+    /// [`LANE_MESSAGES_MAX`] are unreleased.
+    #[error("{LANE_MESSAGES_MAX} messages are unreleased")]
     Full,
     /// The lane is closed, and this message is nobody's.
     #[error("the lane is closed")]
@@ -197,14 +189,12 @@ pub struct LaneSender {
     receiver: Window<Words>,
     arbiter: Window<Words>,
     tail: u64,
-    /// What the receiver had taken, and how many it had released, when we last looked.
-    taken: u64,
     released: u64,
 }
 
 impl LaneSender {
     pub(crate) fn on(slots: Window<[LaneSlot]>, receiver: Window<Words>, arbiter: Window<Words>) -> Self {
-        Self { slots, receiver, arbiter, tail: 0, taken: 0, released: 0 }
+        Self { slots, receiver, arbiter, tail: 0, released: 0 }
     }
 
     /// Sends a message and says its position: as many were sent before. From then on it is the receiver's or the arbiter's. Nobody is woken.
@@ -216,12 +206,7 @@ impl LaneSender {
         if Verdict::of(&self.arbiter) != Verdict::Open {
             return Err(Unsent::Closed);
         }
-        if self.tail - self.taken >= LANE_MESSAGES_MAX {
-            // taken (acquire). Forward only, and not beyond what was sent: a claim.
-            let taken = self.receiver.taken[0].load(Ordering::Acquire);
-            self.taken = taken.clamp(self.taken, self.tail);
-        }
-        if self.tail - self.taken >= LANE_MESSAGES_MAX || self.unreleased() >= LANE_MESSAGES_MAX {
+        if self.unreleased() >= LANE_MESSAGES_MAX {
             return Err(Unsent::Full);
         }
         let position = self.tail;
@@ -239,7 +224,7 @@ impl LaneSender {
 
     /// Messages that were sent and not [released](LaneSender::released).
     pub fn unreleased(&self) -> u64 {
-        self.tail - self.released.min(self.tail)
+        self.tail - self.released
     }
 
     /// Whose the messages are, when the lane is closed.
@@ -250,7 +235,8 @@ impl LaneSender {
         }
     }
 
-    /// The position of a message that the receiver reads no more; each is said once, whatever a receiver that lies says besides: one that is not out.
+    /// The position of a message that the receiver reads no more, each once; of a receiver that lies, any. Makes room. Looks at a line of the receiver's: not for
+    /// every message.
     pub fn released(&mut self) -> Option<u64> {
         let number = self.released;
         // released (acquire).
@@ -323,8 +309,7 @@ impl LaneReceiver {
         let [first, second] = message?;
         let first = first.expect("a message has a first descriptor");
         if !self.claimed {
-            // taken (release).
-            self.own.taken[0].store(self.head + 1, Ordering::Release);
+            self.own.taken[0].store(self.head + 1, Ordering::Relaxed);
             // Our store before our load: see the module.
             fence(Ordering::SeqCst);
             self.claimed = true;
@@ -378,7 +363,7 @@ impl LaneArbiter {
         // Our store before our loads: see the module.
         fence(Ordering::SeqCst);
         // Of a receiver that lies: where it says that it is there is nothing, or what it could have taken.
-        let from = self.receiver.taken[0].load(Ordering::Acquire) & (u64::MAX >> 10);
+        let from = self.receiver.taken[0].load(Ordering::Relaxed) & (u64::MAX >> 10);
         let messages =
             (from..from + LANE_MESSAGES_MAX).map_while(|position| self.slots[index(position)].read(position));
         let mut messages: Vec<Inherited> = messages
@@ -400,7 +385,7 @@ macro_rules! debug {
         }
     )+ };
 }
-debug!(LaneSender: tail, taken, released; LaneReceiver: head, claimed, released);
+debug!(LaneSender: tail, released; LaneReceiver: head, claimed, released);
 
 impl fmt::Debug for LaneArbiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -14,7 +14,7 @@ use crate::doorbell::{Ringer, SleepLine, Sleeper};
 use crate::exchange::{ExchangeCallee, ExchangeCaller, ExchangeLine, ExchangeReply};
 use crate::index::entry::{Entry, Seen};
 use crate::lane::on_heap::Lane;
-use crate::lane::{Closed, Polled, Unsent};
+use crate::lane::{Closed, LaneReceiver, Polled, Unsent};
 use crate::mapping::Window;
 use crate::peer_line::{PeerLine, Take};
 use crate::pins::{PinPage, Pins, fence_before_looking};
@@ -398,8 +398,8 @@ fn a_pinned_object_is_neither_torn_nor_freed() {
     });
 }
 
-/// R9, edges *sent*, *taken* and *closed* of a lane: whenever it is closed, each message that was sent goes to receiver or arbiter, once and in order, the
-/// sender knows which were, and no message is torn by a slot that is used again.
+/// R9, edges *sent*, *taken* and *closed* of a lane: whenever it is closed, each message that was sent goes to receiver or arbiter, once and in order, and the
+/// sender knows which were. Nobody waits for anybody; what is still to be found is found when the other two are through.
 #[test]
 fn lane_gives_each_message_to_one_of_two() {
     model(|| {
@@ -408,51 +408,24 @@ fn lane_gives_each_message_to_one_of_two() {
         let block = Payload::new();
         let (theirs, arbiters) = (Arc::clone(&block), Arc::clone(&block));
         let sending = thread::spawn(move || {
-            let mut sent = 0;
-            // The first has a block. Two slots hold one message at a time.
             block.write(7);
-            for id in 0..2 {
-                loop {
-                    match sender.try_send(&numbered(id), None) {
-                        Ok(position) => break assert_eq!((position, sent), (id, id)),
-                        Err(Unsent::Full) => {
-                            if sender.released().is_none() {
-                                thread::yield_now();
-                            }
-                        }
-                        Err(Unsent::Closed) => return sent,
-                        // The arbiter is in the middle of it.
-                        Err(Unsent::Unsure(position)) => loop {
-                            match sender.closed() {
-                                Some(Closed { to, .. }) => return sent + u64::from(position < to),
-                                None => thread::yield_now(),
-                            }
-                        },
-                    }
-                    if sender.closed().is_some() {
-                        return sent;
-                    }
+            let mut tries = [Err(Unsent::Closed); 3];
+            for (id, tried) in tries.iter_mut().enumerate() {
+                sender.released();
+                *tried = sender.try_send(&numbered(id as u64), None);
+                // A third needs a slot that is used again.
+                if tried.is_err() {
+                    break;
                 }
-                sent += 1;
             }
-            sent
+            (sender, tries)
         });
         let receiving = thread::spawn(move || {
             let mut received = 0;
-            loop {
-                match receiver.poll().expect("a torn slot") {
-                    Polled::Message { position, first, .. } => {
-                        assert_eq!((first, position), (numbered(received), received));
-                        if position == 0 {
-                            assert_eq!(theirs.read(), 7);
-                        }
-                        receiver.release(position);
-                        received += 1;
-                    }
-                    Polled::Empty => thread::yield_now(),
-                    Polled::Closed => return received,
-                }
+            for _ in 0..2 {
+                received += receive_from_lane(&mut receiver, received, &theirs);
             }
+            (receiver, received, theirs)
         });
         let mut inherited = Vec::new();
         let mut first = 0;
@@ -463,9 +436,31 @@ fn lane_gives_each_message_to_one_of_two() {
             first = from;
             inherited.append(messages);
         });
-        let (sent, received) = (sending.join().unwrap(), receiving.join().unwrap());
+        let (sender, tries) = sending.join().unwrap();
+        let (mut receiver, mut received, theirs) = receiving.join().unwrap();
+        // A claim that was not judged yet is one message at most.
+        received += receive_from_lane(&mut receiver, received, &theirs);
+        assert_eq!(receiver.poll(), Ok(Polled::Closed));
+        let Closed { from, to } = sender.closed().expect("it was closed");
+        let counts = |tried: &Result<u64, Unsent>| match *tried {
+            Ok(_) => true,
+            Err(Unsent::Unsure(position)) => position < to,
+            Err(Unsent::Full | Unsent::Closed) => false,
+        };
+        let sent = tries.iter().filter(|tried| counts(tried)).count() as u64;
         let inherited: Vec<_> = inherited.into_iter().map(|message| message.expect("a torn slot").0).collect();
-        assert_eq!(received, first, "they agree where one ends and the other begins");
+        assert_eq!((received, from), (first, first), "they agree where one ends and the other begins");
         assert_eq!(inherited, (received..sent).map(numbered).collect::<Vec<_>>());
     });
+}
+
+/// How many messages one look brings: the next, or none.
+fn receive_from_lane(receiver: &mut LaneReceiver, expected: u64, block: &Payload) -> u64 {
+    let Polled::Message { position, first, .. } = receiver.poll().expect("a torn slot") else { return 0 };
+    assert_eq!((first, position), (numbered(expected), expected));
+    if position == 0 {
+        assert_eq!(block.read(), 7);
+    }
+    receiver.release(position);
+    1
 }

@@ -1,9 +1,11 @@
 //! Functions of the test worker that send and receive messages, and call other processes.
+#![allow(clippy::cast_possible_truncation, reason = "numbers are cut to bytes on purpose")]
 
 use std::time::Duration;
 
 use praas_dataplane::{Context, Delivery, Failure, Input, Key, Message, Output, Payload, SELF, Source, Worker};
 
+use crate::dice::Dice;
 use crate::state::{arguments, number};
 
 pub(crate) fn register(worker: Worker) -> Worker {
@@ -86,6 +88,7 @@ pub(crate) fn register(worker: Worker) -> Worker {
             let left = context.try_recv(source(to), "pong")?;
             Ok(left.map_or(Output::empty(), |message| told(&message)))
         })
+        .function("mix", mix)
         .function("call_at", |context, input| {
             let [process, function, payload] = arguments(&input)?;
             let reply = context.invoke_at(text(process), &text(function), payload)?;
@@ -196,6 +199,67 @@ fn many_at(context: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
         }
     }
     Ok(format!("{all} {refused}").into())
+}
+
+/// Sends so many messages to a process and receives what comes from it, most often by turns, and now and then in every other way that there is. Each
+/// message is its author's tag, its number among that one's, and so many bytes that follow from both. What was sent and received is written to a file at once:
+/// `sent` or `got`, key, tag and number.
+fn mix(context: &mut Context<'_>, input: Input) -> Result<Output, Failure> {
+    let [peer, tag, first, count, seed, odd_percent, path] = arguments(&input)?;
+    let (peer, tag) = (text(peer), number(tag)?);
+    let (mut dice, odd_percent) = (Dice(number(seed)?), number(odd_percent)?);
+    let received = std::fs::OpenOptions::new().create(true).append(true).open(text(path));
+    let mut received = received.map_err(|error| Failure::new(-5, error.to_string()))?;
+    let mut note = |line: String| {
+        std::io::Write::write_all(&mut received, line.as_bytes()).map_err(|error| Failure::new(-5, error.to_string()))
+    };
+    let (mut sent, mut back) = (number(first)?, None);
+    while sent < number(first)? + number(count)? {
+        let odd = if dice.below(100) < odd_percent { dice.below(6) } else { 6 };
+        if !matches!(odd, 1..=3) {
+            // Some that came go back as they are.
+            if let Some((author, number, message)) = back.take() {
+                context.send(&peer, "back", message)?;
+                note(format!("sent back {author} {number}\n"))?;
+            } else {
+                let bytes = [8, 24, 64, 3000, 100_000][dice.below(5) as usize];
+                context.send(&peer, "m", &made(tag, sent, bytes))?;
+                note(format!("sent m {tag} {sent}\n"))?;
+                sent += 1;
+            }
+        }
+        let longest = Duration::from_micros([200, 3000][dice.below(2) as usize]);
+        let got = match odd {
+            0 => None,
+            1 => context.try_recv(peer.as_str(), "m")?,
+            2 => context.recv_for(Source::Any, Key::Any, longest)?,
+            3 => context.recv_for(peer.as_str(), Key::Any, longest)?,
+            4 => context.recv_for(peer.as_str(), "another", longest)?,
+            5 => context.recv_for(peer.as_str(), "m", longest)?,
+            _ => context.recv_for(peer.as_str(), Key::Any, Duration::from_millis(20))?,
+        };
+        if let Some(message) = got {
+            let word = |at: usize| message[at..at + 8].try_into().map(u64::from_le_bytes).unwrap_or(u64::MAX);
+            let (author, number) = (word(0), word(8));
+            if *message != *made(author, number, message.len() - 16) {
+                return Err(Failure::new(-3, format!("message {number} of {author} came changed")));
+            }
+            let key = text(message.key());
+            note(format!("got {key} {author} {number}\n"))?;
+            if key == "m" && dice.below(4) == 0 {
+                back = Some((author, number, message));
+            }
+        }
+    }
+    Ok(sent.to_string().into())
+}
+
+fn made(tag: u64, number: u64, bytes: usize) -> Vec<u8> {
+    let mut dice = Dice(tag << 32 | number);
+    let mut made = [tag.to_le_bytes(), number.to_le_bytes()].concat();
+    let first = dice.below(256) as u8;
+    made.extend((0..bytes).map(|at| first.wrapping_add(at as u8)));
+    made
 }
 
 fn text(bytes: &[u8]) -> String {

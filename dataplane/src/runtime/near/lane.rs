@@ -13,6 +13,8 @@ const ASK: u8 = 40;
 const JOIN: u8 = 41;
 const GO: u8 = 42;
 const OVER: u8 = 43;
+/// Records that may wait for room when one more about a lane is said: there are a few, unless the other end asks and does not read.
+const WAITING_MAX: usize = 1024;
 /// Files of lanes that came and that no record has spoken of yet.
 const HANDS_MAX: usize = 4;
 
@@ -80,7 +82,9 @@ impl Nears {
         number: u64,
         hand: Option<&Hand>,
     ) -> bool {
-        let Some(stands) = self.stands_mut(link) else { return false };
+        let Some(stands) = self.stands_mut(link).filter(|stands| stands.backlog.len() < WAITING_MAX) else {
+            return false;
+        };
         if let Some(hand) = hand {
             let word = Word::Lane { number, segment: hand.segment.clone() };
             let files: [BorrowedFd<'_>; 3] = [hand.worker.fd(), hand.controller.fd(), hand.memory.fd()];

@@ -3,6 +3,7 @@
 //! The controller says what we may do with it (`wire::lane`). What we sent stays ours until the other end has read it, wherever it was received: over the
 //! lane, which the other worker says in its file, or by its controller, which had copied it when it closed the lane.
 
+use praas_shm::lane::LANE_MESSAGES_MAX;
 use praas_shm::{
     BadDescriptor, Identity, LaneFile, LaneReceiver, LaneSender, OwnLane, PeerLane, Polled, SegmentConfig,
 };
@@ -16,6 +17,8 @@ use crate::worker::messages::{Message, MessageError};
 
 /// Lanes that are over and whose other end still reads something. At the bound there is no new one.
 const ENDING_MAX: usize = 4;
+/// Blocks of ours that the other end may be done with before we look.
+const OUT_KEPT: usize = 2;
 
 /// The lane that we use, and those that are over.
 #[derive(Debug, Default)]
@@ -216,6 +219,7 @@ impl Session {
         self.lanes.current.as_ref().is_some_and(|lane| lane.receives && lane.process == process)
     }
 
+    /// Whether others may still read what we sent over a lane that is over.
     #[inline]
     pub(super) fn has_lanes_ending(&self) -> bool {
         !self.lanes.ending.is_empty()
@@ -240,7 +244,10 @@ impl Session {
         if !lane.sends || lane.process != to {
             return Err(NotLaned::Ordinary(bytes));
         }
-        lane.settle();
+        // The line that says it is the receiver's to write: not for each message.
+        if lane.out.len() >= OUT_KEPT || lane.sender.unreleased() >= LANE_MESSAGES_MAX / 2 {
+            lane.settle();
+        }
         let Bytes { inline, place } = bytes;
         let ours = |loan: Loan| {
             let block = loan.place().expect("a worker over rings has an arena");
@@ -267,6 +274,10 @@ impl Session {
             NotLaned::Ordinary(Bytes { inline, place })
         };
         let (first, second) = Letter { key, content }.to_descriptors();
+        // More than there are messages: the other end releases what it was not sent. The ordinary way closes the lane.
+        if lane.out.len() as u64 > LANE_MESSAGES_MAX {
+            return Err(not_sent(carries));
+        }
         match lane.sender.try_send(&first, second.as_ref()) {
             Ok(position) => {
                 lane.out.extend(carries.map(|carries| (position, carries)));

@@ -564,6 +564,7 @@ impl Session {
     }
 
     fn sleep(&mut self, deadline_ns: u64, ready: &impl Fn(&mut Self) -> bool) -> Result<(), Fatal> {
+        self.settle_lanes();
         self.arm()?;
         if let Channel::Ring { .. } = &self.channel
             && ready(self)
