@@ -353,7 +353,8 @@ fn b3_state_is_measured_inside_a_function() {
     let rows = state(&["--objects", "3000"]);
     let experiments: Vec<_> = rows.iter().map(|row| row["experiment"].as_str().expect("a name")).collect();
     assert_eq!(experiments, ["state", "state", "state_reads", "state_memory", "state_versions"]);
-    assert!(rows[1..].iter().all(|row| row["verdict"].is_string()), "{rows:?}");
+    let owed = rows[1..].iter().filter(|row| row["experiment"] != "state_reads");
+    assert!(owed.clone().count() == 3 && owed.clone().all(|row| row["verdict"].is_string()), "{rows:?}");
 }
 
 /// B3: what is ours stands beside the same over Redis, in one run.

@@ -184,7 +184,9 @@ impl Process {
                 self.close_lane(now, at, Ending::Ours);
                 continue;
             }
-            match it.heard {
+            // It sends nothing while it asks, whether or not its answer is here already.
+            self.may_go(worker);
+            match self.lanes.conversations[at].heard {
                 // Who does not wait would not wait for the other end's word either.
                 false if deadline_ns <= now => self.close_lane(now, at, Ending::Ours),
                 false => {}
@@ -193,7 +195,6 @@ impl Process {
                 true if self.mailbox.has(wanted) => {}
                 true if self.mailbox.has_of(Sender::Peer(peer)) => self.close_lane(now, at, Ending::Ours),
                 true => {
-                    self.may_go(worker);
                     self.permit(at, word::RECEIVES);
                     return true;
                 }
