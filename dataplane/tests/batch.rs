@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use praas_dataplane::client::{CallOptions, Outgoing};
 use praas_dataplane::{Client, Delivery, InvokeError, LaunchConfig};
-use support::nodes::{NAMES, Place};
+use support::nodes::Place;
 use support::{
     PATIENCE, Tally, connect, content, kill_workers, kills, launch_config, on_both_channels, on_both_reactors, seed,
     start_with, start_workers, wait_until,
@@ -111,19 +111,7 @@ fn p12_r2_nested_calls_and_those_of_other_processes_run_in_batches_too() {
     });
     on_both_reactors(|reactor| {
         let place = Place::new();
-        let nodes = [0, 1].map(|who: usize| {
-            let told = [(NAMES[1 - who], place.address(1 - who))];
-            let node = place.start_with(
-                reactor,
-                who,
-                &told,
-                &["--workers=3", "--workers-max=3", "--plaintext", "--dial=start"],
-            );
-            node.wait_ready();
-            node
-        });
-        nodes[0].wait_up("b");
-        nodes[1].wait_up("a");
+        let _nodes = place.start_pair(reactor, &["--workers=3", "--workers-max=3", "--plaintext"]);
         let (mut there, mut here) = (place.client(0), place.client(1));
         let calls: Vec<_> = (0..2)
             .map(|_| there.submit("call_at", Outgoing::from_args(&[b"b", b"together", b"from a"])).unwrap())

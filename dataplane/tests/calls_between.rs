@@ -8,15 +8,9 @@ use std::time::{Duration, Instant};
 use praas_dataplane::client::Outgoing;
 use praas_dataplane::{Client, ClientConfig};
 use support::nodes::{NAMES, Node, Place};
-use support::{PATIENCE, Reactor, on_both_reactors, queues, wait_until};
+use support::{PATIENCE, Reactor, ask, on_both_reactors, queues, wait_until};
 
 const IPC: [&str; 2] = ["--ipc=ring", "--ipc=mq"];
-
-fn ask(client: &mut Client, function: &str, arguments: &[&[u8]]) -> String {
-    let reply = client.invoke(function, Outgoing::from_args(arguments));
-    let reply = reply.unwrap_or_else(|error| panic!("{function}: {error}"));
-    String::from_utf8_lossy(&reply).into_owned()
-}
 
 /// Two that are told of each other and up, with so many workers.
 fn pair(place: &Place, reactor: Reactor, ipc: &str, workers: [u8; 2]) -> [(Node, Client); 2] {

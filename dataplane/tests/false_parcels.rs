@@ -12,7 +12,7 @@ use praas_dataplane::{Client, ClientConfig};
 use praas_transport::Header;
 use support::false_peer::False;
 use support::nodes::{NAMES, Node, Place};
-use support::{PATIENCE, Reactor, memory_kib, on_both_reactors, wait_until};
+use support::{PATIENCE, Reactor, ask, memory_kib, on_both_reactors, wait_until};
 
 const SMALL: [&str; 7] = [
     // Those that share memory: see `near.rs`.
@@ -30,12 +30,6 @@ fn start(place: &Place, reactor: Reactor, told: &[usize]) -> (Node, Client) {
     let node = place.start_with(reactor, 0, &told, &SMALL);
     node.wait_ready();
     (node, place.client(0))
-}
-
-fn ask(client: &mut Client, function: &str, arguments: &[&[u8]]) -> String {
-    let reply = client.invoke(function, Outgoing::from_args(arguments));
-    let reply = reply.unwrap_or_else(|error| panic!("{function}: {error}"));
-    String::from_utf8_lossy(&reply).into_owned()
 }
 
 fn message() -> Header {

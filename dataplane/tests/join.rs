@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use praas_dataplane::client::Outgoing;
 use praas_dataplane::{Client, InvokeError, LaunchConfig};
-use support::nodes::{NAMES, Place};
+use support::nodes::Place;
 use support::{
     PATIENCE, Tally, connect, content, kill_workers, kills, launch_config, on_both_channels, on_both_reactors, seed,
     start_with, start_workers, wait_until,
@@ -87,19 +87,7 @@ fn m2_a_receive_that_waits_gets_the_message_and_what_is_incomplete_can_be_receiv
 fn m1_r2_messages_of_other_processes_count_and_those_of_two_are_not_mixed_when_one_is_wanted() {
     on_both_reactors(|reactor| {
         let place = Place::new();
-        let nodes = [0, 1].map(|who: usize| {
-            let told = [(NAMES[1 - who], place.address(1 - who))];
-            let node = place.start_with(
-                reactor,
-                who,
-                &told,
-                &["--workers=2", "--workers-max=2", "--plaintext", "--dial=start"],
-            );
-            node.wait_ready();
-            node
-        });
-        nodes[0].wait_up("b");
-        nodes[1].wait_up("a");
+        let nodes = place.start_pair(reactor, &["--workers=2", "--workers-max=2", "--plaintext"]);
         let (mut a, mut b) = (place.client(0), place.client(1));
         send(&mut a, "b", "left", b"1");
         send(&mut b, "", "right", b"2");

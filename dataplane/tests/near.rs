@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use support::false_peer::False;
 use support::nodes::{NAMES, Node, Place};
 use support::relay::Relay;
-use support::{PATIENCE, Reactor, fds, on_both_reactors, wait_until};
+use support::{PATIENCE, Reactor, ask, fds, on_both_reactors, wait_until};
 
 const SMALL: [&str; 7] = [
     "--dial=start",
@@ -43,12 +43,6 @@ fn start(place: &Place, reactor: Reactor, who: usize, told: &[(&str, std::net::S
 
 fn alone(place: &Place, reactor: Reactor, who: usize, other: usize) -> (Node, Client) {
     start(place, reactor, who, &[(NAMES[other], place.address(other)), ("z", place.address(11))])
-}
-
-fn ask(client: &mut Client, function: &str, arguments: &[&[u8]]) -> String {
-    let reply = client.invoke(function, Outgoing::from_args(arguments));
-    let reply = reply.unwrap_or_else(|error| panic!("{function}: {error}"));
-    String::from_utf8_lossy(&reply).into_owned()
 }
 
 /// How often it has said that it shares memory with this one.

@@ -12,7 +12,7 @@ use praas_dataplane::client::Outgoing;
 use praas_dataplane::{Client, ClientConfig, InvokeError};
 use support::nodes::{NAMES, Node, Place};
 use support::relay::Relay;
-use support::{PATIENCE, Reactor, on_both_reactors, wait_until};
+use support::{PATIENCE, Reactor, ask, on_both_reactors, wait_until};
 
 const ARGS: [&str; 3] = ["--workers=2", "--workers-max=2", "--plaintext"];
 /// Where connections are held or cut on their way, all has to go by them.
@@ -43,12 +43,6 @@ fn impatient(place: &Place, who: usize, ms: u64) -> Client {
 fn joined(place: &Place, reactor: Reactor, count: usize, args: &[&str]) -> Vec<(Node, Client)> {
     let nodes: Vec<Node> = (0..count).map(|who| start(place, reactor, who, count, args)).collect();
     nodes.into_iter().enumerate().map(|(who, node)| (node, place.client(who))).collect()
-}
-
-fn ask(client: &mut Client, function: &str, arguments: &[&[u8]]) -> String {
-    let reply = client.invoke(function, Outgoing::from_args(arguments));
-    let reply = reply.unwrap_or_else(|error| panic!("{function}: {error}"));
-    String::from_utf8_lossy(&reply).into_owned()
 }
 
 #[test]

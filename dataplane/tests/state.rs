@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use praas_dataplane::client::Outgoing;
 use praas_dataplane::{Client, InvokeError, Ipc, LaunchConfig, LocalProcess};
 use support::{
-    Dice, PATIENCE, content, kill_workers, kills, launch_config, memory_kib, queues, seed, signal, start_with,
+    Dice, PATIENCE, ask, content, kill_workers, kills, launch_config, memory_kib, queues, seed, signal, start_with,
     wait_until,
 };
 
@@ -39,12 +39,6 @@ fn in_all_modes(test: impl Fn(Mode)) {
 fn over_rings(test: impl Fn(Mode)) {
     test(Mode(Ipc::Ring, false));
     test(Mode(Ipc::Ring, true));
-}
-
-fn ask(client: &mut Client, function: &str, arguments: &[&[u8]]) -> String {
-    let reply = client.invoke(function, Outgoing::from_args(arguments));
-    let reply = reply.unwrap_or_else(|error| panic!("{function}: {error}"));
-    String::from_utf8_lossy(&reply).into_owned()
 }
 
 fn get(client: &mut Client, key: &[u8]) -> Option<Vec<u8>> {

@@ -21,18 +21,13 @@ impl Process {
                     self.dispatch(now, worker, call, function, deadline_ns, payload);
                 }
                 Action::Batch { worker, call, function, calls, deadline_ns } => {
-                    if let Some(seat) = &mut self.seats[usize::from(worker)] {
-                        seat.batch_left = calls;
-                    }
                     let count = Inline::new(&calls.to_le_bytes()).expect("two bytes fit");
-                    self.send(worker, Descriptor::new(record::BATCH, function, call, deadline_ns, count), None);
+                    let announced = Descriptor::new(record::BATCH, function, call, deadline_ns, count);
+                    self.announce(worker, calls, announced);
                 }
                 Action::Join { worker, call, function, calls, deadline_ns, run } => {
-                    if let Some(seat) = &mut self.seats[usize::from(worker)] {
-                        seat.batch_left = calls;
-                    }
-                    let senders = self.senders_of(run);
-                    self.send(worker, Descriptor::new(record::JOIN, function, call, deadline_ns, senders), None);
+                    let announced = Descriptor::new(record::JOIN, function, call, deadline_ns, self.senders_of(run));
+                    self.announce(worker, calls, announced);
                 }
                 Action::Joined { run, failure } => self.on_joined(now, run, failure),
                 Action::Unjoin { run, payload } => self.on_unjoin(now, run, payload),
@@ -107,6 +102,14 @@ impl Process {
         for worker in starts {
             self.spawn(now, worker);
         }
+    }
+
+    /// Tells a worker that the next so many requests run together.
+    fn announce(&mut self, worker: WorkerId, calls: u16, record: Descriptor) {
+        if let Some(seat) = &mut self.seats[usize::from(worker)] {
+            seat.batch_left = calls;
+        }
+        self.send(worker, record, None);
     }
 
     fn dispatch(&mut self, now: u64, worker: WorkerId, call: u64, function: u16, deadline_ns: u64, payload: Payload) {

@@ -946,7 +946,7 @@ impl Peers {
                 // What was written may have made room for more; verdicts that wait go on waiting. One that is due is still here because a
                 // long payload was on its way as memory was about to be shared (M6: both ends waited for the other's verdict for ever).
                 if let Some(peer) = self.peering.peer_of(link)
-                    && (self.targets[peer].delay.due_ns() == NEVER || self.targets[peer].delay.due_ns() <= now)
+                    && !self.targets[peer].delay.waits(now)
                 {
                     self.pump(now, peer, reactor, store);
                 }

@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 pub(crate) use dice::{Dice, content};
+use praas_dataplane::client::Outgoing;
 use praas_dataplane::{Client, ClientConfig, Ipc, LaunchConfig, LaunchError, LocalProcess, WaitMode};
 
 /// The worker with the functions of `tests/worker/main.rs`.
@@ -115,6 +116,13 @@ pub(crate) fn kill_workers(process: &LocalProcess, seed: u64, kills: u64, stop: 
         }
     }
     killed
+}
+
+/// Calls a function that answers with a text.
+pub(crate) fn ask(client: &mut Client, function: &str, arguments: &[&[u8]]) -> String {
+    let reply = client.invoke(function, Outgoing::from_args(arguments));
+    let reply = reply.unwrap_or_else(|error| panic!("{function}: {error}"));
+    String::from_utf8_lossy(&reply).into_owned()
 }
 
 pub(crate) fn start(ipc: Ipc) -> (LocalProcess, Client) {

@@ -51,6 +51,19 @@ impl Place {
         Node::start_with(reactor, NAMES[who], self.address(who), &self.key(1), told, args)
     }
 
+    /// Starts two with these arguments, that are told of each other, and waits until they are joined.
+    pub(crate) fn start_pair(&self, reactor: Reactor, args: &[&str]) -> [Node; 2] {
+        let nodes = [0, 1].map(|who: usize| {
+            let told = [(NAMES[1 - who], self.address(1 - who))];
+            let node = self.start_with(reactor, who, &told, &[args, &["--dial=start"]].concat());
+            node.wait_ready();
+            node
+        });
+        nodes[0].wait_up("b");
+        nodes[1].wait_up("a");
+        nodes
+    }
+
     /// Connects to one that was started with `--plaintext`, once it is ready.
     pub(crate) fn client(&self, who: usize) -> Client {
         Client::connect(self.address(who), &ClientConfig::default()).expect("it answers")

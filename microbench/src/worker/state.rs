@@ -335,14 +335,22 @@ fn fill(context: &mut Context<'_>, order: StateOrder) -> Result<Vec<u64>, Failur
     Ok(vec![nanoseconds(before, Instant::now())])
 }
 
-fn get_random(context: &mut Context<'_>, order: StateOrder) -> Result<Vec<u64>, Failure> {
+/// Numbers that differ from order to order (xorshift64, Marsaglia 2003).
+fn random(order: StateOrder) -> impl FnMut() -> u64 {
     let mut random = order.sequence | 1;
-    let mut state = context.state();
-    timed(order, || {
+    move || {
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
-        let number = random % order.objects;
+        random
+    }
+}
+
+fn get_random(context: &mut Context<'_>, order: StateOrder) -> Result<Vec<u64>, Failure> {
+    let mut next = random(order);
+    let mut state = context.state();
+    timed(order, || {
+        let number = next() % order.objects;
         let object = state.get(number.to_le_bytes())?.ok_or_else(missing)?;
         if object.len() == order.bytes && is_stamped(&object, number) {
             return Ok(());
@@ -361,13 +369,7 @@ fn read_random(order: StateOrder) -> Result<Vec<u64>, Failure> {
     #[derive(Clone, Copy)]
     struct Line(u64);
     let count = usize::try_from(order.objects * OBJECT_LINES).map_err(refuse)?;
-    let mut random = order.sequence | 1;
-    let mut next = || {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        random
-    };
+    let mut next = random(order);
     let lines: Vec<Line> = (0..count).map(|_| Line(next())).collect();
     let mut at = 0;
     let samples_ns = timed(order, || {

@@ -32,6 +32,11 @@ impl Delay {
         self.due_ns
     }
 
+    /// Whether a verdict is owed that waits for company.
+    pub(crate) fn waits(&self, now_ns: u64) -> bool {
+        self.due_ns != NEVER && self.due_ns > now_ns
+    }
+
     /// A parcel was settled: a verdict is owed.
     pub(crate) fn settled(&mut self, now_ns: u64) {
         if self.unanswered_ns.is_some() {
